@@ -1,0 +1,187 @@
+// Activations: one op for all formulas, `dlkernels::activation`, with its backward op and in-place form.
+#include "csrc/cpu/activation.h"
+
+#include <ATen/ops/elu.h>
+#include <ATen/ops/elu_backward.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/hardtanh.h>
+#include <ATen/ops/hardtanh_backward.h>
+#include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/softplus_backward.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
+
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+
+namespace dlk::bindings {
+namespace {
+
+/// What PyTorch offers for a formula: its op, and its differentiable backward from what the formula saves.
+struct Reference {
+  const char* name;
+  Activation formula;
+  bool saves_output;
+  Tensor (*forward)(const Tensor& x, double a, double b);
+  Tensor (*backward)(const Tensor& dy, const Tensor& saved, double a, double b);
+};
+
+constexpr Reference kReferences[] = {
+    {"relu", Activation::relu, true, [](const Tensor& x, double, double) { return at::relu(x); },
+     [](const Tensor& dy, const Tensor& y, double, double) { return at::threshold_backward(dy, y, 0); }},
+    {"leaky_relu", Activation::leaky_relu, true,
+     [](const Tensor& x, double a, double) { return at::leaky_relu(x, a); },
+     [](const Tensor& dy, const Tensor& saved, double a, double) {
+       return at::leaky_relu_backward(dy, saved, a, /*self_is_result=*/false);
+     }},
+    {"elu", Activation::elu, true, [](const Tensor& x, double a, double) { return at::elu(x, a); },
+     [](const Tensor& dy, const Tensor& saved, double a, double b) {
+       return at::elu_backward(dy, a, 1, 1, /*is_result=*/b == 1, saved);
+     }},
+    {"hardtanh", Activation::hardtanh, true,
+     [](const Tensor& x, double a, double b) { return at::hardtanh(x, a, b); },
+     [](const Tensor& dy, const Tensor& y, double a, double b) { return at::hardtanh_backward(dy, y, a, b); }},
+    {"sigmoid", Activation::sigmoid, true, [](const Tensor& x, double, double) { return at::sigmoid(x); },
+     [](const Tensor& dy, const Tensor& y, double, double) { return at::sigmoid_backward(dy, y); }},
+    {"tanh", Activation::tanh, true, [](const Tensor& x, double, double) { return at::tanh(x); },
+     [](const Tensor& dy, const Tensor& y, double, double) { return at::tanh_backward(dy, y); }},
+    {"gelu", Activation::gelu, false, [](const Tensor& x, double, double) { return at::gelu(x, "none"); },
+     [](const Tensor& dy, const Tensor& x, double, double) { return at::gelu_backward(dy, x, "none"); }},
+    {"gelu_tanh", Activation::gelu_tanh, false, [](const Tensor& x, double, double) { return at::gelu(x, "tanh"); },
+     [](const Tensor& dy, const Tensor& x, double, double) { return at::gelu_backward(dy, x, "tanh"); }},
+    {"silu", Activation::silu, false, [](const Tensor& x, double, double) { return at::silu(x); },
+     [](const Tensor& dy, const Tensor& x, double, double) {  // at::silu_backward has no derivative
+       const Tensor s = at::sigmoid(x);
+       return dy * s * (1 + x * (1 - s));
+     }},
+    {"softplus", Activation::softplus, false,
+     [](const Tensor& x, double a, double b) { return at::softplus(x, a, b); },
+     [](const Tensor& dy, const Tensor& x, double a, double b) { return at::softplus_backward(dy, x, a, b); }},
+};
+
+const Reference& reference(int64_t formula) {
+  TORCH_CHECK_INDEX(formula >= 0 && formula < std::ssize(kReferences), "activation: no formula ", formula);
+  return kReferences[formula];
+}
+
+// activation(Tensor x, int formula, float a, float b) -> Tensor
+Tensor activation(const Tensor& x, int64_t formula, double a, double b) {
+  const Tensor y = allocate_like(x);
+  if (x.is_meta() || y.numel() == 0) return y;
+  const Tensor xs = with_strides_of(x, y);
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::ActivationKernels<T>>().forward(static_cast<Activation>(formula), {a, b}, y.numel(),
+                                                 xs.const_data_ptr<T>(), y.mutable_data_ptr<T>());
+  });
+  return y;
+}
+
+// activation_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)
+Tensor& activation_(Tensor& x, int64_t formula, double a, double b) {
+  if (!x.is_non_overlapping_and_dense()) return x.copy_(activation(x, formula, a, b));
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    T* data = x.mutable_data_ptr<T>();
+    kernels<cpu::ActivationKernels<T>>().forward(static_cast<Activation>(formula), {a, b}, x.numel(), data, data);
+  });
+  return x;
+}
+
+// activation_backward(Tensor dy, Tensor saved, int formula, float a, float b) -> Tensor
+Tensor activation_backward(const Tensor& dy, const Tensor& saved, int64_t formula, double a, double b) {
+  const Tensor dx = allocate_like(saved);
+  if (dy.is_meta() || dx.numel() == 0) return dx;
+  const Tensor dys = with_strides_of(dy, dx), saveds = with_strides_of(saved, dx);
+  dispatch_floating(dx.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::ActivationKernels<T>>().backward(static_cast<Activation>(formula), {a, b}, dx.numel(),
+                                                  dys.const_data_ptr<T>(), saveds.const_data_ptr<T>(),
+                                                  dx.mutable_data_ptr<T>());
+  });
+  return dx;
+}
+
+/// Formulas whose output does not tell the derivative for every `a` save their input there.
+bool saves_output(const Reference& ref, double a) {
+  const bool sign_is_kept = a >= 0;
+  const bool by_slope = ref.formula == Activation::leaky_relu || ref.formula == Activation::elu;
+  return ref.saves_output && (!by_slope || sign_is_kept);
+}
+
+struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
+  static Tensor forward(AutogradContext* ctx, Tensor x, int64_t formula, double a, double b, bool inplace) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const bool from_output = saves_output(reference(formula), a);
+    if (static_cast<Activation>(formula) == Activation::elu) b = from_output;
+    ctx->saved_data["formula"] = formula;
+    ctx->saved_data["a"] = a;
+    ctx->saved_data["b"] = b;
+    Tensor input = x;
+    if (inplace) {
+      if (!from_output) input = x.clone();
+      ctx->mark_dirty({x});
+      DLK_OP(activation_).call(x, formula, a, b);
+    } else {
+      x = DLK_OP(activation).call(x, formula, a, b);
+    }
+    ctx->save_for_backward({from_output ? x : input});
+    return x;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor saved = ctx->get_saved_variables()[0];
+    const int64_t formula = ctx->saved_data["formula"].toInt();
+    const double a = ctx->saved_data["a"].toDouble(), b = ctx->saved_data["b"].toDouble();
+    const Tensor dx = create_graph() ? reference(formula).backward(grads[0], saved, a, b)
+                                     : DLK_OP(activation_backward).call(grads[0], saved, formula, a, b);
+    return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor activation_autograd(const Tensor& x, int64_t formula, double a, double b) {
+  return ActivationFunction::apply(x, formula, a, b, false);
+}
+
+Tensor& activation_inplace_autograd(Tensor& x, int64_t formula, double a, double b) {
+  ActivationFunction::apply(x, formula, a, b, true);
+  return x;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def("activation(Tensor x, int formula, float a, float b) -> Tensor");
+  m.def("activation_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)");
+  m.def("activation_backward(Tensor dy, Tensor saved, int formula, float a, float b) -> Tensor");
+}
+DLK_IMPL_CPU_META(activation)
+DLK_IMPL_CPU_META(activation_backward)
+TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl("activation_", TORCH_FN(activation_)); }
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
+  m.impl("activation", TORCH_FN(activation_autograd));
+  m.impl("activation_", TORCH_FN(activation_inplace_autograd));
+}
+
+Tensor activation_by_name(const std::string& name, const Tensor& input, double a, double b, bool inplace) {
+  for (const Reference& ref : kReferences) {
+    if (name != ref.name) continue;
+    const int64_t formula = static_cast<int64_t>(ref.formula);
+    Tensor x = input;
+    // A traced in-place op would need an alias-aware functionalization that custom ops do not get: PyTorch's runs there.
+    const bool traced = inplace && x.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
+    if (!covered(ref.name, {x}, !traced)) return inplace ? x.copy_(ref.forward(x, a, b)) : ref.forward(x, a, b);
+    return inplace ? DLK_OP(activation_).call(x, formula, a, b) : DLK_OP(activation).call(x, formula, a, b);
+  }
+  TORCH_CHECK_VALUE(false, "activation: no formula named '", name, "'");
+}
+
+}  // namespace dlk::bindings

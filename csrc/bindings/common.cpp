@@ -1,0 +1,113 @@
+#include "csrc/bindings/common.h"
+
+#include <ATen/TensorUtils.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/SymInt.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <mutex>
+
+namespace dlk::bindings {
+namespace {
+
+std::mutex counts_mutex;
+std::map<std::string, Counts>& counts_by_op() {
+  static std::map<std::string, Counts> table;
+  return table;
+}
+
+bool plain(const Tensor& x) {
+  return x.layout() == at::kStrided && !x.is_quantized() && !x.is_nested() && !x.is_conj() && !x.is_neg() &&
+         !x.is_mkldnn();
+}
+
+/// Inside torch.func transforms C++ autograd Functions raise; under autocast PyTorch chooses the dtypes.
+bool transformed() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         at::autocast::is_autocast_enabled(at::kCPU);
+}
+
+bool kernels_apply(at::ArrayRef<Tensor> inputs) {
+  if (transformed()) return false;
+  const Tensor* first = nullptr;
+  for (const Tensor& x : inputs) {
+    if (!x.defined()) continue;
+    if (!x.is_cpu() || !plain(x)) return false;
+    if (first == nullptr) {
+      if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return false;
+      first = &x;
+    } else if (x.scalar_type() != first->scalar_type()) {
+      return false;
+    }
+  }
+  return first != nullptr;
+}
+
+}  // namespace
+
+bool covered(const char* op, at::ArrayRef<Tensor> inputs, bool supported) {
+  const bool ours = supported && kernels_apply(inputs);
+  const std::lock_guard<std::mutex> lock(counts_mutex);
+  Counts& count = counts_by_op()[op];
+  ++(ours ? count.kernel : count.fallback);
+  return ours;
+}
+
+std::map<std::string, Counts> counts() {
+  const std::lock_guard<std::mutex> lock(counts_mutex);
+  return counts_by_op();
+}
+
+void reset_counts() {
+  const std::lock_guard<std::mutex> lock(counts_mutex);
+  counts_by_op().clear();
+}
+
+variable_list differentiable_gradients(const variable_list& inputs, const std::vector<bool>& needs, const Tensor& dy,
+                                       const std::function<Tensor(const variable_list&)>& reference) {
+  // Aliases: the gradient of each argument apart, even where one tensor is passed twice.
+  variable_list arguments, wanted, gradients(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    arguments.push_back(inputs[i].defined() ? inputs[i].view_as(inputs[i]) : inputs[i]);
+    if (needs[i]) wanted.push_back(arguments.back());
+  }
+  const Tensor y = reference(arguments);
+  const variable_list found = torch::autograd::grad({y}, wanted, {dy}, /*retain_graph=*/true, /*create_graph=*/true,
+                                                    /*allow_unused=*/true);
+  for (size_t i = 0, next = 0; i < inputs.size(); ++i)
+    if (needs[i]) gradients[i] = found[next++];
+  return gradients;
+}
+
+std::vector<int64_t> sizes_of(const Tensor& x) {
+  std::vector<int64_t> sizes;
+  for (const c10::SymInt& size : x.sym_sizes()) sizes.push_back(size.guard_int(__FILE__, __LINE__));
+  return sizes;
+}
+
+Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
+  return at::empty(sizes, options.memory_format(format));
+}
+
+Tensor allocate_like(const Tensor& x) { return at::empty_like(x); }
+
+Tensor with_strides_of(const Tensor& x, const Tensor& like) {
+  if (x.sym_strides() == like.sym_strides()) return x;
+  return at::empty_like(like).copy_(x);
+}
+
+at::MemoryFormat format_of(const Tensor& x) {
+  const at::MemoryFormat format = x.suggest_memory_format();
+  return format == at::MemoryFormat::ChannelsLast ? format : at::MemoryFormat::Contiguous;
+}
+
+void* TensorScratch::bytes(size_t count) {
+  constexpr size_t kAlign = 64;
+  // torch aligns CPU memory to 64 bytes, but only from some size on.
+  blocks_.push_back(allocate({static_cast<int64_t>(count + kAlign)}, at::kByte));
+  const auto address = reinterpret_cast<uintptr_t>(blocks_.back().mutable_data_ptr());
+  return reinterpret_cast<void*>((address + kAlign - 1) / kAlign * kAlign);
+}
+
+}  // namespace dlk::bindings

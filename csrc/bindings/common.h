@@ -1,0 +1,113 @@
+// What every binding uses: is an input ours or PyTorch's, memory, dtype dispatch, calling a registered op, and the
+// differentiable gradient for create_graph.
+//
+// The only layer that sees torch. An op's file here does, in this order: its ops (checks, allocation, kernel call; one
+// function serves the CPU and the Meta key), its autograd::Function, its registration, and its entry point, which
+// module.cpp exposes to Python.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <initializer_list>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "csrc/core/scratch.h"
+#include "csrc/cpu/dispatch.h"
+
+namespace dlk::bindings {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// True if our kernels compute `op` on these inputs: dense CPU tensors of one dtype, float32 or float64, outside
+/// functorch transforms and autocast. Otherwise the caller runs PyTorch's own op. Counts either way (see `counts`).
+/// Undefined tensors (absent weights, biases) are skipped.
+bool covered(const char* op, at::ArrayRef<Tensor> inputs, bool supported = true);
+
+struct Counts {
+  int64_t kernel = 0;
+  int64_t fallback = 0;
+};
+/// Calls so far per op name: how many ran on our kernels and how many went to PyTorch.
+std::map<std::string, Counts> counts();
+void reset_counts();
+
+/// Whether gradients must themselves be differentiable here: the backward pass runs under create_graph=True.
+inline bool create_graph() { return at::GradMode::is_enabled(); }
+
+/// The gradients of `inputs` (undefined for those with needs[i] false) as differentiable functions, taken from PyTorch:
+/// `reference` is PyTorch's own forward op on the inputs.
+variable_list differentiable_gradients(const variable_list& inputs, const std::vector<bool>& needs, const Tensor& dy,
+                                       const std::function<Tensor(const variable_list&)>& reference);
+
+/// Sizes as plain integers; under torch.compile with dynamic shapes they become guards.
+std::vector<int64_t> sizes_of(const Tensor& x);
+
+/// The one place where outputs come from.
+Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options,
+                at::MemoryFormat format = at::MemoryFormat::Contiguous);
+/// Like `x` in sizes and, as far as it is dense, strides: what PyTorch's elementwise ops return.
+Tensor allocate_like(const Tensor& x);
+/// `x` itself if its strides equal those of `like` (same sizes, dense), else a copy that has them.
+Tensor with_strides_of(const Tensor& x, const Tensor& like);
+/// channels_last only where PyTorch would propagate it; otherwise contiguous.
+at::MemoryFormat format_of(const Tensor& x);
+
+/// Kernel workspaces, through `allocate`; freed when the call ends.
+class TensorScratch final : public Scratch {
+  void* bytes(size_t count) override;
+  std::vector<Tensor> blocks_;
+};
+
+/// Runs f(T{}) with T the C++ type of `dtype`, float or double.
+template <class F>
+auto dispatch_floating(at::ScalarType dtype, F&& f) {
+  if (dtype == at::kDouble) return f(double{});
+  TORCH_INTERNAL_ASSERT(dtype == at::kFloat);
+  return f(float{});
+}
+
+/// The kernels to call from a binding, with this thread set up to use torch's number of threads.
+template <class Table>
+const Table& kernels() {
+  at::internal::lazy_init_num_threads();
+  return cpu::kernels<Table>();
+}
+
+template <class T>
+T* data_or_null(const Tensor& x) {
+  return x.defined() ? x.mutable_data_ptr<T>() : nullptr;
+}
+template <class T>
+const T* const_data_or_null(const Tensor& x) {
+  return x.defined() ? x.const_data_ptr<T>() : nullptr;
+}
+
+inline Tensor or_undefined(const OptionalTensor& x) { return x.has_value() ? *x : Tensor(); }
+
+}  // namespace dlk::bindings
+
+/// The registered op dlkernels::fn, typed as the function `fn` that implements it: DLK_OP(relu).call(x).
+#define DLK_OP(fn)                                                                             \
+  ([]() -> const auto& {                                                                       \
+    static const auto op =                                                                     \
+        c10::Dispatcher::singleton().findSchemaOrThrow("dlkernels::" #fn, "").typed<decltype(fn)>(); \
+    return op;                                                                                 \
+  }())
+
+/// Registers `fn` as the CPU implementation and, since it returns after allocating when its input is a meta tensor, as
+/// the shape function for torch.compile.
+#define DLK_IMPL_CPU_META(fn)                                                      \
+  TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl(#fn, TORCH_FN(fn)); }             \
+  TORCH_LIBRARY_IMPL(dlkernels, Meta, m) { m.impl(#fn, TORCH_FN(fn)); }

@@ -1,0 +1,15 @@
+// The functions that module.cpp exposes to Python, one group per binding file. Parameters and meaning are those of the
+// torch.nn.functional namesakes; dlkernels/functional.py documents them and fills in defaults.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+
+namespace dlk::bindings {
+
+// activation.cpp
+at::Tensor activation_by_name(const std::string& name, const at::Tensor& input, double a, double b, bool inplace);
+
+}  // namespace dlk::bindings

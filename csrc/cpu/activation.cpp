@@ -1,0 +1,187 @@
+// Activations: y = f(x), dx = dy f'(x), over n contiguous elements.
+//
+// One struct per formula; `forward` and `backward` take vectors. backward gets what the formula saves for it: the output
+// y where f' can be told from it (the next layer keeps y anyway, so it costs no memory), else the input x. Streaming
+// work: cut into ranges of whole vectors, one per thread. NaN propagates everywhere.
+#include "csrc/cpu/activation.h"
+
+#include "csrc/cpu/parallel.h"
+#include "csrc/cpu/vmath.h"
+
+namespace dlk::cpu {
+namespace {
+
+/// max(x, 0). Saves y (or x: the signs agree).
+template <class T>
+struct Relu {
+  using V = Vec<T>;
+  V forward(V x) const { return max(V{}, x); }
+  V backward(V dy, V y) const { return y <= T(0) ? V{} : dy; }
+};
+
+/// x > 0 ? x : a x. Saves y for a >= 0, else x.
+template <class T>
+struct LeakyRelu {
+  using V = Vec<T>;
+  T a;
+  V forward(V x) const { return x > T(0) ? x : x * a; }
+  V backward(V dy, V saved) const { return saved > T(0) ? dy : dy * a; }
+};
+
+/// x > 0 ? x : a (exp(x) - 1). Saves y if b is 1 (needs a >= 0), else x.
+template <class T>
+struct Elu {
+  using V = Vec<T>;
+  T a;
+  bool saved_output;
+  V forward(V x) const { return x > T(0) ? x : expm1_negative(min(V{}, x)) * a; }
+  V backward(V dy, V saved) const {
+    const V slope = saved_output ? saved + a : exp(min(V{}, saved)) * a;
+    return saved > T(0) ? dy : dy * slope;
+  }
+};
+
+/// x clipped to [a, b] (relu6: [0, 6]). Saves y (or x).
+template <class T>
+struct Hardtanh {
+  using V = Vec<T>;
+  T a, b;
+  V forward(V x) const { return min(splat(b), max(splat(a), x)); }
+  V backward(V dy, V y) const { return (y <= a) | (y >= b) ? V{} : dy; }
+};
+
+/// 1 / (1 + exp(-x)). Saves y.
+template <class T>
+struct Sigmoid {
+  using V = Vec<T>;
+  V forward(V x) const { return sigmoid(x); }
+  V backward(V dy, V y) const { return dy * (T(1) - y) * y; }
+};
+
+/// Saves y.
+template <class T>
+struct Tanh {
+  using V = Vec<T>;
+  V forward(V x) const { return tanh(x); }
+  V backward(V dy, V y) const { return dy * (T(1) - y * y); }
+};
+
+/// x P(x), P the standard normal distribution function: P(x) = erfc(-x / sqrt 2) / 2, taken from erfc of |x| so that
+/// the negative tail keeps its relative precision. Saves x.
+template <class T>
+struct Gelu {
+  using V = Vec<T>;
+  static V normal_cdf(V x) {
+    const V tail = erfc_positive(abs(x) * T(0.70710678118654752440)) * T(0.5);
+    return x > T(0) ? T(1) - tail : tail;
+  }
+  V forward(V x) const { return x * normal_cdf(x); }
+  V backward(V dy, V x) const {
+    const V density = exp(x * x * T(-0.5)) * T(0.39894228040143267794);
+    return dy * (normal_cdf(x) + x * density);
+  }
+};
+
+/// x (1 + tanh(u)) / 2 = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). Saves x.
+template <class T>
+struct GeluTanh {
+  using V = Vec<T>;
+  static constexpr T kTwoBeta = T(2 * 0.79788456080286535588), kCubic = T(0.044715);
+  V forward(V x) const { return x * sigmoid((x + x * x * x * kCubic) * kTwoBeta); }
+  V backward(V dy, V x) const {
+    const V s = sigmoid((x + x * x * x * kCubic) * kTwoBeta);
+    const V slope = (T(1) + x * x * (3 * kCubic)) * kTwoBeta;
+    return dy * (s + x * s * (T(1) - s) * slope);
+  }
+};
+
+/// x sigmoid(x). Saves x.
+template <class T>
+struct Silu {
+  using V = Vec<T>;
+  V forward(V x) const { return x / (exp(-x) + T(1)); }
+  V backward(V dy, V x) const {
+    const V s = sigmoid(x);
+    return dy * s * (T(1) + x * (T(1) - s));
+  }
+};
+
+/// log(1 + exp(a x)) / a, and x itself where a x > b. Saves x.
+template <class T>
+struct Softplus {
+  using V = Vec<T>;
+  T a, b;
+  V forward(V x) const {
+    // log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)
+    const V z = x * a;
+    const V y = (max(V{}, z) + log1p_unit(exp(-abs(z)))) / a;
+    return z > b ? x : y;
+  }
+  V backward(V dy, V x) const {
+    const V z = x * a;
+    return z > b ? dy : dy * sigmoid(z);
+  }
+};
+
+template <class T, class F>
+void map(F f, int64_t n, const T* x, T* y) {
+  parallel_elements(n, [=](int64_t begin, int64_t end) {
+    for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
+      store_n(y + begin + i, f.forward(load_n(x + begin + i, lanes)), lanes);
+    });
+  });
+}
+
+template <class T, class F>
+void map_backward(F f, int64_t n, const T* dy, const T* saved, T* dx) {
+  parallel_elements(n, [=](int64_t begin, int64_t end) {
+    for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
+      const int64_t at = begin + i;
+      store_n(dx + at, f.backward(load_n(dy + at, lanes), load_n(saved + at, lanes)), lanes);
+    });
+  });
+}
+
+/// Calls `run` with the formula that `f` names: the table of activations.
+template <class T, class Run>
+void with_formula(Activation f, ActivationParams params, Run run) {
+  const T a = static_cast<T>(params.a), b = static_cast<T>(params.b);
+  switch (f) {
+    case Activation::relu:
+      return run(Relu<T>{});
+    case Activation::leaky_relu:
+      return run(LeakyRelu<T>{a});
+    case Activation::elu:
+      return run(Elu<T>{a, params.b == 1});
+    case Activation::hardtanh:
+      return run(Hardtanh<T>{a, b});
+    case Activation::sigmoid:
+      return run(Sigmoid<T>{});
+    case Activation::tanh:
+      return run(Tanh<T>{});
+    case Activation::gelu:
+      return run(Gelu<T>{});
+    case Activation::gelu_tanh:
+      return run(GeluTanh<T>{});
+    case Activation::silu:
+      return run(Silu<T>{});
+    case Activation::softplus:
+      return run(Softplus<T>{a, b});
+  }
+}
+
+template <class T>
+void forward(Activation f, ActivationParams params, int64_t n, const T* x, T* y) {
+  with_formula<T>(f, params, [=](auto formula) { map(formula, n, x, y); });
+}
+
+template <class T>
+void backward(Activation f, ActivationParams params, int64_t n, const T* dy, const T* saved, T* dx) {
+  with_formula<T>(f, params, [=](auto formula) { map_backward(formula, n, dy, saved, dx); });
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(ActivationKernels<float>, {forward<float>, backward<float>})
+DLK_KERNEL_TABLE(ActivationKernels<double>, {forward<double>, backward<double>})

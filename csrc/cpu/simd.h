@@ -1,0 +1,211 @@
+// Vec<T>: the widest vector of the instruction set a file is compiled for, on GCC/Clang vector extensions, so that + - *
+// / < and ?: work lane by lane (a comparison gives an integer mask vector of the same lane width). a * b + c contracts
+// to one FMA where the hardware has it.
+//
+// With gemm_kernel.h the only place that knows the vector width. Everything has internal linkage: see dispatch.h.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "csrc/cpu/isa.h"
+
+namespace dlk::cpu {
+namespace {
+
+constexpr Isa kIsa = Isa::DLK_ISA;
+constexpr int kVecBytes = kIsa == Isa::avx512 ? 64 : kIsa == Isa::avx2 ? 32 : 16;
+
+template <class T, int bytes>
+struct VecOf {
+  typedef T type __attribute__((vector_size(bytes)));
+};
+template <class T>
+using Vec = typename VecOf<T, kVecBytes>::type;
+
+/// The element type of a vector type.
+template <class V>
+using Lane = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
+
+/// Integers of T's width: what comparisons of Vec<T> give, and what its bits are read as.
+template <class T>
+using IntOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+template <class T>
+inline constexpr int kLanes = kVecBytes / static_cast<int>(sizeof(T));
+
+#define DLK_INLINE inline __attribute__((always_inline))
+
+template <class T>
+DLK_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};  // 0 - would turn -0.0 into 0.0
+}
+
+template <class T>
+DLK_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+DLK_INLINE void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+/// The first n lanes from memory (0 <= n <= kLanes), the rest `fill`; never reads past p + n.
+template <class T>
+DLK_INLINE Vec<T> load_partial(const T* p, int64_t n, T fill = T(0)) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && std::is_floating_point_v<T>)
+    return (Vec<T>)_mm512_mask_loadu_ps((__m512)splat(fill), (__mmask16)((1u << n) - 1), p);
+  if constexpr (sizeof(T) == 8 && std::is_floating_point_v<T>)
+    return (Vec<T>)_mm512_mask_loadu_pd((__m512d)splat(fill), (__mmask8)((1u << n) - 1), p);
+#endif
+  T buffer[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) buffer[i] = i < n ? p[i] : fill;
+  return load(buffer);
+}
+
+/// Writes the first n lanes (0 <= n <= kLanes) and nothing else.
+template <class T>
+DLK_INLINE void store_partial(T* p, Vec<T> v, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && std::is_floating_point_v<T>)
+    return _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+  if constexpr (sizeof(T) == 8 && std::is_floating_point_v<T>)
+    return _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#endif
+  T buffer[kLanes<T>];
+  store(buffer, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+/// a > b ? a : b, which is b where either is NaN: max(limit, x) keeps a NaN in x.
+template <class V>
+DLK_INLINE V max(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return (V)_mm512_max_ps((__m512)a, (__m512)b);
+  if constexpr (std::is_same_v<V, Vec<double>>) return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+#endif
+  return a > b ? a : b;
+}
+
+/// a < b ? a : b, which is b where either is NaN.
+template <class V>
+DLK_INLINE V min(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return (V)_mm512_min_ps((__m512)a, (__m512)b);
+  if constexpr (std::is_same_v<V, Vec<double>>) return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+#endif
+  return a < b ? a : b;
+}
+
+/// f applied to each lane: for functions that have no vector form here.
+template <class V, class F>
+DLK_INLINE V lanewise(V x, F f) {
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i) x[i] = f(x[i]);
+  return x;
+}
+
+template <class V>
+DLK_INLINE V sqrt(V x) {
+  return lanewise(x, [](Lane<V> v) { return sizeof(v) == 4 ? __builtin_sqrtf(v) : __builtin_sqrt(v); });
+}
+
+template <class V>
+DLK_INLINE V abs(V x) {
+  using I = Vec<IntOf<Lane<V>>>;
+  constexpr IntOf<Lane<V>> sign = IntOf<Lane<V>>(1) << (8 * sizeof(Lane<V>) - 1);
+  return (V)((I)x & ~sign);
+}
+
+/// |magnitude| with the sign of `sign`.
+template <class V>
+DLK_INLINE V copysign(V magnitude, V sign) {
+  using I = Vec<IntOf<Lane<V>>>;
+  constexpr IntOf<Lane<V>> bit = IntOf<Lane<V>>(1) << (8 * sizeof(Lane<V>) - 1);
+  return (V)(((I)magnitude & ~bit) | ((I)sign & bit));
+}
+
+/// Combines the lanes pairwise, halves first: always in the same order.
+template <class V, class F>
+DLK_INLINE Lane<V> reduce(V x, F f) {
+  constexpr int n = sizeof(V) / sizeof(x[0]);
+  Lane<V> lane[n];
+  __builtin_memcpy(lane, &x, sizeof(x));
+  for (int half = n / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = f(lane[i], lane[i + half]);
+  return lane[0];
+}
+
+template <class V>
+DLK_INLINE Lane<V> reduce_sum(V x) {
+  return reduce(x, [](auto a, auto b) { return a + b; });
+}
+
+/// The greatest lane; NaN if any lane is NaN.
+template <class V>
+DLK_INLINE Lane<V> reduce_max(V x) {
+  return reduce(x, [](auto a, auto b) { return a > b || a != a ? a : b; });
+}
+
+/// Lanes a0 b0 a1 b1 ... of the lower (half = 0) or upper (half = 1) halves of a and b.
+template <int half, class V, int... i>
+DLK_INLINE V interleave_half(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int n = sizeof...(i);
+  return __builtin_shufflevector(a, b, (half * n / 2 + i / 2 + (i % 2) * n)...);
+}
+template <int half, class V>
+DLK_INLINE V interleave(V a, V b) {
+  return interleave_half<half>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
+}
+
+/// Transposes the kLanes x kLanes matrix whose rows are rows[0..kLanes): log2(kLanes) perfect shuffles.
+template <class T>
+DLK_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int n = kLanes<T>;
+#pragma GCC unroll 4
+  for (int stage = 1; stage < n; stage *= 2) {
+    Vec<T> out[n];
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      out[2 * i] = interleave<0>(rows[i], rows[i + n / 2]);
+      out[2 * i + 1] = interleave<1>(rows[i], rows[i + n / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = out[i];
+  }
+}
+
+/// f(offset, lanes) over [0, n) in steps of a vector; lanes < kLanes only in the last call.
+template <class T, class F>
+DLK_INLINE void for_each_vec(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) f(i, std::integral_constant<int, kLanes<T>>{});
+  if (i < n) f(i, static_cast<int>(n - i));
+}
+
+/// load/store of `lanes` elements as for_each_vec passes them: full vectors when the count is the compile-time width.
+template <class T, class Count>
+DLK_INLINE Vec<T> load_n(const T* p, Count lanes, T fill = T(0)) {
+  if constexpr (std::is_same_v<Count, int>)
+    return load_partial(p, lanes, fill);
+  else
+    return load(p);
+}
+template <class T, class Count>
+DLK_INLINE void store_n(T* p, Vec<T> v, Count lanes) {
+  if constexpr (std::is_same_v<Count, int>)
+    store_partial(p, v, lanes);
+  else
+    store(p, v);
+}
+
+}  // namespace
+}  // namespace dlk::cpu

@@ -1,0 +1,12 @@
+"""Hand-written CPU kernels for deep-learning layers, drop-in for PyTorch."""
+
+import torch  # noqa: F401  (loads the libraries that the extension links to)
+
+from dlkernels import _C, functional
+from dlkernels._C import counts, reset_counts
+
+__all__ = ["counts", "functional", "reset_counts"]
+
+# torch.compile puts calls of these into its graph instead of breaking it.
+for _name in ("activation",):
+    torch.compiler.allow_in_graph(getattr(_C, _name))

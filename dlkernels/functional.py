@@ -1,0 +1,89 @@
+"""Functions with the names, parameters, defaults and meaning of their torch.nn.functional namesakes.
+
+Each runs our kernels on dense CPU tensors in float32 or float64 and PyTorch's own op on everything else
+(``dlkernels.counts()`` tells which); all are differentiable, twice too.
+"""
+
+import torch
+
+from dlkernels import _C
+
+# ---- Matrix products
+
+# ---- Convolution
+
+# ---- Pooling
+
+# ---- Normalisation
+
+# ---- Dropout
+
+# ---- Activations
+
+
+def relu(input, inplace=False):
+    """max(0, x), elementwise, on a tensor of any shape: `torch.nn.functional.relu`."""
+    return _C.activation("relu", input, 0.0, 0.0, inplace)
+
+
+def relu6(input, inplace=False):
+    """min(max(0, x), 6), elementwise: `torch.nn.functional.relu6`."""
+    return _C.activation("hardtanh", input, 0.0, 6.0, inplace)
+
+
+def leaky_relu(input, negative_slope=0.01, inplace=False):
+    """x where x > 0, else negative_slope * x: `torch.nn.functional.leaky_relu`."""
+    return _C.activation("leaky_relu", input, negative_slope, 0.0, inplace)
+
+
+def elu(input, alpha=1.0, inplace=False):
+    """x where x > 0, else alpha * (exp(x) - 1): `torch.nn.functional.elu` (Clevert et al. 2015)."""
+    return _C.activation("elu", input, alpha, 0.0, inplace)
+
+
+def hardtanh(input, min_val=-1.0, max_val=1.0, inplace=False):
+    """x clipped to [min_val, max_val]: `torch.nn.functional.hardtanh`. ValueError if min_val > max_val."""
+    if min_val > max_val:
+        raise ValueError(f"hardtanh: min_val must not exceed max_val, got min_val={min_val}, max_val={max_val}")
+    return _C.activation("hardtanh", input, min_val, max_val, inplace)
+
+
+def sigmoid(input):
+    """1 / (1 + exp(-x)), elementwise: `torch.nn.functional.sigmoid`."""
+    return _C.activation("sigmoid", input, 0.0, 0.0, False)
+
+
+def tanh(input):
+    """Elementwise hyperbolic tangent: `torch.nn.functional.tanh`."""
+    return _C.activation("tanh", input, 0.0, 0.0, False)
+
+
+def gelu(input, approximate="none"):
+    """x P(x) with P the standard normal distribution function, or its tanh approximation (Hendrycks & Gimpel 2016):
+    `torch.nn.functional.gelu`. RuntimeError unless `approximate` is "none" or "tanh"."""
+    names = {"none": "gelu", "tanh": "gelu_tanh"}
+    if approximate not in names:
+        raise RuntimeError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    return _C.activation(names[approximate], input, 0.0, 0.0, False)
+
+
+def silu(input, inplace=False):
+    """x * sigmoid(x), elementwise: `torch.nn.functional.silu`."""
+    return _C.activation("silu", input, 0.0, 0.0, inplace)
+
+
+def softplus(input, beta=1, threshold=20):
+    """log(1 + exp(beta * x)) / beta, and x where beta * x > threshold: `torch.nn.functional.softplus`."""
+    return _C.activation("softplus", input, beta, threshold, False)
+
+
+# ---- Softmax
+
+# ---- Losses
+
+# ---- Shape
+
+
+def flatten(input, start_dim=0, end_dim=-1):
+    """`torch.flatten`: a view where strides allow it; there is nothing to compute."""
+    return torch.flatten(input, start_dim, end_dim)
