@@ -8,5 +8,13 @@ from dlkernels._C import counts, reset_counts
 __all__ = ["counts", "functional", "reset_counts"]
 
 # torch.compile puts calls of these into its graph instead of breaking it.
-for _name in ("activation",):
+for _name in (
+    # matmul
+    # conv2d
+    # pool2d
+    # norms
+    # dropout
+    # softmax and losses
+    "activation",
+):
     torch.compiler.allow_in_graph(getattr(_C, _name))

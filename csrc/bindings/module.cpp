@@ -41,5 +41,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("counts", &counts_as_dict);
   m.def("reset_counts", &reset_counts);
 
+  // matmul.cpp
+
+  // conv2d.cpp
+
+  // pool2d.cpp
+
+  // batch_norm.cpp
+
+  // layer_norm.cpp
+
+  // dropout.cpp
+
+  // softmax.cpp
+
+  // loss.cpp
+
+  // activation.cpp
   m.def("activation", &activation_by_name, nogil);
 }

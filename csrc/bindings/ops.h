@@ -9,6 +9,22 @@
 
 namespace dlk::bindings {
 
+// matmul.cpp
+
+// conv2d.cpp
+
+// pool2d.cpp
+
+// batch_norm.cpp
+
+// layer_norm.cpp
+
+// dropout.cpp
+
+// softmax.cpp
+
+// loss.cpp
+
 // activation.cpp
 at::Tensor activation_by_name(const std::string& name, const at::Tensor& input, double a, double b, bool inplace);
 
