@@ -9,7 +9,8 @@ __all__ = ["counts", "functional", "reset_counts"]
 
 # torch.compile puts calls of these into its graph instead of breaking it.
 for _name in (
-    # matmul
+    "linear",
+    "matmul",
     # conv2d
     # pool2d
     # norms

@@ -10,6 +10,23 @@ from dlkernels import _C
 
 # ---- Matrix products
 
+
+def linear(input, weight, bias=None):
+    """input (..., K) times weight (N, K) transposed, plus bias (N): shape (..., N), as `torch.nn.functional.linear`.
+
+    RuntimeError if the sizes do not agree.
+    """
+    return _C.linear(input, weight, bias)
+
+
+def matmul(input, other):
+    """The matrix product of vectors, matrices or batches of matrices with broadcasting, as `torch.matmul`.
+
+    RuntimeError if the inner dimensions differ or the batch dimensions do not broadcast.
+    """
+    return _C.matmul(input, other)
+
+
 # ---- Convolution
 
 # ---- Pooling

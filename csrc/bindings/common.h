@@ -6,6 +6,7 @@
 // module.cpp exposes to Python.
 #pragma once
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>

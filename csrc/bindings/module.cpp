@@ -42,6 +42,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("reset_counts", &reset_counts);
 
   // matmul.cpp
+  m.def("linear", &linear_entry, nogil);
+  m.def("matmul", &matmul_entry, nogil);
 
   // conv2d.cpp
 

@@ -10,6 +10,8 @@
 namespace dlk::bindings {
 
 // matmul.cpp
+at::Tensor linear_entry(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias);
+at::Tensor matmul_entry(const at::Tensor& input, const at::Tensor& other);
 
 // conv2d.cpp
 

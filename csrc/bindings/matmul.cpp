@@ -1,0 +1,201 @@
+// matmul and linear, on one batched matrix product, `dlkernels::gemm`; its gradients are products again, with the
+// operands' strides swapped instead of copies.
+#include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
+
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+#include "csrc/cpu/gemm.h"
+
+namespace dlk::bindings {
+namespace {
+
+/// `x` (..., rows, columns) itself if the kernels can read it: one of the last two strides is 1, no stride overlaps.
+Tensor readable(const Tensor& x) {
+  const auto unit = [&](int64_t dim, int64_t other) {
+    return x.stride(dim) == 1 && (x.stride(other) >= x.size(dim) || x.size(other) == 1);
+  };
+  return unit(-1, -2) || unit(-2, -1) ? x : x.contiguous();
+}
+
+/// c = a b + bias for 2-D views with b (K, N) given by its strides.
+void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c) {
+  if (c.numel() == 0) return;
+  const Tensor left = readable(a), right = readable(b), row = bias.defined() ? bias.contiguous() : bias;
+  Gemm p{.M = a.size(-2), .N = b.size(-1), .K = a.size(-1),
+         .a_row = left.stride(-2), .a_col = left.stride(-1),
+         .b_row = right.stride(-2), .b_col = right.stride(-1),
+         .c_row = b.size(-1)};
+  if (c.dim() == 3) {
+    p.batch = c.size(0);
+    p.a_batch = left.stride(0);
+    p.b_batch = right.stride(0);
+    p.c_batch = p.M * p.N;
+  }
+  TensorScratch scratch;
+  dispatch_floating(c.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::GemmKernels<T>>().multiply(p, left.const_data_ptr<T>(), right.const_data_ptr<T>(),
+                                            const_data_or_null<T>(row), c.mutable_data_ptr<T>(), scratch);
+  });
+}
+
+// gemm(Tensor a, Tensor b) -> Tensor: (B, M, K) x (B, K, N)
+Tensor gemm(const Tensor& a, const Tensor& b) {
+  const auto sa = sizes_of(a), sb = sizes_of(b);
+  TORCH_CHECK(sa.size() == 3 && sb.size() == 3 && sa[0] == sb[0] && sa[2] == sb[1],
+              "gemm: a and b must be (B, M, K) and (B, K, N), got ", sa, " and ", sb);
+  const Tensor c = allocate({sa[0], sa[1], sb[2]}, a.options());
+  if (!c.is_meta()) multiply(a, b, Tensor(), c);
+  return c;
+}
+
+// sum_rows(Tensor x) -> Tensor: (M, N) to (N)
+Tensor sum_rows(const Tensor& x) {
+  const auto sizes = sizes_of(x);
+  TORCH_CHECK(sizes.size() == 2, "sum_rows: x must be 2-D, got ", sizes);
+  const Tensor sum = allocate({sizes[1]}, x.options());
+  if (x.is_meta() || sum.numel() == 0) return sum;
+  const Tensor rows = x.contiguous();
+  TensorScratch scratch;
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::GemmKernels<T>>().sum_rows(sizes[0], sizes[1], rows.const_data_ptr<T>(), sum.mutable_data_ptr<T>(),
+                                            scratch);
+  });
+  return sum;
+}
+
+// linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor: (..., K), (N, K), (N) to (..., N)
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  const auto sx = sizes_of(x), sw = sizes_of(weight);
+  TORCH_CHECK(sw.size() == 2, "linear: weight must be 2-D (out_features, in_features), got shape ", sw);
+  TORCH_CHECK(!sx.empty() && sx.back() == sw[1], "linear: the last dimension of input must be in_features = ", sw[1],
+              ", got input of shape ", sx);
+  if (bias.has_value()) {
+    const auto sb = sizes_of(*bias);
+    TORCH_CHECK(sb.size() == 1 && sb[0] == sw[0], "linear: bias must have shape (out_features,) = (", sw[0],
+                "), got ", sb);
+  }
+  auto out = sx;
+  out.back() = sw[0];
+  const Tensor y = allocate(out, x.options());
+  if (y.is_meta() || y.numel() == 0) return y;
+  multiply(x.reshape({-1, sw[1]}), weight.t(), or_undefined(bias), y.view({-1, sw[0]}));
+  return y;
+}
+
+/// The 2-D product a b through the registered, differentiable gemm.
+Tensor product(const Tensor& a, const Tensor& b) {
+  return DLK_OP(gemm).call(a.unsqueeze(0), b.unsqueeze(0)).squeeze(0);
+}
+
+struct GemmFunction : torch::autograd::Function<GemmFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({b.requires_grad() ? a : Tensor(), a.requires_grad() ? b : Tensor()});
+    return DLK_OP(gemm).call(a, b);
+  }
+
+  // Under create_graph the products below are recorded like any other.
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &a = saved[0], &b = saved[1], &dc = grads[0];
+    Tensor da, db;
+    if (ctx->needs_input_grad(0)) da = DLK_OP(gemm).call(dc, b.transpose(1, 2));
+    if (ctx->needs_input_grad(1)) db = DLK_OP(gemm).call(a.transpose(1, 2), dc);
+    return {da, db};
+  }
+};
+
+struct LinearFunction : torch::autograd::Function<LinearFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
+    ctx->saved_data["K"] = weight.sym_size(1);
+    ctx->saved_data["has_bias"] = bias.has_value();
+    return DLK_OP(linear).call(x, weight, bias);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1];
+    const c10::SymInt K = ctx->saved_data["K"].toSymInt();
+    const auto shape = grads[0].sym_sizes();
+    const c10::SymInt N = shape.back();
+    const Tensor dy = grads[0].reshape_symint({grads[0].sym_numel() / (N == 0 ? c10::SymInt(1) : N), N});
+    Tensor dx, dweight, dbias;
+    if (ctx->needs_input_grad(0)) {
+      std::vector<c10::SymInt> sizes(shape.begin(), shape.end());
+      sizes.back() = K;
+      dx = product(dy, weight).view_symint(sizes);
+    }
+    if (ctx->needs_input_grad(1)) dweight = product(dy.t(), x.reshape_symint({dy.sym_size(0), K}));
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2))
+      dbias = create_graph() ? dy.sum(0) : DLK_OP(sum_rows).call(dy);
+    return {dx, dweight, dbias};
+  }
+};
+
+Tensor gemm_autograd(const Tensor& a, const Tensor& b) { return GemmFunction::apply(a, b); }
+
+Tensor linear_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  return LinearFunction::apply(x, weight, bias);
+}
+
+/// x (..., rows, columns) as (batch, rows, columns), broadcast to `shape` in the leading dimensions without a copy where
+/// one matrix serves the whole batch.
+Tensor as_batch(const Tensor& x, at::IntArrayRef shape, int64_t batch) {
+  const int64_t rows = x.size(-2), columns = x.size(-1);
+  if (rows * columns > 0 && x.numel() == rows * columns)
+    return x.reshape({1, rows, columns}).expand({batch, rows, columns});
+  std::vector<int64_t> full(shape.begin(), shape.end());
+  full.push_back(rows);
+  full.push_back(columns);
+  return x.expand(full).reshape({batch, rows, columns});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def("gemm(Tensor a, Tensor b) -> Tensor");
+  m.def("sum_rows(Tensor x) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+}
+DLK_IMPL_CPU_META(gemm)
+DLK_IMPL_CPU_META(sum_rows)
+DLK_IMPL_CPU_META(linear)
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
+  m.impl("gemm", TORCH_FN(gemm_autograd));
+  m.impl("linear", TORCH_FN(linear_autograd));
+}
+
+Tensor linear_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  if (!covered("linear", {input, weight, or_undefined(bias)}, input.dim() > 0 && weight.dim() == 2))
+    return at::linear(input, weight, bias);
+  return DLK_OP(linear).call(input, weight, bias);
+}
+
+Tensor matmul_entry(const Tensor& input, const Tensor& other) {
+  if (!covered("matmul", {input, other}, input.dim() > 0 && other.dim() > 0)) return at::matmul(input, other);
+  const Tensor a = input.dim() == 1 ? input.unsqueeze(0) : input, b = other.dim() == 1 ? other.unsqueeze(1) : other;
+  const auto sa = sizes_of(a), sb = sizes_of(b);
+  const int64_t M = sa[sa.size() - 2], K = sa.back(), N = sb.back();
+  TORCH_CHECK(K == sb[sb.size() - 2], "matmul: the inner dimensions of input and other must agree, got shapes ",
+              input.sizes(), " and ", other.sizes());
+
+  // The shape of the result: broadcast batch dimensions, then M and N where the operand was not a vector.
+  std::vector<int64_t> shape = at::infer_size(at::IntArrayRef(sa).slice(0, sa.size() - 2),
+                                              at::IntArrayRef(sb).slice(0, sb.size() - 2));
+  const int64_t batch = c10::multiply_integers(shape);
+  Tensor c;
+  if (sb.size() == 2)  // one right operand: the whole batch is one tall product
+    c = product(a.reshape({batch * M, K}), b);
+  else
+    c = DLK_OP(gemm).call(as_batch(a, shape, batch), as_batch(b, shape, batch));
+  if (input.dim() > 1) shape.push_back(M);
+  if (other.dim() > 1) shape.push_back(N);
+  return c.reshape(shape);
+}
+
+}  // namespace dlk::bindings

@@ -1,0 +1,187 @@
+// C = A B + bias: batched, either operand transposed, any ragged size.
+//
+// Loops, outermost first (names as in BLIS): jc over NC columns, pc over KC of K, then two phases that the team of
+// threads shares, each followed by a barrier: (1) pack what needs packing of A(:, pc) and B(pc, jc); (2) tiles, cut in
+// two dimensions. Each element of C is summed by one thread in the order of k, in blocks of KC: the result does not
+// depend on the number of threads. A batch of small products runs one product per thread instead.
+#include "csrc/cpu/gemm.h"
+
+#include <cassert>
+
+#include "csrc/cpu/gemm_kernel.h"
+
+namespace dlk::cpu {
+namespace {
+
+using namespace DLK_ISA;
+
+/// Multiply-adds below which one thread is faster than waking a second (about 10 microseconds of work).
+constexpr int64_t kGrainMultiplies = 400'000;
+
+/// Rows further apart than this share L1 sets and TLB entries too often to be read in place.
+constexpr int64_t kFarBytes = 2048;
+
+/// How one product is cut and what is packed; a function of its shape alone.
+template <class T>
+struct Plan {
+  using B = Block<T>;
+  bool a_rows_contiguous, b_transposed, pack_a, pack_b;
+  int64_t kc, nc, a_stride;
+
+  explicit Plan(const Gemm& p) {
+    a_rows_contiguous = p.a_col == 1 || p.K == 1;
+    b_transposed = !(p.b_col == 1 || p.N == 1);
+    assert(a_rows_contiguous || p.a_row == 1 || p.M == 1);
+    assert(!b_transposed || p.b_row == 1 || p.K == 1);
+    // Packing pays where a block is read several times and lies badly.
+    const int64_t far = kFarBytes / static_cast<int64_t>(sizeof(T));
+    pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row : p.a_col) > far;
+    pack_b = b_transposed || (p.M > 2 * B::MR && p.b_row > far);
+    kc = p.K < B::KC ? p.K : B::KC;
+    nc = p.N < B::NC ? round_up(p.N, B::NR) : B::NC;
+    a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : round_up(B::MR, kLanes<T>);
+  }
+
+  int64_t a_elements(const Gemm& p) const {
+    if (!pack_a) return 0;
+    return a_rows_contiguous ? p.M * a_stride : ceil_div(p.M, B::MR) * kc * a_stride;
+  }
+  /// All of the block, or its last ragged panel alone, which must be readable NR wide.
+  int64_t b_elements() const { return kc * (pack_b ? nc : B::NR); }
+  int64_t elements(const Gemm& p) const { return round_up(a_elements(p), 16) + round_up(b_elements(), 16); }
+};
+
+/// Packs rows [i, i + MR) of the K block of A at `a`: contiguous runs either way.
+template <class T>
+void pack_a_rows(const Plan<T>& plan, const Gemm& p, int64_t i, int64_t K, const T* a, T* packed) {
+  using B = Block<T>;
+  const int64_t rows = p.M - i < B::MR ? p.M - i : B::MR;
+  if (plan.a_rows_contiguous) {
+    for (int64_t r = i; r < i + rows; ++r) copy(a + r * p.a_row, K, packed + r * plan.a_stride);
+    return;
+  }
+  T* panel = packed + i / B::MR * K * plan.a_stride;
+  for (int64_t k = 0; k < K; ++k) copy(a + i + k * p.a_col, rows, panel + k * plan.a_stride);
+}
+
+/// One product of the batch, by all of `team`.
+template <class T>
+void multiply_one(const Team& team, const Plan<T>& plan, const Gemm& p, const T* a, const T* b, const T* bias, T* c,
+                  T* scratch) {
+  using B = Block<T>;
+  T* const packed_a = scratch;
+  T* const packed_b = scratch + round_up(plan.a_elements(p), 16);
+  const int64_t row_groups = ceil_div(p.M, B::MR);
+  for (int64_t jc = 0; jc < p.N; jc += plan.nc) {
+    const int64_t nc = p.N - jc < plan.nc ? p.N - jc : plan.nc;
+    const int64_t panels = ceil_div(nc, B::NR), full_panels = nc / B::NR;
+    for (int64_t pc = 0; pc < p.K; pc += plan.kc) {
+      const int64_t kc = p.K - pc < plan.kc ? p.K - pc : plan.kc;
+      const T* a_block = a + pc * p.a_col;
+      const T* b_block = b + pc * p.b_row + jc * p.b_col;
+
+      const int64_t first_packed = plan.pack_b ? 0 : full_panels;
+      const int64_t b_jobs = panels - first_packed, a_jobs = plan.pack_a ? row_groups : 0;
+      team.for_each(b_jobs + a_jobs, [&](int64_t job) {
+        if (job >= b_jobs) return pack_a_rows(plan, p, (job - b_jobs) * B::MR, kc, a_block, packed_a);
+        const int64_t j = (first_packed + job) * B::NR, n = nc - j < B::NR ? nc - j : B::NR;
+        T* panel = packed_b + job * kc * B::NR;
+        const T* from = b_block + j * p.b_col;
+        if (plan.b_transposed)
+          pack_panel_transposed<T>(kc, n, [=](int64_t column) { return from + column * p.b_col; }, panel);
+        else
+          pack_panel(kc, n, from, p.b_row, panel);
+      });
+
+      const CView<T> c_block{c + jc, p.c_row, nullptr, pc > 0, nullptr, bias ? bias + jc : nullptr};
+      const int64_t row_blocks = ceil_div(p.M, B::MC);
+      // Few rows: cut the columns too, so that every thread has work.
+      const int64_t group = row_blocks >= 8 ? panels : ceil_div(panels, 8);
+      const int64_t column_blocks = ceil_div(panels, group);
+      team.for_each(row_blocks * column_blocks, [&](int64_t task) {
+        const int64_t i = task / column_blocks * B::MC, M = p.M - i < B::MC ? p.M - i : B::MC;
+        const int64_t first = task % column_blocks * group, last = first + group < panels ? first + group : panels;
+        AView<T> a_view{a_block, plan.a_rows_contiguous ? p.a_row : p.a_col, plan.a_rows_contiguous};
+        a_view = a_view.from_row(i);
+        const auto run = [&](int64_t begin, int64_t end, const T* b_panels, int64_t panel_stride, int64_t b_stride) {
+          if (begin >= end) return;
+          const int64_t j = begin * B::NR, N = (end * B::NR < nc ? end * B::NR : nc) - j;
+          if (!plan.pack_a)
+            return multiply_block(M, N, kc, a_view, b_panels, panel_stride, b_stride, c_block.from(i, j));
+          if (plan.a_rows_contiguous) {
+            const AView<T> packed{packed_a + i * plan.a_stride, plan.a_stride, true};
+            return multiply_block(M, N, kc, packed, b_panels, panel_stride, b_stride, c_block.from(i, j));
+          }
+          for (int64_t r = 0; r < M; r += B::MR) {
+            const AView<T> packed{packed_a + (i + r) / B::MR * kc * plan.a_stride, plan.a_stride, false};
+            const int64_t rows = M - r < B::MR ? M - r : B::MR;
+            multiply_block(rows, N, kc, packed, b_panels, panel_stride, b_stride, c_block.from(i + r, j));
+          }
+        };
+        if (plan.pack_b) return run(first, last, packed_b + first * kc * B::NR, kc * B::NR, B::NR);
+        const int64_t in_place = last < full_panels ? last : full_panels;
+        run(first, in_place, b_block + first * B::NR, B::NR, p.b_row);
+        run(in_place > first ? in_place : first, last, packed_b, kc * B::NR, B::NR);
+      });
+    }
+  }
+}
+
+template <class T>
+void fill_rows(const Gemm& p, const T* bias, T* c) {
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t i = 0; i < p.M; ++i)
+      for (int64_t j = 0; j < p.N; ++j) c[b * p.c_batch + i * p.c_row + j] = bias ? bias[j] : T(0);
+}
+
+template <class T>
+void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Scratch& scratch) {
+  if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
+  const Plan<T> plan(p);
+  const int64_t work = p.M * p.N * p.K;
+  const int64_t elements = plan.elements(p);
+  const auto product = [&](const Team& team, int64_t i, T* buffer) {
+    multiply_one(team, plan, p, a + i * p.a_batch, b + i * p.b_batch, bias, c + i * p.c_batch, buffer);
+  };
+  if (p.batch >= 2 * max_threads() || work < kGrainMultiplies) {
+    T* buffers = scratch.array<T>(max_threads() * elements);
+    run_team(p.batch > 1 && work * p.batch >= kGrainMultiplies, [&](const Team& team) {
+      team.for_each(p.batch, [&](int64_t i) { product(Team{0, 1}, i, buffers + team.rank * elements); });
+    });
+    return;
+  }
+  T* buffer = scratch.array<T>(elements);
+  run_team(true, [&](const Team& team) {
+    for (int64_t i = 0; i < p.batch; ++i) product(team, i, buffer);
+  });
+}
+
+/// Sums blocks of rows apart, then the blocks, both in order.
+template <class T>
+void sum_rows(int64_t M, int64_t N, const T* x, T* sum, Scratch& scratch) {
+  constexpr int64_t kRows = 64;
+  const int64_t blocks = ceil_div(M, kRows);
+  T* partial = scratch.array<T>(blocks * N);
+  parallel_for(blocks, kRows * N, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const T* rows = x + block * kRows * N;
+      const int64_t count = M - block * kRows < kRows ? M - block * kRows : kRows;
+      for_each_vec<T>(N, [&](int64_t j, auto lanes) {
+        Vec<T> total{};
+        for (int64_t i = 0; i < count; ++i) total += load_n(rows + i * N + j, lanes);
+        store_n(partial + block * N + j, total, lanes);
+      });
+    }
+  });
+  for_each_vec<T>(N, [&](int64_t j, auto lanes) {
+    Vec<T> total{};
+    for (int64_t block = 0; block < blocks; ++block) total += load_n(partial + block * N + j, lanes);
+    store_n(sum + j, total, lanes);
+  });
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(GemmKernels<float>, {multiply<float>, sum_rows<float>})
+DLK_KERNEL_TABLE(GemmKernels<double>, {multiply<double>, sum_rows<double>})

@@ -1,0 +1,122 @@
+// The register-blocked heart of matrix products and convolutions: C[M x N] (+)= A[M x K] B[K x N] for one block of K.
+//
+// Scheme (Goto & van de Geijn 2008; BLIS): B comes in panels of NR = NV vectors, A in groups of MR rows; a micro-kernel
+// keeps an MR x NR tile of C in registers while it runs down K: per k it loads NV vectors of B, broadcasts MR elements
+// of A and issues MR * NV FMAs. A is read where it lies if its rows or its columns are contiguous, so packing A only
+// ever copies contiguous runs. B is packed where its columns are strided; transposing happens in registers.
+//
+// This file and gemm_kernel.cpp know the number of registers; simd.h knows their width; nothing else does.
+#pragma once
+
+#include "csrc/cpu/parallel.h"
+#include "csrc/cpu/simd.h"
+
+// Not in an anonymous namespace, since several kernel files share multiply_block, but in one named after the instruction
+// set, which keeps the levels apart just as well.
+namespace dlk::cpu::DLK_ISA {
+
+/// Block sizes. Registers: MR * NV accumulators + NV of B + 1 broadcast must fit in 16 (AVX2, SSE) or 32 (AVX-512, NEON).
+/// KC: the B panel (KC x NR) and MR rows of A (MR x KC) together stay in a 32 KiB L1 (48 KiB with AVX-512), and sums
+/// restart every KC terms, which bounds their rounding error. MC: an MC x KC block of A takes about a third of a 512 KiB
+/// L2. NC: a KC x NC block of B stays in L2/L3 while all of A streams past it.
+template <class T>
+struct Block {
+  static constexpr int MR = kIsa == Isa::avx512 ? 14 : kIsa == Isa::baseline ? 4 : 6;
+  static constexpr int NV = 2;
+  static constexpr int NR = NV * kLanes<T>;
+  static constexpr int64_t KC = 1024 / sizeof(T);
+  static constexpr int64_t MC = 12 * MR;
+  static constexpr int64_t NC = 1024;
+};
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/// A, by its layout: rows contiguous (element (i, k) at data[i * stride + k]) or columns contiguous (i + k * stride).
+template <class T>
+struct AView {
+  const T* data;
+  int64_t stride;
+  bool rows_contiguous;
+
+  DLK_INLINE AView from_row(int64_t i) const { return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous}; }
+};
+
+/// Where a tile of C goes: element (i, j) at c[i * row_stride + (columns ? columns[j] : j)].
+template <class T>
+struct CView {
+  T* data;
+  int64_t row_stride;
+  const int64_t* columns;  // offsets of the columns, or null where they are contiguous
+  bool accumulate;         // add to what is there; else start from the biases (null: 0)
+  const T* row_bias;
+  const T* column_bias;
+
+  DLK_INLINE CView from(int64_t i, int64_t j) const {
+    CView view = *this;
+    view.data += i * row_stride + (columns ? 0 : j);
+    if (columns) view.columns += j;
+    if (row_bias) view.row_bias += i;
+    if (column_bias) view.column_bias += j;
+    return view;
+  }
+};
+
+/// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row k
+/// at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Every panel is
+/// readable NR columns wide. Defined in gemm_kernel.cpp for float and double.
+template <class T>
+void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
+                    int64_t b_stride, const CView<T>& c);
+
+/// Row stride of a packed block of A with contiguous rows: an odd number of cache lines, so that the MR rows that a tile
+/// reads at once fall into different cache sets.
+template <class T>
+constexpr int64_t packed_row_stride(int64_t K) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return (ceil_div(K, line) | 1) * line;
+}
+
+template <class T>
+DLK_INLINE void copy(const T* from, int64_t n, T* to) {
+  for_each_vec<T>(n, [&](int64_t i, auto lanes) { store_n(to + i, load_n(from + i, lanes), lanes); });
+}
+
+/// Packs K x n (n <= NR) with unit column stride into one panel; missing columns become 0.
+template <class T>
+void pack_panel(int64_t K, int64_t n, const T* b, int64_t b_row, T* panel) {
+  constexpr int NR = Block<T>::NR;
+  if (n == NR) {
+    for (int64_t k = 0; k < K; ++k)
+      for (int v = 0; v < NR; v += kLanes<T>) store(panel + k * NR + v, load(b + k * b_row + v));
+    return;
+  }
+  for (int64_t k = 0; k < K; ++k)
+    for (int v = 0; v < NR; v += kLanes<T>) {
+      const int64_t left = n - v < 0 ? 0 : n - v < kLanes<T> ? n - v : kLanes<T>;
+      store(panel + k * NR + v, load_partial(b + k * b_row + v, left));
+    }
+}
+
+/// Packs the transpose: column j of the panel is the K contiguous elements at column(j), j < n <= NR. Square blocks are
+/// transposed in registers.
+template <class T, class Column>
+void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel) {
+  constexpr int NR = Block<T>::NR, L = kLanes<T>;
+  for (int64_t v = 0; v < NR; v += L) {
+    const int64_t count = n - v < 0 ? 0 : n - v < L ? n - v : L;
+    for (int64_t k = 0; k < K; k += L) {
+      const int64_t depth = K - k < L ? K - k : L;
+      Vec<T> block[L];
+      for (int64_t l = 0; l < L; ++l) {
+        if (l >= count)
+          block[l] = Vec<T>{};
+        else
+          block[l] = depth == L ? load(column(v + l) + k) : load_partial(column(v + l) + k, depth);
+      }
+      transpose<T>(block);
+      for (int64_t l = 0; l < depth; ++l) store(panel + (k + l) * NR + v, block[l]);
+    }
+  }
+}
+
+}  // namespace dlk::cpu::DLK_ISA
