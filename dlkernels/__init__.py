@@ -11,7 +11,9 @@ __all__ = ["counts", "functional", "reset_counts"]
 for _name in (
     "linear",
     "matmul",
-    # conv2d
+    "conv1d",
+    "conv2d",
+    "conv_transpose2d",
     # pool2d
     # norms
     # dropout

@@ -29,6 +29,76 @@ def matmul(input, other):
 
 # ---- Convolution
 
+
+def _tuple(op, name, value, length):
+    """`value` as a tuple of `length` integers: an integer stands for all of them."""
+    if isinstance(value, int):
+        return (value,) * length
+    value = tuple(value)
+    if len(value) == 1:
+        return value * length
+    if len(value) != length:
+        raise RuntimeError(f"{op}: {name} must be an integer or {length} integers, got {value}")
+    return value
+
+
+def _padding_per_side(op, padding, stride, dilation, kernel_size):
+    """Padding as (before, after) for each spatial dimension in turn; 'same' puts the odd zero after."""
+    n = len(kernel_size)
+    if not isinstance(padding, str):
+        return tuple(p for p in _tuple(op, "padding", padding, n) for _ in range(2))
+    if padding == "valid":
+        return (0,) * (2 * n)
+    if padding != "same":
+        raise RuntimeError(f"{op}: padding must be 'same', 'valid' or integers, got {padding!r}")
+    if any(s != 1 for s in stride):
+        raise RuntimeError(f"{op}: padding='same' is not supported for strided convolutions, got stride={stride}")
+    totals = [d * (k - 1) for d, k in zip(dilation, kernel_size)]
+    return tuple(side for total in totals for side in (total // 2, total - total // 2))
+
+
+def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """Cross-correlation of input (N, C, L) or (C, L) with weight (K, C / groups, S), plus bias (K):
+    `torch.nn.functional.conv1d`.
+
+    `padding` is a number of zeros on both sides, 'valid' or 'same'. RuntimeError if sizes do not fit.
+    """
+    (stride,), (dilation,) = _tuple("conv1d", "stride", stride, 1), _tuple("conv1d", "dilation", dilation, 1)
+    padding = _padding_per_side("conv1d", padding, (stride,), (dilation,), weight.shape[2:])
+    return _C.conv1d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """Cross-correlation of input (N, C, H, W) or (C, H, W) with weight (K, C / groups, R, S), plus bias (K):
+    `torch.nn.functional.conv2d`.
+
+    `stride`, `padding` and `dilation` are integers or pairs (height, width); padding also 'valid' or 'same'. The output
+    is channels_last if input or weight is. RuntimeError if sizes do not fit.
+    """
+    stride, dilation = _tuple("conv2d", "stride", stride, 2), _tuple("conv2d", "dilation", dilation, 2)
+    padding = _padding_per_side("conv2d", padding, stride, dilation, weight.shape[2:])
+    return _C.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    """The transposed convolution of input (N, C, H, W) or (C, H, W) with weight (C, K / groups, R, S), plus bias (K):
+    the gradient of conv2d to its input, as `torch.nn.functional.conv_transpose2d`.
+
+    RuntimeError if sizes do not fit or output_padding is not below stride or dilation.
+    """
+    op = "conv_transpose2d"
+    return _C.conv_transpose2d(
+        input,
+        weight,
+        bias,
+        _tuple(op, "stride", stride, 2),
+        _tuple(op, "padding", padding, 2),
+        _tuple(op, "output_padding", output_padding, 2),
+        groups,
+        _tuple(op, "dilation", dilation, 2),
+    )
+
+
 # ---- Pooling
 
 # ---- Normalisation

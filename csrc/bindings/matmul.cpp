@@ -3,6 +3,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 
+#include "csrc/bindings/channel_sum.h"
 #include "csrc/bindings/common.h"
 #include "csrc/bindings/ops.h"
 #include "csrc/cpu/gemm.h"
@@ -48,22 +49,6 @@ Tensor gemm(const Tensor& a, const Tensor& b) {
   const Tensor c = allocate({sa[0], sa[1], sb[2]}, a.options());
   if (!c.is_meta()) multiply(a, b, Tensor(), c);
   return c;
-}
-
-// sum_rows(Tensor x) -> Tensor: (M, N) to (N)
-Tensor sum_rows(const Tensor& x) {
-  const auto sizes = sizes_of(x);
-  TORCH_CHECK(sizes.size() == 2, "sum_rows: x must be 2-D, got ", sizes);
-  const Tensor sum = allocate({sizes[1]}, x.options());
-  if (x.is_meta() || sum.numel() == 0) return sum;
-  const Tensor rows = x.contiguous();
-  TensorScratch scratch;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::GemmKernels<T>>().sum_rows(sizes[0], sizes[1], rows.const_data_ptr<T>(), sum.mutable_data_ptr<T>(),
-                                            scratch);
-  });
-  return sum;
 }
 
 // linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor: (..., K), (N, K), (N) to (..., N)
@@ -132,7 +117,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     }
     if (ctx->needs_input_grad(1)) dweight = product(dy.t(), x.reshape_symint({dy.sym_size(0), K}));
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2))
-      dbias = create_graph() ? dy.sum(0) : DLK_OP(sum_rows).call(dy);
+      dbias = create_graph() ? dy.sum(0) : channel_sum_op(dy.unsqueeze(2));
     return {dx, dweight, dbias};
   }
 };
@@ -159,11 +144,9 @@ Tensor as_batch(const Tensor& x, at::IntArrayRef shape, int64_t batch) {
 
 TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("gemm(Tensor a, Tensor b) -> Tensor");
-  m.def("sum_rows(Tensor x) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 }
 DLK_IMPL_CPU_META(gemm)
-DLK_IMPL_CPU_META(sum_rows)
 DLK_IMPL_CPU_META(linear)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("gemm", TORCH_FN(gemm_autograd));

@@ -46,6 +46,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("matmul", &matmul_entry, nogil);
 
   // conv2d.cpp
+  m.def("conv1d", &conv1d_entry, nogil);
+  m.def("conv2d", &conv2d_entry, nogil);
+  m.def("conv_transpose2d", &conv_transpose2d_entry, nogil);
 
   // pool2d.cpp
 

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <string>
 
@@ -13,7 +14,16 @@ namespace dlk::bindings {
 at::Tensor linear_entry(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias);
 at::Tensor matmul_entry(const at::Tensor& input, const at::Tensor& other);
 
-// conv2d.cpp
+// conv2d.cpp: padding is given for both sides, (left, right) or (top, bottom, left, right)
+at::Tensor conv1d_entry(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                        int64_t stride, std::array<int64_t, 2> padding, int64_t dilation, int64_t groups);
+at::Tensor conv2d_entry(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                        std::array<int64_t, 2> stride, std::array<int64_t, 4> padding, std::array<int64_t, 2> dilation,
+                        int64_t groups);
+at::Tensor conv_transpose2d_entry(const at::Tensor& input, const at::Tensor& weight,
+                                  const std::optional<at::Tensor>& bias, std::array<int64_t, 2> stride,
+                                  std::array<int64_t, 2> padding, std::array<int64_t, 2> output_padding, int64_t groups,
+                                  std::array<int64_t, 2> dilation);
 
 // pool2d.cpp
 

@@ -15,12 +15,6 @@ namespace {
 
 using namespace DLK_ISA;
 
-/// Multiply-adds below which one thread is faster than waking a second (about 10 microseconds of work).
-constexpr int64_t kGrainMultiplies = 400'000;
-
-/// Rows further apart than this share L1 sets and TLB entries too often to be read in place.
-constexpr int64_t kFarBytes = 2048;
-
 /// How one product is cut and what is packed; a function of its shape alone.
 template <class T>
 struct Plan {
@@ -34,9 +28,8 @@ struct Plan {
     assert(a_rows_contiguous || p.a_row == 1 || p.M == 1);
     assert(!b_transposed || p.b_row == 1 || p.K == 1);
     // Packing pays where a block is read several times and lies badly.
-    const int64_t far = kFarBytes / static_cast<int64_t>(sizeof(T));
-    pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row : p.a_col) > far;
-    pack_b = b_transposed || (p.M > 2 * B::MR && p.b_row > far);
+    pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row : p.a_col) > kFarStride<T>;
+    pack_b = b_transposed || (p.M > 2 * B::MR && p.b_row > kFarStride<T>);
     kc = p.K < B::KC ? p.K : B::KC;
     nc = p.N < B::NC ? round_up(p.N, B::NR) : B::NC;
     a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : round_up(B::MR, kLanes<T>);
@@ -93,7 +86,8 @@ void multiply_one(const Team& team, const Plan<T>& plan, const Gemm& p, const T*
           pack_panel(kc, n, from, p.b_row, panel);
       });
 
-      const CView<T> c_block{c + jc, p.c_row, nullptr, pc > 0, nullptr, bias ? bias + jc : nullptr};
+      CView<T> c_block{.data = c + jc, .row_stride = p.c_row, .accumulate = pc > 0};
+      if (bias) c_block.column_bias = bias + jc;
       const int64_t row_blocks = ceil_div(p.M, B::MC);
       // Few rows: cut the columns too, so that every thread has work.
       const int64_t group = row_blocks >= 8 ? panels : ceil_div(panels, 8);
@@ -156,32 +150,8 @@ void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Scratc
   });
 }
 
-/// Sums blocks of rows apart, then the blocks, both in order.
-template <class T>
-void sum_rows(int64_t M, int64_t N, const T* x, T* sum, Scratch& scratch) {
-  constexpr int64_t kRows = 64;
-  const int64_t blocks = ceil_div(M, kRows);
-  T* partial = scratch.array<T>(blocks * N);
-  parallel_for(blocks, kRows * N, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const T* rows = x + block * kRows * N;
-      const int64_t count = M - block * kRows < kRows ? M - block * kRows : kRows;
-      for_each_vec<T>(N, [&](int64_t j, auto lanes) {
-        Vec<T> total{};
-        for (int64_t i = 0; i < count; ++i) total += load_n(rows + i * N + j, lanes);
-        store_n(partial + block * N + j, total, lanes);
-      });
-    }
-  });
-  for_each_vec<T>(N, [&](int64_t j, auto lanes) {
-    Vec<T> total{};
-    for (int64_t block = 0; block < blocks; ++block) total += load_n(partial + block * N + j, lanes);
-    store_n(sum + j, total, lanes);
-  });
-}
-
 }  // namespace
 }  // namespace dlk::cpu
 
-DLK_KERNEL_TABLE(GemmKernels<float>, {multiply<float>, sum_rows<float>})
-DLK_KERNEL_TABLE(GemmKernels<double>, {multiply<double>, sum_rows<double>})
+DLK_KERNEL_TABLE(GemmKernels<float>, {multiply<float>})
+DLK_KERNEL_TABLE(GemmKernels<double>, {multiply<double>})

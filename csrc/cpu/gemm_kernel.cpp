@@ -13,8 +13,9 @@ __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n
     const int64_t count = n - j < L ? n - j : L;
     const bool scattered = c.columns && c.columns[j + count - 1] - c.columns[j] != count - 1;
     const Vec<T> column_bias = c.column_bias ? load_partial(c.column_bias + j, count) : Vec<T>{};
-    T* y = c.data + (c.columns ? c.columns[j] : j);
-    for (int i = 0; i < rows; ++i, y += c.row_stride) {
+    T* first = c.data + (c.columns ? c.columns[j] : j);
+    for (int i = 0; i < rows; ++i) {
+      T* y = first + c.row(i);
       const Vec<T> sum = load(tile + i * NR + j);
       const Vec<T> bias = column_bias + (c.row_bias ? c.row_bias[i] : T(0));
       if (!scattered) {
@@ -58,9 +59,10 @@ void tile(int64_t K, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
     }
     return store_tile(c, rows, n, &out[0][0]);
   }
-  T* y = c.data + (c.columns ? c.columns[0] : 0);
+  T* first = c.data + (c.columns ? c.columns[0] : 0);
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i, y += c.row_stride) {
+  for (int i = 0; i < rows; ++i) {
+    T* y = first + c.row(i);
     const Vec<T> bias = splat(c.row_bias ? c.row_bias[i] : T(0));
 #pragma GCC unroll 2
     for (int v = 0; v < nv; ++v) store(y + v * L, (c.accumulate ? load(y + v * L) : bias) + sum[i][v]);

@@ -41,19 +41,23 @@ struct AView {
   DLK_INLINE AView from_row(int64_t i) const { return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous}; }
 };
 
-/// Where a tile of C goes: element (i, j) at c[i * row_stride + (columns ? columns[j] : j)].
+/// Where a tile of C goes: element (i, j) at data[(rows ? rows[i] : i * row_stride) + (columns ? columns[j] : j)].
 template <class T>
 struct CView {
   T* data;
   int64_t row_stride;
-  const int64_t* columns;  // offsets of the columns, or null where they are contiguous
-  bool accumulate;         // add to what is there; else start from the biases (null: 0)
-  const T* row_bias;
-  const T* column_bias;
+  const int64_t* rows = nullptr;     // offsets of the rows, where they have no common stride
+  const int64_t* columns = nullptr;  // offsets of the columns, where they are not all contiguous
+  bool accumulate = false;           // add to what is there; else start from the biases (null: 0)
+  const T* row_bias = nullptr;
+  const T* column_bias = nullptr;
+
+  DLK_INLINE int64_t row(int64_t i) const { return rows ? rows[i] : i * row_stride; }
 
   DLK_INLINE CView from(int64_t i, int64_t j) const {
     CView view = *this;
-    view.data += i * row_stride + (columns ? 0 : j);
+    view.data += (rows ? 0 : i * row_stride) + (columns ? 0 : j);
+    if (rows) view.rows += i;
     if (columns) view.columns += j;
     if (row_bias) view.row_bias += i;
     if (column_bias) view.column_bias += j;
@@ -75,6 +79,13 @@ constexpr int64_t packed_row_stride(int64_t K) {
   constexpr int64_t line = 64 / sizeof(T);
   return (ceil_div(K, line) | 1) * line;
 }
+
+/// Rows further apart than this share L1 sets and TLB entries too often to be read in place.
+template <class T>
+constexpr int64_t kFarStride = 2048 / sizeof(T);
+
+/// Multiply-adds below which one thread is faster than waking a second (about 10 microseconds of work).
+constexpr int64_t kGrainMultiplies = 400'000;
 
 template <class T>
 DLK_INLINE void copy(const T* from, int64_t n, T* to) {

@@ -1,0 +1,343 @@
+// conv1d, conv2d and conv_transpose2d, on three ops: the convolution, its gradient to the input (which is also the
+// transposed convolution) and its gradient to the weight. A 1-D convolution is a 2-D one of height 1.
+#include "csrc/cpu/conv2d.h"
+
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/conv1d.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/conv_transpose2d.h>
+
+#include <array>
+
+#include "csrc/bindings/channel_sum.h"
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+
+namespace dlk::bindings {
+namespace {
+
+/// What the ops take as one list: stride (h, w), padding (top, bottom, left, right), dilation (h, w), groups.
+struct Geometry {
+  int64_t stride[2], padding[4], dilation[2], groups;
+
+  static constexpr int64_t kLength = 9;
+
+  explicit Geometry(at::IntArrayRef l) {
+    TORCH_CHECK(l.size() == kLength, "convolution: geometry must be a list of ", kLength, " integers, got ", l);
+    *this = Geometry({l[0], l[1]}, {l[2], l[3], l[4], l[5]}, {l[6], l[7]}, l[8]);
+  }
+  Geometry(at::IntArrayRef s, std::array<int64_t, 4> p, at::IntArrayRef d, int64_t g)
+      : stride{s[0], s[1]}, padding{p[0], p[1], p[2], p[3]}, dilation{d[0], d[1]}, groups(g) {}
+
+  std::array<int64_t, kLength> list() const {
+    return {stride[0],  stride[1],  padding[0],  padding[1], padding[2],
+            padding[3], dilation[0], dilation[1], groups};
+  }
+};
+
+/// The kernels' description of the convolution of x (N, C, H, W) with w (K, C / groups, R, S).
+Conv2d describe(at::IntArrayRef x, at::IntArrayRef w, const Geometry& g) {
+  const auto out = [&](int axis, int64_t size, int64_t kernel) {
+    const int64_t room = size + g.padding[2 * axis] + g.padding[2 * axis + 1] - g.dilation[axis] * (kernel - 1) - 1;
+    return room < 0 ? 0 : room / g.stride[axis] + 1;
+  };
+  Conv2d p{};
+  p.N = x[0], p.C = x[1], p.H = x[2], p.W = x[3];
+  p.K = w[0], p.R = w[2], p.S = w[3];
+  p.OH = out(0, p.H, p.R), p.OW = out(1, p.W, p.S);
+  p.stride_h = g.stride[0], p.stride_w = g.stride[1];
+  p.pad_h = g.padding[0], p.pad_w = g.padding[2];
+  p.dilation_h = g.dilation[0], p.dilation_w = g.dilation[1];
+  p.groups = g.groups;
+  return p;
+}
+
+void set_strides(Conv2d& p, at::MemoryFormat format, const Tensor& w) {
+  p.channels_last = format == at::MemoryFormat::ChannelsLast;
+  p.w_k = w.stride(0), p.w_c = w.stride(1), p.w_r = w.stride(2), p.w_s = w.stride(3);
+}
+
+/// channels_last if either operand is, as PyTorch's convolutions choose.
+at::MemoryFormat format_of_either(const Tensor& x, const Tensor& w) {
+  return format_of(x) == at::MemoryFormat::ChannelsLast ? format_of(x) : format_of(w);
+}
+
+Tensor dense(const Tensor& w) { return w.is_non_overlapping_and_dense() ? w : w.contiguous(); }
+
+// convolution(Tensor x, Tensor w, Tensor? bias, int[] geometry) -> Tensor
+Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& bias, at::IntArrayRef geometry) {
+  Conv2d p = describe(sizes_of(x), sizes_of(w), Geometry(geometry));
+  const at::MemoryFormat format = format_of_either(x, w);
+  const Tensor y = allocate({p.N, p.K, p.OH, p.OW}, x.options(), format);
+  if (y.is_meta() || y.numel() == 0) return y;
+  const Tensor xs = x.contiguous(format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
+  set_strides(p, format, ws);
+  TensorScratch scratch;
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::Conv2dKernels<T>>().forward(p, xs.const_data_ptr<T>(), ws.const_data_ptr<T>(),
+                                             const_data_or_null<T>(b), y.mutable_data_ptr<T>(), scratch);
+  });
+  return y;
+}
+
+// convolution_backward_input(Tensor dy, Tensor w, Tensor? bias, int[] x_size, int[] geometry) -> Tensor
+Tensor convolution_backward_input(const Tensor& dy, const Tensor& w, const OptionalTensor& bias,
+                                  at::IntArrayRef x_size, at::IntArrayRef geometry) {
+  Conv2d p = describe(x_size, sizes_of(w), Geometry(geometry));
+  const auto dy_size = sizes_of(dy);
+  p.OH = dy_size[2], p.OW = dy_size[3];
+  const at::MemoryFormat format = format_of_either(dy, w);
+  const Tensor dx = allocate(x_size, dy.options(), format);
+  if (dx.is_meta() || dx.numel() == 0) return dx;
+  const Tensor dys = dy.contiguous(format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
+  set_strides(p, format, ws);
+  TensorScratch scratch;
+  dispatch_floating(dy.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::Conv2dKernels<T>>().backward_input(p, dys.const_data_ptr<T>(), ws.const_data_ptr<T>(),
+                                                    const_data_or_null<T>(b), dx.mutable_data_ptr<T>(), scratch);
+  });
+  return dx;
+}
+
+// convolution_backward_weight(Tensor x, Tensor dy, Tensor w, int[] geometry) -> Tensor: w gives shape and strides
+Tensor convolution_backward_weight(const Tensor& x, const Tensor& dy, const Tensor& w, at::IntArrayRef geometry) {
+  Conv2d p = describe(sizes_of(x), sizes_of(w), Geometry(geometry));
+  const auto dy_size = sizes_of(dy);
+  p.OH = dy_size[2], p.OW = dy_size[3];
+  const Tensor dw = allocate_like(w);
+  if (dw.is_meta() || dw.numel() == 0) return dw;
+  if (x.numel() == 0 || dy.numel() == 0) return dw.zero_();
+  const at::MemoryFormat format = format_of_either(x, dy);
+  const Tensor xs = x.contiguous(format), dys = dy.contiguous(format);
+  set_strides(p, format, dw);
+  TensorScratch scratch;
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::Conv2dWeightKernels<T>>().backward_weight(p, xs.const_data_ptr<T>(), dys.const_data_ptr<T>(),
+                                                           dw.mutable_data_ptr<T>(), scratch);
+  });
+  return dw;
+}
+
+/// Sum of dy over all but its channels.
+Tensor bias_gradient(const Tensor& dy) {
+  if (create_graph()) return dy.sum({0, 2, 3});
+  if (format_of(dy) == at::MemoryFormat::ChannelsLast)
+    return channel_sum_op(dy.permute({0, 2, 3, 1}).flatten(0, 2).unsqueeze(2));
+  return channel_sum_op(dy.flatten(2));
+}
+
+/// PyTorch's convolution, for gradients of gradients.
+Tensor reference(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Geometry& g) {
+  const auto& pad = g.padding;
+  return at::conv2d(at::constant_pad_nd(x, {pad[2], pad[3], pad[0], pad[1]}), w, bias, g.stride,
+                    at::IntArrayRef({0, 0}), g.dilation, g.groups);
+}
+/// PyTorch's transposed convolution to an image of size x_size: the full one, less the padding.
+Tensor reference_transposed(const Tensor& dy, const Tensor& w, const OptionalTensor& bias, at::IntArrayRef x_size,
+                            const Geometry& g) {
+  const auto full = at::conv_transpose2d(dy, w, {}, g.stride, 0, 0, g.groups, g.dilation);
+  const auto pad_to = [&](int axis) {
+    return x_size[2 + axis] - full.size(2 + axis) + g.padding[2 * axis];
+  };
+  const Tensor x = at::constant_pad_nd(full, {-g.padding[2], pad_to(1), -g.padding[0], pad_to(0)});
+  return bias ? x + bias->view({1, -1, 1, 1}) : x;
+}
+
+/// Which of x, w, bias a backward pass needs gradients of.
+std::vector<bool> needs(AutogradContext* ctx, bool has_bias) {
+  return {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)};
+}
+
+struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                        at::IntArrayRef geometry) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({x, w});
+    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->saved_data["geometry"] = geometry.vec();
+    return DLK_OP(convolution).call(x, w, bias, geometry);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &w = saved[1], &dy = grads[0];
+    const auto geometry = ctx->saved_data["geometry"].toIntVector();
+    const auto need = needs(ctx, ctx->saved_data["has_bias"].toBool());
+    Tensor dx, dw, db;
+    if (create_graph()) {
+      const auto d = differentiable_gradients({x, w}, {need[0], need[1]}, dy, [&](const variable_list& in) {
+        return reference(in[0], in[1], {}, Geometry(geometry));
+      });
+      dx = d[0], dw = d[1];
+    } else {
+      if (need[0]) dx = DLK_OP(convolution_backward_input).call(dy, w, {}, sizes_of(x), geometry);
+      if (need[1]) dw = DLK_OP(convolution_backward_weight).call(x, dy, w, geometry);
+    }
+    if (need[2]) db = bias_gradient(dy);
+    return {dx, dw, db, Tensor()};
+  }
+};
+
+struct TransposedConvolutionFunction : torch::autograd::Function<TransposedConvolutionFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                        at::IntArrayRef y_size, at::IntArrayRef geometry) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({x, w});
+    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->saved_data["y_size"] = y_size.vec();
+    ctx->saved_data["geometry"] = geometry.vec();
+    return DLK_OP(convolution_backward_input).call(x, w, bias, y_size, geometry);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &w = saved[1], &dy = grads[0];
+    const auto y_size = ctx->saved_data["y_size"].toIntVector(), geometry = ctx->saved_data["geometry"].toIntVector();
+    const auto need = needs(ctx, ctx->saved_data["has_bias"].toBool());
+    Tensor dx, dw, db;
+    if (create_graph()) {
+      const auto d = differentiable_gradients({x, w}, {need[0], need[1]}, dy, [&](const variable_list& in) {
+        return reference_transposed(in[0], in[1], {}, y_size, Geometry(geometry));
+      });
+      dx = d[0], dw = d[1];
+    } else {
+      // x is what the convolution of y would give: the operands swap roles.
+      if (need[0]) dx = DLK_OP(convolution).call(dy, w, {}, geometry).narrow(2, 0, x.size(2)).narrow(3, 0, x.size(3));
+      if (need[1]) dw = DLK_OP(convolution_backward_weight).call(dy, x, w, geometry);
+    }
+    if (need[2]) db = bias_gradient(dy);
+    return {dx, dw, db, Tensor(), Tensor()};
+  }
+};
+
+Tensor convolution_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias, at::IntArrayRef geometry) {
+  return ConvolutionFunction::apply(x, w, bias, geometry);
+}
+
+Tensor convolution_backward_input_autograd(const Tensor& dy, const Tensor& w, const OptionalTensor& bias,
+                                           at::IntArrayRef x_size, at::IntArrayRef geometry) {
+  return TransposedConvolutionFunction::apply(dy, w, bias, x_size, geometry);
+}
+
+// ---- Checks of the entry points
+
+/// Larger sizes are refused, so that no product of two of them overflows.
+constexpr int64_t kMostParameter = (int64_t{1} << 31) - 1;
+
+void check_parameter(const char* op, const char* name, at::IntArrayRef values, int64_t least) {
+  for (const int64_t value : values)
+    TORCH_CHECK(value >= least && value <= kMostParameter, op, ": ", name, " must be ",
+                least > 0 ? "positive" : "non-negative", " and below 2^31, got ", values);
+}
+
+void check_geometry(const char* op, const Geometry& g) {
+  check_parameter(op, "stride", g.stride, 1);
+  check_parameter(op, "padding", g.padding, 0);
+  check_parameter(op, "dilation", g.dilation, 1);
+  check_parameter(op, "groups", g.groups, 1);
+}
+
+/// `x_channels`: the dimension of w that, in all groups together, gives the channels of x; the other gives the bias.
+void check_operands(const char* op, int64_t spatial, at::IntArrayRef x, at::IntArrayRef w, const OptionalTensor& bias,
+                    const Geometry& g, bool transposed) {
+  const auto rank = static_cast<int64_t>(x.size());
+  TORCH_CHECK(rank == spatial + 1 || rank == spatial + 2, "Expected ", spatial + 1, "D (unbatched) or ", spatial + 2,
+              "D (batched) input to ", op, ", but got input of size: ", x);
+  TORCH_CHECK(static_cast<int64_t>(w.size()) == spatial + 2, op, ": weight must be ", spatial + 2, "-D, got shape ", w);
+  for (int64_t i = 2; i < spatial + 2; ++i)
+    TORCH_CHECK(w[i] > 0 && w[i] <= kMostParameter, op, ": the kernel must not be empty, got weight of shape ", w);
+  TORCH_CHECK(w[0] > 0 && w[0] % g.groups == 0, op, ": weight.size(0) must be a positive multiple of groups=",
+              g.groups, ", got weight of shape ", w);
+  const int64_t C = x[rank - spatial - 1], expected = transposed ? w[0] : w[1] * g.groups;
+  TORCH_CHECK(C == expected, "Given groups=", g.groups, ", weight of size ", w, ", expected input", x, " to have ",
+              expected, " channels, but got ", C, " channels instead");
+  const int64_t outputs = transposed ? w[1] * g.groups : w[0];
+  if (bias)
+    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == outputs, op, ": bias must have shape (", outputs, ",), got ",
+                bias->sym_sizes());
+}
+
+Tensor convolve(const char* op, int64_t spatial, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                const Geometry& g) {
+  check_geometry(op, g);
+  const auto xs = sizes_of(x), ws = sizes_of(w);
+  check_operands(op, spatial, xs, ws, bias, g, /*transposed=*/false);
+  const bool batched = static_cast<int64_t>(xs.size()) == spatial + 2;
+  Tensor images = batched ? x : x.unsqueeze(0), filters = w;
+  if (spatial == 1) images = images.unsqueeze(2), filters = filters.unsqueeze(2);
+  const Conv2d p = describe(sizes_of(images), sizes_of(filters), g);
+  const int64_t padded[] = {p.H + g.padding[0] + g.padding[1], p.W + g.padding[2] + g.padding[3]};
+  TORCH_CHECK(p.OH > 0 && p.OW > 0, "Calculated padded input size per channel: (", padded[0], " x ", padded[1],
+              "). Kernel size: (", p.dilation_h * (p.R - 1) + 1, " x ", p.dilation_w * (p.S - 1) + 1,
+              "). Kernel size can't be greater than actual input size");
+  Tensor y = DLK_OP(convolution).call(images, filters, bias, g.list());
+  if (spatial == 1) y = y.squeeze(2);
+  return batched ? y : y.squeeze(0);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def("convolution(Tensor x, Tensor w, Tensor? bias, int[] geometry) -> Tensor");
+  m.def("convolution_backward_input(Tensor dy, Tensor w, Tensor? bias, int[] x_size, int[] geometry) -> Tensor");
+  m.def("convolution_backward_weight(Tensor x, Tensor dy, Tensor w, int[] geometry) -> Tensor");
+}
+DLK_IMPL_CPU_META(convolution)
+DLK_IMPL_CPU_META(convolution_backward_input)
+DLK_IMPL_CPU_META(convolution_backward_weight)
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
+  m.impl("convolution", TORCH_FN(convolution_autograd));
+  m.impl("convolution_backward_input", TORCH_FN(convolution_backward_input_autograd));
+}
+
+Tensor conv1d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride,
+                    std::array<int64_t, 2> padding, int64_t dilation, int64_t groups) {
+  if (!covered("conv1d", {input, weight, or_undefined(bias)})) {
+    const Tensor x = at::constant_pad_nd(input, padding);
+    return at::conv1d(x, weight, bias, stride, at::IntArrayRef(0), dilation, groups);
+  }
+  return convolve("conv1d", 1, input, weight, bias,
+                  Geometry({1, stride}, {0, 0, padding[0], padding[1]}, {1, dilation}, groups));
+}
+
+Tensor conv2d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                    std::array<int64_t, 2> stride, std::array<int64_t, 4> padding, std::array<int64_t, 2> dilation,
+                    int64_t groups) {
+  const Geometry g(stride, padding, dilation, groups);
+  if (!covered("conv2d", {input, weight, or_undefined(bias)})) return reference(input, weight, bias, g);
+  return convolve("conv2d", 2, input, weight, bias, g);
+}
+
+Tensor conv_transpose2d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                              std::array<int64_t, 2> stride, std::array<int64_t, 2> padding,
+                              std::array<int64_t, 2> output_padding, int64_t groups, std::array<int64_t, 2> dilation) {
+  if (!covered("conv_transpose2d", {input, weight, or_undefined(bias)}))
+    return at::conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation);
+  const char* const op = "conv_transpose2d";
+  const Geometry g(stride, {padding[0], padding[0], padding[1], padding[1]}, dilation, groups);
+  check_geometry(op, g);
+  check_parameter(op, "output_padding", output_padding, 0);
+  const auto xs = sizes_of(input), ws = sizes_of(weight);
+  check_operands(op, 2, xs, ws, bias, g, /*transposed=*/true);
+  const bool batched = xs.size() == 4;
+  const Tensor x = batched ? input : input.unsqueeze(0);
+  std::vector<int64_t> y_size = sizes_of(x);
+  y_size[1] = ws[1] * groups;
+  for (int axis = 0; axis < 2; ++axis) {
+    TORCH_CHECK(output_padding[axis] < std::max(stride[axis], dilation[axis]),
+                "output padding must be smaller than either stride or dilation, but got output_padding=",
+                output_padding[axis], ", stride=", stride[axis], ", dilation=", dilation[axis]);
+    TORCH_CHECK(y_size[2 + axis] > 0, op, ": input must have no empty spatial dimension, got shape ", xs);
+    y_size[2 + axis] = (y_size[2 + axis] - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (ws[2 + axis] - 1) +
+                       output_padding[axis] + 1;
+    TORCH_CHECK(y_size[2 + axis] > 0, op, ": padding=", padding[axis], " leaves no output: its size would be ",
+                y_size[2 + axis]);
+  }
+  const Tensor y = DLK_OP(convolution_backward_input).call(x, weight, bias, y_size, g.list());
+  return batched ? y : y.squeeze(0);
+}
+
+}  // namespace dlk::bindings

@@ -1,0 +1,22 @@
+// Shape of a 2-D convolution (a 1-D one has H = R = OH = 1), shared by all its passes.
+#pragma once
+
+#include <cstdint>
+
+namespace dlk {
+
+/// y[n, k, oh, ow] = bias[k] + sum over c, r, s of
+///                   x[n, c, oh * stride_h + r * dilation_h - pad_h, ow * stride_w + ...] * w[k, c, r, s],
+/// where c runs over the C / groups input channels of k's group and x is 0 outside of its image.
+/// pad_h, pad_w count the zeros above and left; those below and right follow from OH and OW.
+struct Conv2d {
+  int64_t N, C, H, W;
+  int64_t K, R, S;
+  int64_t OH, OW;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t groups;
+  bool channels_last;         // x and y are (N, H, W, C) in memory; else (N, C, H, W)
+  int64_t w_k, w_c, w_r, w_s; // strides of w
+};
+
+}  // namespace dlk

@@ -1,0 +1,243 @@
+// Convolution forward and gradient to the input, as correlations (correlation.h) by implicit GEMM.
+//
+// NCHW: per group, out[CO x pixels] = W[CO x (c, t)] Patches[(c, t) x pixels]; NHWC: out[pixels x CO] = Patches W^T.
+// The weights are packed once; then tasks (group, block of pixels, part of CO), cut by shape alone, run on the team of
+// threads: each packs its block of patches (patches.h) one block of the sum at a time and multiplies. An element of out
+// is summed by one thread, in a fixed order.
+#include "csrc/cpu/conv2d.h"
+
+#include "csrc/cpu/patches.h"
+
+namespace dlk::cpu {
+namespace {
+
+/// Enough tasks to balance a few threads; with fewer pixel blocks than this, CO is cut too.
+constexpr int64_t kTasks = 8;
+
+/// Tasks: groups x pixel blocks x parts of CO.
+struct Tiling {
+  int64_t pixels, pixel_blocks;  // per block; count
+  int64_t outputs, output_parts;
+
+  Tiling(const Correlation& q, int64_t most_pixels, int64_t pixel_multiple, int64_t output_multiple) {
+    pixel_blocks = ceil_div(q.pixels(), most_pixels);
+    pixels = round_up(ceil_div(q.pixels(), pixel_blocks), pixel_multiple);
+    pixel_blocks = ceil_div(q.pixels(), pixels);
+    const int64_t wanted = ceil_div(kTasks, q.groups * pixel_blocks), most = ceil_div(q.CO, 4 * output_multiple);
+    output_parts = wanted < most ? wanted : most;
+    outputs = round_up(ceil_div(q.CO, output_parts), output_multiple);
+    output_parts = ceil_div(q.CO, outputs);
+  }
+
+  int64_t count(const Correlation& q) const { return q.groups * pixel_blocks * output_parts; }
+
+  struct Task {
+    int64_t group;
+    Range pixels, outputs;
+  };
+  Task task(const Correlation& q, int64_t i) const {
+    const auto part = [](int64_t index, int64_t size, int64_t n) {
+      return Range{index * size, (index + 1) * size < n ? (index + 1) * size : n};
+    };
+    return {i / output_parts / pixel_blocks, part(i / output_parts % pixel_blocks, pixels, q.pixels()),
+            part(i % output_parts, outputs, q.CO)};
+  }
+};
+
+bool worth_threads(const Correlation& q) {
+  return q.groups * q.CO * q.CI * q.taps * q.pixels() >= kGrainMultiplies;
+}
+
+template <class T>
+const T* weight_at(const Correlation& q, const T* w, int64_t g, int64_t m, int64_t c, int64_t t) {
+  return w + g * q.w_group + m * q.w_out + c * q.w_in + q.weight[t];
+}
+
+/// Output offsets of a block of pixels; channels lie `pixel_stride` apart from pixel to pixel.
+void output_offsets(const Correlation& q, Range pixels, int64_t image_stride, int64_t pixel_stride, int64_t* offsets) {
+  for (int64_t p = pixels.begin; p < pixels.end; ++p) {
+    const Pixel pixel(q, p);
+    const int64_t h = q.row0 + pixel.i * q.row_step, w = q.col0 + pixel.j * q.col_step;
+    *offsets++ = pixel.n * image_stride + (h * q.OW + w) * pixel_stride;
+  }
+}
+
+// ---- NCHW
+
+/// Row m of the packed weights of one block of the sum: terms (c, t), taps innermost.
+template <class T>
+void pack_weight_row(const Correlation& q, const T* w, int64_t g, int64_t m, Range channels, Range taps, T* row) {
+  for (int64_t c = channels.begin; c < channels.end; ++c)
+    for (int64_t t = taps.begin; t < taps.end; ++t) *row++ = *weight_at(q, w, g, m, c, t);
+}
+
+/// Packs the patches of one block of pixels into panels of NR pixels; the ragged last one is filled with zeros.
+template <class T>
+void pack_patches(const PlanarPatches<T>& patches, int64_t channels, Range taps, int64_t pixels, T* panels) {
+  constexpr int64_t NR = Block<T>::NR;
+  const int64_t terms = channels * taps.size();
+  Range runs{0, 0};
+  for (int64_t j = 0; j < pixels; j += NR, panels += terms * NR) {
+    runs.begin = runs.end;
+    while (runs.end < patches.runs() && patches.run(runs.end).to < j + NR) ++runs.end;
+    if (pixels - j < NR)
+      for (int64_t i = 0; i < terms * NR; ++i) panels[i] = T(0);
+    T* row = panels - j;  // runs count pixels from the start of the block
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t t = taps.begin; t < taps.end; ++t, row += NR) patches.read(c, t, runs, row);
+  }
+}
+
+template <class T>
+void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
+  using B = Block<T>;
+  const SumBlocks<T> sums(q);
+  const Tiling tiling(q, kBlockPixels, B::NR, B::MR);
+  const int64_t stride = packed_row_stride<T>(sums.terms()), block_weights = q.CO * stride;
+  T* weights = scratch.array<T>(q.groups * sums.count() * block_weights);
+  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, tiling.pixels, sums.channels);
+  const int64_t panels_size = sums.terms() * tiling.pixels + kLanes<T>, runs_size = 2 * tiling.pixels + 1;
+  const int64_t threads = max_threads();
+  T* stages = scratch.array<T>(threads * stage_size);
+  T* all_panels = scratch.array<T>(threads * panels_size);
+  Run* all_runs = scratch.array<Run>(threads * runs_size);
+  int64_t* all_columns = scratch.array<int64_t>(threads * tiling.pixels);
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    team.for_each(q.groups * sums.count() * q.CO, [&](int64_t i) {
+      const int64_t m = i % q.CO, block = i / q.CO % sums.count(), g = i / q.CO / sums.count();
+      pack_weight_row(q, w, g, m, sums.channel_range(block), sums.tap_range(block), weights + i * stride);
+    });
+    T* panels = all_panels + team.rank * panels_size;
+    int64_t* columns = all_columns + team.rank * tiling.pixels;
+    team.for_each(tiling.count(q), [&](int64_t i) {
+      const auto [g, pixels, outputs] = tiling.task(q, i);
+      PlanarPatches<T> patches(q, pixels, B::NR, all_runs + team.rank * runs_size, stages + team.rank * stage_size);
+      output_offsets(q, pixels, q.groups * q.CO * q.OH * q.OW, 1, columns);
+      for (int64_t block = 0; block < sums.count(); ++block) {
+        const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
+        if (taps.begin == 0) patches.stage(in, g, channels);
+        pack_patches(patches, channels.size(), taps, pixels.size(), panels);
+        const int64_t terms = channels.size() * taps.size();
+        const AView<T> a{weights + (g * sums.count() + block) * block_weights, stride, true};
+        CView<T> c{.data = out + g * q.CO * q.OH * q.OW, .row_stride = q.OH * q.OW, .columns = columns,
+                   .accumulate = block > 0};
+        if (bias) c.row_bias = bias + g * q.CO;
+        for (int64_t m = outputs.begin; m < outputs.end; m += B::MC) {
+          const int64_t M = outputs.end - m < B::MC ? outputs.end - m : B::MC;
+          multiply_block(M, pixels.size(), terms, a.from_row(m), panels, terms * B::NR, B::NR, c.from(m, 0));
+        }
+      }
+    });
+  });
+}
+
+// ---- NHWC
+
+/// Packs the panel of output channels [m, m + NR) for one block of the sum: terms (t, c), channels innermost.
+template <class T>
+void pack_weight_panel(const Correlation& q, const T* w, int64_t g, int64_t m, Range channels, Range taps, T* panel) {
+  constexpr int64_t NR = Block<T>::NR;
+  const int64_t n = q.CO - m < NR ? q.CO - m : NR;
+  for (int64_t t = taps.begin; t < taps.end; ++t, panel += channels.size() * NR) {
+    const T* from = weight_at(q, w, g, m, channels.begin, t);
+    if (q.w_in == 1) {
+      pack_panel_transposed<T>(channels.size(), n, [&](int64_t j) { return from + j * q.w_out; }, panel);
+    } else if (q.w_out == 1) {
+      pack_panel(channels.size(), n, from, q.w_in, panel);
+    } else {
+      for (int64_t c = 0; c < channels.size(); ++c)
+        for (int64_t j = 0; j < NR; ++j) panel[c * NR + j] = j < n ? from[c * q.w_in + j * q.w_out] : T(0);
+    }
+  }
+}
+
+/// Whether the patches are the input itself: one tap, one pixel per input pixel, rows near enough to be read in place.
+template <class T>
+bool patches_are_input(const Correlation& q) {
+  return q.taps == 1 && q.dh[0] == 0 && q.dw[0] == 0 && q.step_h == 1 && q.step_w == 1 && q.rows == q.IH &&
+         q.cols == q.IW && q.groups * q.CI <= kFarStride<T>;
+}
+
+template <class T>
+void correlate_channels_last(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
+  using B = Block<T>;
+  const SumBlocks<T> sums(q);
+  const Tiling tiling(q, B::MC, B::MR, B::NR);
+  const bool in_place = patches_are_input<T>(q);
+  const bool rows_adjacent = q.row_step == 1 && q.col_step == 1;
+  const int64_t C = q.groups * q.CI, K = q.groups * q.CO;
+  const int64_t panels = ceil_div(q.CO, B::NR), panel_size = sums.terms() * B::NR;
+  T* weights = scratch.array<T>(q.groups * sums.count() * panels * panel_size);
+  const int64_t stride = packed_row_stride<T>(sums.terms());
+  const int64_t patches_size = in_place ? 0 : tiling.pixels * stride;
+  T* all_patches = scratch.array<T>(max_threads() * patches_size);
+  int64_t* all_rows = scratch.array<int64_t>(max_threads() * tiling.pixels);
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    team.for_each(q.groups * sums.count() * panels, [&](int64_t i) {
+      const int64_t m = i % panels * B::NR, block = i / panels % sums.count(), g = i / panels / sums.count();
+      pack_weight_panel(q, w, g, m, sums.channel_range(block), sums.tap_range(block), weights + i * panel_size);
+    });
+    T* patches = all_patches + team.rank * patches_size;
+    int64_t* rows = all_rows + team.rank * tiling.pixels;
+    team.for_each(tiling.count(q), [&](int64_t i) {
+      const auto [g, pixels, outputs] = tiling.task(q, i);
+      if (!rows_adjacent) output_offsets(q, pixels, q.OH * q.OW * K, K, rows);
+      for (int64_t block = 0; block < sums.count(); ++block) {
+        const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
+        AView<T> a{in + pixels.begin * C + g * q.CI + channels.begin, C, true};
+        if (!in_place) {
+          read_channels_last(q, in, g, pixels, taps, channels, patches, stride);
+          a = {patches, stride, true};
+        }
+        CView<T> c{.data = out + g * q.CO + (rows_adjacent ? pixels.begin * K : 0), .row_stride = K,
+                   .rows = rows_adjacent ? nullptr : rows, .accumulate = block > 0};
+        if (bias) c.column_bias = bias + g * q.CO;
+        const T* b = weights + ((g * sums.count() + block) * panels + outputs.begin / B::NR) * panel_size;
+        multiply_block(pixels.size(), outputs.size(), channels.size() * taps.size(), a, b, panel_size, B::NR,
+                       c.from(0, outputs.begin));
+      }
+    });
+  });
+}
+
+// ---- Both
+
+/// Output pixels that no tap reaches (stride larger than the filter): bias alone.
+template <class T>
+void fill_grid(const Correlation& q, const T* bias, T* out) {
+  const int64_t K = q.groups * q.CO, channel = q.channels_last ? 1 : q.OH * q.OW, pixel = q.channels_last ? K : 1;
+  for (int64_t p = 0; p < q.pixels(); ++p) {
+    int64_t offset;
+    output_offsets(q, {p, p + 1}, K * q.OH * q.OW, pixel, &offset);
+    for (int64_t k = 0; k < K; ++k) out[offset + k * channel] = bias ? bias[k] : T(0);
+  }
+}
+
+template <class T>
+void correlate(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
+  if (q.pixels() == 0 || q.CO == 0) return;
+  if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
+  if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, scratch);
+  correlate_planar(q, in, w, bias, out, scratch);
+}
+
+template <class T>
+void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Scratch& scratch) {
+  correlate(forward_correlation(p, scratch), x, w, bias, y, scratch);
+}
+
+template <class T>
+void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Scratch& scratch) {
+  int64_t* taps = scratch.array<int64_t>(3 * p.R * p.S);
+  for (int64_t phase_h = 0; phase_h < p.stride_h && phase_h < p.H; ++phase_h)
+    for (int64_t phase_w = 0; phase_w < p.stride_w && phase_w < p.W; ++phase_w)
+      correlate(backward_correlation(p, phase_h, phase_w, taps), dy, w, bias, dx, scratch);
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(Conv2dKernels<float>, {forward<float>, backward_input<float>})
+DLK_KERNEL_TABLE(Conv2dKernels<double>, {forward<double>, backward_input<double>})

@@ -1,0 +1,163 @@
+// Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by implicit GEMM.
+//
+// Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
+// after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
+// as a column. Pixels are cut into a fixed number of splits, each with sums of its own, which are then added in order:
+// tasks (group, split, part of the rows) are cut by shape alone, so the result does not depend on the threads, and
+// sums restart every block, which bounds their rounding error.
+#include "csrc/cpu/conv2d.h"
+#include "csrc/cpu/patches.h"
+
+namespace dlk::cpu {
+namespace {
+
+/// Enough tasks to balance a few threads.
+constexpr int64_t kTasks = 16;
+/// Elements that the splits' sums may take together.
+constexpr int64_t kMostPartial = int64_t{8} << 20;
+
+/// How the work is cut. Rows (c, t) come in the blocks of SumBlocks, whose rows are adjacent in dwT.
+template <class T>
+struct Cut {
+  SumBlocks<T> rows;
+  int64_t row_count, pixel_blocks, splits, row_parts;
+
+  explicit Cut(const Correlation& q) : rows(q), row_count(q.CI * q.taps) {
+    pixel_blocks = ceil_div(q.pixels(), kBlockPixels);
+    const int64_t wanted = ceil_div(kTasks, q.groups), room = kMostPartial / (q.groups * row_count * q.CO);
+    splits = wanted < pixel_blocks ? wanted : pixel_blocks;
+    if (splits > room) splits = room > 1 ? room : 1;
+    const int64_t parts = ceil_div(wanted, splits);
+    row_parts = parts < rows.count() ? parts : rows.count();
+  }
+
+  /// The i-th of `parts` shares of n.
+  static Range share(int64_t i, int64_t parts, int64_t n) { return {n * i / parts, n * (i + 1) / parts}; }
+  /// The first row of a block.
+  int64_t first_row(const Correlation& q, int64_t block) const {
+    const Range channels = rows.channel_range(block), taps = rows.tap_range(block);
+    return q.channels_last ? taps.begin * q.CI + channels.begin : channels.begin * q.taps + taps.begin;
+  }
+  int64_t block_rows(int64_t block) const { return rows.channel_range(block).size() * rows.tap_range(block).size(); }
+};
+
+/// dy of one block of pixels, as panels [pixels][NR] of output channels.
+template <class T>
+void pack_gradient(const Correlation& q, const T* dy, int64_t g, Range pixels, T* panels) {
+  constexpr int64_t NR = Block<T>::NR;
+  const int64_t K = q.groups * q.CO, image = q.OH * q.OW;
+  for (int64_t k = 0; k < q.CO; k += NR, panels += pixels.size() * NR) {
+    const int64_t n = q.CO - k < NR ? q.CO - k : NR, channel = g * q.CO + k;
+    if (q.channels_last) {
+      pack_panel(pixels.size(), n, dy + pixels.begin * K + channel, K, panels);
+      continue;
+    }
+    T* to = panels;
+    for (int64_t p = pixels.begin; p < pixels.end;) {  // one image at a time
+      const int64_t image_end = (p / image + 1) * image, end = image_end < pixels.end ? image_end : pixels.end;
+      const T* from = dy + (p / image * K + channel) * image + p % image;
+      pack_panel_transposed<T>(end - p, n, [&](int64_t j) { return from + j * image; }, to);
+      to += (end - p) * NR;
+      p = end;
+    }
+  }
+}
+
+/// Memory of one thread.
+template <class T>
+struct Buffers {
+  T *gradient, *patches, *stage;
+  Run* runs;
+};
+
+/// Adds the products of blocks [row_blocks) of rows and one block of pixels to dwT.
+template <class T>
+void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, Range pixels, Range row_blocks,
+               bool accumulate, const Buffers<T>& buffers, T* dwT) {
+  constexpr int64_t NR = Block<T>::NR;
+  const auto multiply = [&](int64_t block, const AView<T>& a) {
+    const CView<T> c{.data = dwT + cut.first_row(q, block) * q.CO, .row_stride = q.CO, .accumulate = accumulate};
+    multiply_block(cut.block_rows(block), q.CO, pixels.size(), a, buffers.gradient, pixels.size() * NR, NR, c);
+  };
+  if (q.channels_last) {
+    const int64_t stride = packed_row_stride<T>(cut.rows.terms());
+    for (int64_t block = row_blocks.begin; block < row_blocks.end; ++block) {
+      read_channels_last(q, in, g, pixels, cut.rows.tap_range(block), cut.rows.channel_range(block), buffers.patches,
+                         stride);
+      multiply(block, {buffers.patches, stride, false});
+    }
+    return;
+  }
+  const int64_t stride = packed_row_stride<T>(kBlockPixels);
+  PlanarPatches<T> patches(q, pixels, kBlockPixels, buffers.runs, buffers.stage);
+  const Range runs{0, patches.runs()};
+  for (int64_t block = row_blocks.begin; block < row_blocks.end; ++block) {
+    const Range channels = cut.rows.channel_range(block), taps = cut.rows.tap_range(block);
+    patches.stage(in, g, channels);
+    T* row = buffers.patches;
+    for (int64_t c = 0; c < channels.size(); ++c)
+      for (int64_t t = taps.begin; t < taps.end; ++t, row += stride) patches.read(c, t, runs, row);
+    multiply(block, {buffers.patches, stride, true});
+  }
+}
+
+/// dw = the splits' sums, added in order; partial is [group][split][row][CO].
+template <class T>
+void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64_t g, int64_t row, T* dw) {
+  const int64_t size = cut.row_count * q.CO;
+  const T* first = partial + g * cut.splits * size + row * q.CO;
+  const int64_t c = q.channels_last ? row % q.CI : row / q.taps, t = q.channels_last ? row / q.CI : row % q.taps;
+  T* to = dw + g * q.w_group + c * q.w_in + q.weight[t];
+  for (int64_t k = 0; k < q.CO; ++k) {
+    T sum = first[k];
+    for (int64_t split = 1; split < cut.splits; ++split) sum += first[split * size + k];
+    to[k * q.w_out] = sum;
+  }
+}
+
+template <class T>
+void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Scratch& scratch) {
+  using B = Block<T>;
+  const Correlation q = forward_correlation(p, scratch);
+  const Cut<T> cut(q);
+  const int64_t size = cut.row_count * q.CO;
+  T* partial = scratch.array<T>(q.groups * cut.splits * size);
+
+  const int64_t threads = max_threads();
+  const int64_t gradient_size = kBlockPixels * round_up(q.CO, B::NR);
+  const int64_t patches_size = q.channels_last
+                                   ? kBlockPixels * packed_row_stride<T>(cut.rows.terms())
+                                   : cut.rows.terms() * packed_row_stride<T>(kBlockPixels) + kLanes<T>;
+  const int64_t stage_size =
+      q.channels_last ? 0 : PlanarPatches<T>::stage_elements(q, kBlockPixels, cut.rows.channels);
+  T* gradients = scratch.array<T>(threads * gradient_size);
+  T* patches = scratch.array<T>(threads * patches_size);
+  T* stages = scratch.array<T>(threads * stage_size);
+  Run* runs = scratch.array<Run>(threads * (kBlockPixels + 2));
+
+  const bool parallel = q.groups * size * q.pixels() >= kGrainMultiplies;
+  run_team(parallel, [&](const Team& team) {
+    const Buffers<T> buffers{gradients + team.rank * gradient_size, patches + team.rank * patches_size,
+                             stages + team.rank * stage_size, runs + team.rank * (kBlockPixels + 2)};
+    team.for_each(q.groups * cut.splits * cut.row_parts, [&](int64_t task) {
+      const int64_t split = task / cut.row_parts % cut.splits, g = task / cut.row_parts / cut.splits;
+      const Range row_blocks = Cut<T>::share(task % cut.row_parts, cut.row_parts, cut.rows.count());
+      const Range blocks = Cut<T>::share(split, cut.splits, cut.pixel_blocks);
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        const int64_t begin = block * kBlockPixels, end = begin + kBlockPixels;
+        const Range pixels{begin, end < q.pixels() ? end : q.pixels()};
+        pack_gradient(q, dy, g, pixels, buffers.gradient);
+        add_block(q, cut, x, g, pixels, row_blocks, block > blocks.begin, buffers,
+                  partial + (g * cut.splits + split) * size);
+      }
+    });
+    team.for_each(q.groups * cut.row_count,
+                  [&](int64_t i) { add_splits(q, cut, partial, i / cut.row_count, i % cut.row_count, dw); });
+  });
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(Conv2dWeightKernels<float>, {backward_weight<float>})
+DLK_KERNEL_TABLE(Conv2dWeightKernels<double>, {backward_weight<double>})

@@ -1,0 +1,101 @@
+// The one operation behind a convolution's forward pass and its gradient to the input: a correlation
+//
+//   out[n, m, i, j] = bias[m] + sum over c, t of w(m, c, t) * in[n, c, i * step_h + dh[t], j * step_w + dw[t]]
+//
+// over a list of taps t, on a grid of output pixels (i, j) that may be every row_step-th row and col_step-th column of
+// the output image. Forward, a tap is a filter position, the step is the stride and the grid is all of y. Backward, dx
+// falls into stride_h * stride_w phases: within one, all pixels see the same taps, and dy is read with step 1.
+#pragma once
+
+#include "csrc/core/conv2d.h"
+#include "csrc/core/scratch.h"
+#include "csrc/cpu/gemm_kernel.h"
+
+namespace dlk::cpu {
+namespace {
+
+using namespace DLK_ISA;
+
+struct Correlation {
+  int64_t N, groups;
+  int64_t CI, IH, IW;  // channels of `in` per group, its image
+  int64_t CO, OH, OW;  // channels of `out` per group, its image
+  int64_t rows, row0, row_step, cols, col0, col_step;  // the grid: pixel (i, j) is out[row0 + i row_step, col0 + ...]
+  int64_t step_h, step_w;
+  int64_t taps, *dh, *dw, *weight;  // weight[t]: offset of tap t in w
+  int64_t w_out, w_in, w_group;     // strides of w along m, c and the groups
+  bool channels_last;
+
+  int64_t pixels() const { return N * rows * cols; }
+};
+
+/// The least and greatest tap offset along each axis.
+struct Span {
+  int64_t top, left, height, width;
+
+  explicit Span(const Correlation& q) : top(q.dh[0]), left(q.dw[0]) {
+    int64_t bottom = top, right = left;
+    for (int64_t t = 1; t < q.taps; ++t) {
+      if (q.dh[t] < top) top = q.dh[t];
+      if (q.dh[t] > bottom) bottom = q.dh[t];
+      if (q.dw[t] < left) left = q.dw[t];
+      if (q.dw[t] > right) right = q.dw[t];
+    }
+    height = bottom - top + 1;
+    width = right - left + 1;
+  }
+
+  /// Whether no pixel of the grid reads outside of the input image.
+  bool inside(const Correlation& q) const {
+    return top >= 0 && left >= 0 && (q.rows - 1) * q.step_h + top + height <= q.IH &&
+           (q.cols - 1) * q.step_w + left + width <= q.IW;
+  }
+};
+
+/// y as a correlation of x.
+inline Correlation forward_correlation(const Conv2d& p, Scratch& scratch) {
+  Correlation q{};
+  q.N = p.N, q.groups = p.groups;
+  q.CI = p.C / p.groups, q.IH = p.H, q.IW = p.W;
+  q.CO = p.K / p.groups, q.OH = p.OH, q.OW = p.OW;
+  q.rows = p.OH, q.row_step = 1, q.cols = p.OW, q.col_step = 1;
+  q.step_h = p.stride_h, q.step_w = p.stride_w;
+  q.w_out = p.w_k, q.w_in = p.w_c, q.w_group = q.CO * p.w_k;
+  q.channels_last = p.channels_last;
+  q.dh = scratch.array<int64_t>(3 * p.R * p.S), q.dw = q.dh + p.R * p.S, q.weight = q.dw + p.R * p.S;
+  for (int64_t r = 0; r < p.R; ++r)
+    for (int64_t s = 0; s < p.S; ++s, ++q.taps) {
+      q.dh[q.taps] = r * p.dilation_h - p.pad_h;
+      q.dw[q.taps] = s * p.dilation_w - p.pad_w;
+      q.weight[q.taps] = r * p.w_r + s * p.w_s;
+    }
+  return q;
+}
+
+/// Rows phase_h, phase_h + stride_h, ... and likewise columns of dx, as a correlation of dy: row h = phase_h + i stride_h
+/// of x is read by row i + (phase_h + pad_h - r dilation_h) / stride_h of y, for the r where that division is exact.
+/// `taps` is room for 3 R S values.
+inline Correlation backward_correlation(const Conv2d& p, int64_t phase_h, int64_t phase_w, int64_t* taps) {
+  Correlation q{};
+  q.N = p.N, q.groups = p.groups;
+  q.CI = p.K / p.groups, q.IH = p.OH, q.IW = p.OW;
+  q.CO = p.C / p.groups, q.OH = p.H, q.OW = p.W;
+  q.rows = ceil_div(p.H - phase_h, p.stride_h), q.row0 = phase_h, q.row_step = p.stride_h;
+  q.cols = ceil_div(p.W - phase_w, p.stride_w), q.col0 = phase_w, q.col_step = p.stride_w;
+  q.step_h = 1, q.step_w = 1;
+  q.w_out = p.w_c, q.w_in = p.w_k, q.w_group = q.CI * p.w_k;
+  q.channels_last = p.channels_last;
+  q.dh = taps, q.dw = q.dh + p.R * p.S, q.weight = q.dw + p.R * p.S;
+  for (int64_t r = 0; r < p.R; ++r)
+    for (int64_t s = 0; s < p.S; ++s) {
+      const int64_t h = phase_h + p.pad_h - r * p.dilation_h, w = phase_w + p.pad_w - s * p.dilation_w;
+      if (h % p.stride_h != 0 || w % p.stride_w != 0) continue;
+      q.dh[q.taps] = h / p.stride_h;
+      q.dw[q.taps] = w / p.stride_w;
+      q.weight[q.taps++] = r * p.w_r + s * p.w_s;
+    }
+  return q;
+}
+
+}  // namespace
+}  // namespace dlk::cpu

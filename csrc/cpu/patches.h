@@ -1,0 +1,214 @@
+// Patches of a correlation's input, copied block by block into the layouts that the GEMM kernel reads: implicit im2col,
+// of which only one block, small enough for the L2 cache, exists at a time.
+//
+// A block is a range of output pixels, counted through all images (n, i, j), so that small images share a block.
+#pragma once
+
+#include "csrc/cpu/correlation.h"
+
+namespace dlk::cpu {
+namespace {
+
+/// Pixels of a block: as many as keep KC rows of patches (256 KiB) in L2 with the weights that pass by.
+constexpr int64_t kBlockPixels = 256;
+
+/// A part of the pixels and of the sum over (c, t).
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+/// Pixel p as image and grid position.
+struct Pixel {
+  int64_t n, i, j;
+  Pixel(const Correlation& q, int64_t p) : n(p / (q.rows * q.cols)), i(p / q.cols % q.rows), j(p % q.cols) {}
+};
+
+// ---- NCHW: rows of the image are contiguous.
+
+/// Consecutive pixels of a block whose sources are consecutive: to[to_begin + l] = source[from + l].
+struct Run {
+  int64_t to, from, length;
+};
+
+/// Reads the patches of one block of pixels from NCHW images. Where a tap could fall outside of its image, or pixels
+/// step over columns, the rows that the block needs are first staged in a buffer: padded with zeros, columns sorted by
+/// their remainder modulo step_w. From there (or from the image itself) every tap is a set of contiguous runs.
+template <class T>
+class PlanarPatches {
+ public:
+  /// Elements of stage memory that `channels` channels of any block of `pixels` pixels need.
+  static int64_t stage_elements(const Correlation& q, int64_t pixels, int64_t channels) {
+    const Span span(q);
+    if (in_place(q, span)) return 0;
+    // A block touches at most this many images and rows; each image adds the height of the taps.
+    const int64_t images = ceil_div(pixels, q.rows * q.cols) + 1;
+    const int64_t rows = ceil_div(pixels, q.cols) + images;
+    const int64_t in_rows = rows * q.step_h + images * (span.height + q.step_h);
+    return channels * in_rows * stage_width(q, span) + kLanes<T>;
+  }
+
+  /// `runs`: room for pixels + pixels / cut + 1 runs; they end at multiples of `cut` pixels.
+  PlanarPatches(const Correlation& q, Range pixels, int64_t cut, Run* runs, T* stage)
+      : q_(q), span_(q), in_place_(in_place(q, span_)), pixels_(pixels), runs_(runs), stage_(stage) {
+    width_ = in_place_ ? q.IW : stage_width(q, span_);
+    plane_ = in_place_ ? q.IH * q.IW : 0;
+    int64_t p = pixels.begin;
+    while (p < pixels.end) {  // one image at a time
+      const Pixel first(q, p);
+      const int64_t image_end = (first.n + 1) * q.rows * q.cols;
+      const int64_t end = image_end < pixels.end ? image_end : pixels.end;
+      const Pixel last(q, end - 1);
+      const int64_t origin = in_place_ ? first.n * q.groups * q.CI * q.IH * q.IW + first.i * q.step_h * width_ : plane_;
+      for (int64_t i = first.i; i <= last.i; ++i) {
+        const int64_t j0 = i == first.i ? first.j : 0, j1 = i == last.i ? last.j + 1 : q.cols;
+        add_run(p - pixels.begin, origin + (i - first.i) * q.step_h * width_ + j0, j1 - j0, cut);
+        p += j1 - j0;
+      }
+      if (!in_place_) plane_ += ((last.i - first.i) * q.step_h + span_.height) * width_;
+    }
+  }
+
+  /// Makes channels [channels) of group g of `in` (all of `in`) readable.
+  void stage(const T* in, int64_t g, Range channels) {
+    const int64_t image = q_.IH * q_.IW;
+    source_ = in + (g * q_.CI + channels.begin) * image;
+    if (in_place_) return;
+    for (int64_t c = 0; c < channels.size(); ++c) {
+      T* to = stage_ + c * plane_;
+      for (int64_t p = pixels_.begin; p < pixels_.end;) {
+        const Pixel first(q_, p);
+        const int64_t image_end = (first.n + 1) * q_.rows * q_.cols;
+        p = image_end < pixels_.end ? image_end : pixels_.end;
+        const int64_t top = first.i * q_.step_h + span_.top;
+        const int64_t bottom = Pixel(q_, p - 1).i * q_.step_h + span_.top + span_.height;
+        const T* from = source_ + (first.n * q_.groups * q_.CI + c) * image;
+        for (int64_t h = top; h < bottom; ++h, to += width_)
+          stage_row(h >= 0 && h < q_.IH ? from + h * q_.IW : nullptr, to);
+      }
+    }
+    source_ = stage_;
+  }
+
+  /// Writes tap t of staged channel c for runs [runs): to[pixel]. Unless the source is the image itself, writes up to a
+  /// vector too far, so rows must be written in ascending order.
+  DLK_INLINE void read(int64_t c, int64_t t, Range runs, T* to) const {
+    const int64_t dw = q_.dw[t] - (in_place_ ? 0 : span_.left), dh = q_.dh[t] - (in_place_ ? 0 : span_.top);
+    const int64_t column = q_.step_w == 1 ? dw : dw % q_.step_w * (width_ / q_.step_w) + dw / q_.step_w;
+    const T* from = source_ + c * plane_ + dh * width_ + column;
+    for (int64_t r = runs.begin; r < runs.end; ++r) {
+      const Run run = runs_[r];
+      if (in_place_) {
+        copy(from + run.from, run.length, to + run.to);
+        continue;
+      }
+      for (int64_t l = 0; l < run.length; l += kLanes<T>) store(to + run.to + l, load(from + run.from + l));
+    }
+  }
+
+  int64_t runs() const { return count_; }
+  const Run& run(int64_t r) const { return runs_[r]; }
+
+ private:
+  static bool in_place(const Correlation& q, const Span& span) { return q.step_w == 1 && span.inside(q); }
+  static int64_t stage_width(const Correlation& q, const Span& span) {
+    return round_up((q.cols - 1) * q.step_w + span.width, q.step_w);
+  }
+
+  void add_run(int64_t to, int64_t from, int64_t length, int64_t cut) {
+    while (length > 0) {
+      const int64_t room = cut - to % cut, n = length < room ? length : room;
+      Run& last = runs_[count_ - 1];
+      if (count_ > 0 && to % cut != 0 && last.to + last.length == to && last.from + last.length == from)
+        last.length += n;
+      else
+        runs_[count_++] = {to, from, n};
+      to += n, from += n, length -= n;
+    }
+  }
+
+  /// One input row (null: zeros) with its padding.
+  void stage_row(const T* from, T* to) const {
+    if (q_.step_w == 1) {
+      const int64_t left = span_.left;
+      int64_t begin = left < 0 ? -left : 0, end = q_.IW - left;
+      if (end > width_) end = width_;
+      if (from == nullptr || end <= begin) begin = end = width_;
+      for (int64_t j = 0; j < begin; ++j) to[j] = T(0);
+      copy(from + left + begin, end - begin, to + begin);
+      for (int64_t j = end; j < width_; ++j) to[j] = T(0);
+      return;
+    }
+    const int64_t columns = width_ / q_.step_w;
+    for (int64_t phase = 0; phase < q_.step_w; ++phase, to += columns)
+      for (int64_t j = 0; j < columns; ++j) {
+        const int64_t w = span_.left + phase + j * q_.step_w;
+        to[j] = from != nullptr && w >= 0 && w < q_.IW ? from[w] : T(0);
+      }
+  }
+
+  const Correlation& q_;
+  Span span_;
+  bool in_place_;
+  Range pixels_;
+  Run* runs_;
+  T* stage_;
+  const T* source_ = nullptr;
+  int64_t width_, plane_, count_ = 0;
+};
+
+// ---- NHWC: the channels of a pixel are contiguous.
+
+/// Writes the patches of `pixels`, one row of `stride` elements each: taps in order, the channels [channels) of each.
+template <class T>
+void read_channels_last(const Correlation& q, const T* in, int64_t g, Range pixels, Range taps, Range channels, T* to,
+                        int64_t stride) {
+  const int64_t C = q.groups * q.CI;
+  in += g * q.CI + channels.begin;
+  for (int64_t p = pixels.begin; p < pixels.end; ++p, to += stride) {
+    const Pixel pixel(q, p);
+    T* row = to;
+    for (int64_t t = taps.begin; t < taps.end; ++t, row += channels.size()) {
+      const int64_t h = pixel.i * q.step_h + q.dh[t], w = pixel.j * q.step_w + q.dw[t];
+      if (h >= 0 && h < q.IH && w >= 0 && w < q.IW)
+        copy(in + ((pixel.n * q.IH + h) * q.IW + w) * C, channels.size(), row);
+      else
+        for (int64_t c = 0; c < channels.size(); ++c) row[c] = T(0);
+    }
+  }
+}
+
+// ---- Cutting the sum over (c, t) into blocks of about KC terms.
+
+/// NCHW keeps all taps of a channel together (they read the same staged rows), NHWC the channels of a tap.
+template <class T>
+struct SumBlocks {
+  int64_t channels, taps;  // per block
+  int64_t channel_blocks, tap_blocks;
+  int64_t CI, all_taps;
+
+  explicit SumBlocks(const Correlation& q) : CI(q.CI), all_taps(q.taps) {
+    constexpr int64_t KC = Block<T>::KC;
+    const auto fit = [](int64_t n, int64_t room) { return n < room ? n : room < 1 ? 1 : room; };
+    if (q.channels_last) {
+      channels = fit(CI, KC);
+      taps = fit(all_taps, KC / channels);
+    } else {
+      taps = fit(all_taps, KC);
+      channels = fit(CI, KC / taps);
+    }
+    channel_blocks = ceil_div(CI, channels);
+    tap_blocks = ceil_div(all_taps, taps);
+  }
+
+  int64_t count() const { return channel_blocks * tap_blocks; }
+  int64_t terms() const { return channels * taps; }
+  Range channel_range(int64_t block) const { return part(block / tap_blocks, channels, CI); }
+  Range tap_range(int64_t block) const { return part(block % tap_blocks, taps, all_taps); }
+
+ private:
+  static Range part(int64_t i, int64_t size, int64_t n) { return {i * size, (i + 1) * size < n ? (i + 1) * size : n}; }
+};
+
+}  // namespace
+}  // namespace dlk::cpu
