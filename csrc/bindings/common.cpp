@@ -80,8 +80,8 @@ variable_list differentiable_gradients(const variable_list& inputs, const std::v
   return gradients;
 }
 
-std::vector<int64_t> sizes_of(const Tensor& x) {
-  std::vector<int64_t> sizes;
+at::DimVector sizes_of(const Tensor& x) {
+  at::DimVector sizes;
   for (const c10::SymInt& size : x.sym_sizes()) sizes.push_back(size.guard_int(__FILE__, __LINE__));
   return sizes;
 }

@@ -6,6 +6,7 @@
 // module.cpp exposes to Python.
 #pragma once
 
+#include <ATen/DimVector.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
@@ -53,7 +54,7 @@ variable_list differentiable_gradients(const variable_list& inputs, const std::v
                                        const std::function<Tensor(const variable_list&)>& reference);
 
 /// Sizes as plain integers; under torch.compile with dynamic shapes they become guards.
-std::vector<int64_t> sizes_of(const Tensor& x);
+at::DimVector sizes_of(const Tensor& x);
 
 /// The one place where outputs come from.
 Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options,

@@ -324,7 +324,7 @@ Tensor conv_transpose2d_entry(const Tensor& input, const Tensor& weight, const O
   check_operands(op, 2, xs, ws, bias, g, /*transposed=*/true);
   const bool batched = xs.size() == 4;
   const Tensor x = batched ? input : input.unsqueeze(0);
-  std::vector<int64_t> y_size = sizes_of(x);
+  auto y_size = sizes_of(x);
   y_size[1] = ws[1] * groups;
   for (int axis = 0; axis < 2; ++axis) {
     TORCH_CHECK(output_padding[axis] < std::max(stride[axis], dilation[axis]),
@@ -333,7 +333,7 @@ Tensor conv_transpose2d_entry(const Tensor& input, const Tensor& weight, const O
     TORCH_CHECK(y_size[2 + axis] > 0, op, ": input must have no empty spatial dimension, got shape ", xs);
     y_size[2 + axis] = (y_size[2 + axis] - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (ws[2 + axis] - 1) +
                        output_padding[axis] + 1;
-    TORCH_CHECK(y_size[2 + axis] >= 0, op, ": padding=", padding[axis], " leaves no output: its size would be ",
+    TORCH_CHECK(y_size[2 + axis] > 0, op, ": padding=", padding[axis], " leaves no output: its size would be ",
                 y_size[2 + axis]);
   }
   const Tensor y = DLK_OP(convolution_backward_input).call(x, weight, bias, y_size, g.list());

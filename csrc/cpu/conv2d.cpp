@@ -6,10 +6,13 @@
 // is summed by one thread, in a fixed order.
 #include "csrc/cpu/conv2d.h"
 
+#include "csrc/cpu/depthwise.h"
 #include "csrc/cpu/patches.h"
 
 namespace dlk::cpu {
 namespace {
+
+using namespace DLK_ISA;
 
 /// Enough tasks to balance a few threads; with fewer pixel blocks than this, CO is cut too.
 constexpr int64_t kTasks = 8;
@@ -53,12 +56,11 @@ const T* weight_at(const Correlation& q, const T* w, int64_t g, int64_t m, int64
   return w + g * q.w_group + m * q.w_out + c * q.w_in + q.weight[t];
 }
 
-/// Output offsets of a block of pixels; channels lie `pixel_stride` apart from pixel to pixel.
+/// Output offsets of a block of pixels, the images `image_stride` and the pixels of one `pixel_stride` apart.
 void output_offsets(const Correlation& q, Range pixels, int64_t image_stride, int64_t pixel_stride, int64_t* offsets) {
   for (int64_t p = pixels.begin; p < pixels.end; ++p) {
     const Pixel pixel(q, p);
-    const int64_t h = q.row0 + pixel.i * q.row_step, w = q.col0 + pixel.j * q.col_step;
-    *offsets++ = pixel.n * image_stride + (h * q.OW + w) * pixel_stride;
+    *offsets++ = pixel.n * image_stride + q.output_pixel(pixel.i, pixel.j) * pixel_stride;
   }
 }
 
@@ -219,6 +221,7 @@ template <class T>
 void correlate(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
   if (q.pixels() == 0 || q.CO == 0) return;
   if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
+  if (is_depthwise(q)) return depthwise(q, in, w, bias, out, scratch);
   if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, scratch);
   correlate_planar(q, in, w, bias, out, scratch);
 }

@@ -6,10 +6,13 @@
 // tasks (group, split, part of the rows) are cut by shape alone, so the result does not depend on the threads, and
 // sums restart every block, which bounds their rounding error.
 #include "csrc/cpu/conv2d.h"
+#include "csrc/cpu/depthwise.h"
 #include "csrc/cpu/patches.h"
 
 namespace dlk::cpu {
 namespace {
+
+using namespace DLK_ISA;
 
 /// Enough tasks to balance a few threads.
 constexpr int64_t kTasks = 16;
@@ -119,6 +122,7 @@ template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Scratch& scratch) {
   using B = Block<T>;
   const Correlation q = forward_correlation(p, scratch);
+  if (is_depthwise(q)) return depthwise_weight(q, x, dy, dw, scratch);
   const Cut<T> cut(q);
   const int64_t size = cut.row_count * q.CO;
   T* partial = scratch.array<T>(q.groups * cut.splits * size);

@@ -11,10 +11,7 @@
 #include "csrc/core/scratch.h"
 #include "csrc/cpu/gemm_kernel.h"
 
-namespace dlk::cpu {
-namespace {
-
-using namespace DLK_ISA;
+namespace dlk::cpu::DLK_ISA {
 
 struct Correlation {
   int64_t N, groups;
@@ -27,6 +24,10 @@ struct Correlation {
   bool channels_last;
 
   int64_t pixels() const { return N * rows * cols; }
+  /// Pixel (i, j) of the grid within its output image.
+  int64_t output_pixel(int64_t i, int64_t j) const {
+    return (row0 + i * row_step) * OW + col0 + j * col_step;
+  }
 };
 
 /// The least and greatest tap offset along each axis.
@@ -97,5 +98,4 @@ inline Correlation backward_correlation(const Conv2d& p, int64_t phase_h, int64_
   return q;
 }
 
-}  // namespace
-}  // namespace dlk::cpu
+}  // namespace dlk::cpu::DLK_ISA

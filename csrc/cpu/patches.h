@@ -6,8 +6,7 @@
 
 #include "csrc/cpu/correlation.h"
 
-namespace dlk::cpu {
-namespace {
+namespace dlk::cpu::DLK_ISA {
 
 /// Pixels of a block: as many as keep KC rows of patches (256 KiB) in L2 with the weights that pass by.
 constexpr int64_t kBlockPixels = 256;
@@ -93,9 +92,7 @@ class PlanarPatches {
   /// Writes tap t of staged channel c for runs [runs): to[pixel]. Unless the source is the image itself, writes up to a
   /// vector too far, so rows must be written in ascending order.
   DLK_INLINE void read(int64_t c, int64_t t, Range runs, T* to) const {
-    const int64_t dw = q_.dw[t] - (in_place_ ? 0 : span_.left), dh = q_.dh[t] - (in_place_ ? 0 : span_.top);
-    const int64_t column = q_.step_w == 1 ? dw : dw % q_.step_w * (width_ / q_.step_w) + dw / q_.step_w;
-    const T* from = source_ + c * plane_ + dh * width_ + column;
+    const T* from = source(c, t);
     for (int64_t r = runs.begin; r < runs.end; ++r) {
       const Run run = runs_[r];
       if (in_place_) {
@@ -105,6 +102,15 @@ class PlanarPatches {
       for (int64_t l = 0; l < run.length; l += kLanes<T>) store(to + run.to + l, load(from + run.from + l));
     }
   }
+
+  /// What tap t of staged channel c reads for pixel l of a run: source(c, t)[run.from + l].
+  DLK_INLINE const T* source(int64_t c, int64_t t) const {
+    const int64_t dw = q_.dw[t] - (in_place_ ? 0 : span_.left), dh = q_.dh[t] - (in_place_ ? 0 : span_.top);
+    const int64_t column = q_.step_w == 1 ? dw : dw % q_.step_w * (width_ / q_.step_w) + dw / q_.step_w;
+    return source_ + c * plane_ + dh * width_ + column;
+  }
+  /// Distance in the source from a grid row to the next of the same image.
+  int64_t row_stride() const { return q_.step_h * width_; }
 
   int64_t runs() const { return count_; }
   const Run& run(int64_t r) const { return runs_[r]; }
@@ -210,5 +216,4 @@ struct SumBlocks {
   static Range part(int64_t i, int64_t size, int64_t n) { return {i * size, (i + 1) * size < n ? (i + 1) * size : n}; }
 };
 
-}  // namespace
-}  // namespace dlk::cpu
+}  // namespace dlk::cpu::DLK_ISA
