@@ -1,11 +1,25 @@
-"""Hand-written CPU kernels for deep-learning layers, drop-in for PyTorch."""
+"""Hand-written CPU kernels for deep-learning layers, drop-in for PyTorch.
 
-import torch  # noqa: F401  (loads the libraries that the extension links to)
+    model = dlkernels.convert(model)        # torch.nn layers become dlkernels.nn layers, in place
+    dlkernels.functional.conv2d(x, weight)  # or call the functions
+"""
 
-from dlkernels import _C, functional
-from dlkernels._C import counts, reset_counts
+import importlib.metadata
 
-__all__ = ["counts", "functional", "reset_counts"]
+import torch
+
+from dlkernels import _torch_version
+
+_torch_version.check()
+
+from dlkernels import _C, functional, nn  # noqa: E402  (after the check, so that a mismatch is one readable line)
+from dlkernels._C import counts, reset_counts  # noqa: E402
+from dlkernels.conversion import convert, coverage, revert  # noqa: E402
+from dlkernels.info import info  # noqa: E402
+
+__version__ = importlib.metadata.version("dlkernels")
+
+__all__ = ["convert", "counts", "coverage", "functional", "info", "nn", "reset_counts", "revert"]
 
 # torch.compile puts calls of these into its graph instead of breaking it.
 for _name in (
