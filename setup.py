@@ -57,5 +57,10 @@ class CMakeBuild(build_ext):
         info = f'"""Written by setup.py: what the extension was built with."""\n\nTORCH = "{torch.__version__}"\n'
         (target.parent / BUILD_INFO).write_text(info)
 
+    def copy_extensions_to_source(self):
+        """In-place and editable builds: the extension's companion goes to the source folder with it."""
+        super().copy_extensions_to_source()
+        self.copy_file(str(Path(self.build_lib, "dlkernels", BUILD_INFO)), str(ROOT / "dlkernels" / BUILD_INFO))
+
 
 setup(ext_modules=[Extension("dlkernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

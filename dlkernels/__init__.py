@@ -4,8 +4,6 @@
     dlkernels.functional.conv2d(x, weight)  # or call the functions
 """
 
-import importlib.metadata
-
 import torch
 
 from dlkernels import _torch_version
@@ -17,7 +15,7 @@ from dlkernels._C import counts, reset_counts  # noqa: E402
 from dlkernels.conversion import convert, coverage, revert  # noqa: E402
 from dlkernels.info import info  # noqa: E402
 
-__version__ = importlib.metadata.version("dlkernels")
+__version__ = info()["dlkernels"]
 
 __all__ = ["convert", "counts", "coverage", "functional", "info", "nn", "reset_counts", "revert"]
 

@@ -1,17 +1,17 @@
 """What this installation is: for people (`python -m dlkernels`) and for programs (`dlkernels.info()`)."""
 
+import importlib.metadata
 import platform
 
 import torch
 
-import dlkernels
-from dlkernels import _C, _build_info
+from dlkernels import _build_info, _C
 
 
 def info():
     """Versions, instruction sets, threads and kernels, as a dict of strings."""
     return {
-        "dlkernels": dlkernels.__version__,
+        "dlkernels": importlib.metadata.version("dlkernels"),
         "python": platform.python_version(),
         "torch running": torch.__version__,
         "torch built with": _build_info.TORCH,
