@@ -38,7 +38,7 @@ class CMakeBuild(build_ext):
 
         # The build folder is per torch and Python version: switching between them rebuilds, switching back does not.
         tag = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
-        build = ROOT / "build" / tag
+        build = Path(os.environ.get("DLKERNELS_BUILD_DIR", ROOT / "build" / tag))
         includes = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
         configure = {
             "DLK_INCLUDE_DIRS": ";".join(includes),

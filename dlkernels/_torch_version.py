@@ -14,6 +14,6 @@ def check():
     built, running = (version.split("+")[0] for version in (_build_info.TORCH, torch.__version__))
     if built != running:
         raise ImportError(
-            f"dlkernels was built with torch {_build_info.TORCH}, but torch {torch.__version__} is running; rebuild it: "
-            f"{_REBUILD} dlkernels (or its source folder)"
+            f"dlkernels was built with torch {_build_info.TORCH}, but torch {torch.__version__} is running; in its "
+            f"source folder run: {_REBUILD} ."
         )

@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from dlkernels import _build_info, _C
+from dlkernels import _C, _build_info
 
 
 def info():

@@ -37,8 +37,7 @@ struct Reference {
 constexpr Reference kReferences[] = {
     {"relu", Activation::relu, true, [](const Tensor& x, double, double) { return at::relu(x); },
      [](const Tensor& dy, const Tensor& y, double, double) { return at::threshold_backward(dy, y, 0); }},
-    {"leaky_relu", Activation::leaky_relu, true,
-     [](const Tensor& x, double a, double) { return at::leaky_relu(x, a); },
+    {"leaky_relu", Activation::leaky_relu, true, [](const Tensor& x, double a, double) { return at::leaky_relu(x, a); },
      [](const Tensor& dy, const Tensor& saved, double a, double) {
        return at::leaky_relu_backward(dy, saved, a, /*self_is_result=*/false);
      }},
@@ -46,8 +45,7 @@ constexpr Reference kReferences[] = {
      [](const Tensor& dy, const Tensor& saved, double a, double b) {
        return at::elu_backward(dy, a, 1, 1, /*is_result=*/b == 1, saved);
      }},
-    {"hardtanh", Activation::hardtanh, true,
-     [](const Tensor& x, double a, double b) { return at::hardtanh(x, a, b); },
+    {"hardtanh", Activation::hardtanh, true, [](const Tensor& x, double a, double b) { return at::hardtanh(x, a, b); },
      [](const Tensor& dy, const Tensor& y, double a, double b) { return at::hardtanh_backward(dy, y, a, b); }},
     {"sigmoid", Activation::sigmoid, true, [](const Tensor& x, double, double) { return at::sigmoid(x); },
      [](const Tensor& dy, const Tensor& y, double, double) { return at::sigmoid_backward(dy, y); }},
@@ -62,8 +60,7 @@ constexpr Reference kReferences[] = {
        const Tensor s = at::sigmoid(x);
        return dy * s * (1 + x * (1 - s));
      }},
-    {"softplus", Activation::softplus, false,
-     [](const Tensor& x, double a, double b) { return at::softplus(x, a, b); },
+    {"softplus", Activation::softplus, false, [](const Tensor& x, double a, double b) { return at::softplus(x, a, b); },
      [](const Tensor& dy, const Tensor& x, double a, double b) { return at::softplus_backward(dy, x, a, b); }},
 };
 
@@ -176,7 +173,8 @@ Tensor activation_by_name(const std::string& name, const Tensor& input, double a
     if (name != ref.name) continue;
     const int64_t formula = static_cast<int64_t>(ref.formula);
     Tensor x = input;
-    // A traced in-place op would need an alias-aware functionalization that custom ops do not get: PyTorch's runs there.
+    // A traced in-place op would need an alias-aware functionalization that custom ops do not get: PyTorch's runs
+    // there.
     const bool traced = inplace && x.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
     if (!covered(ref.name, {x}, !traced)) return inplace ? x.copy_(ref.forward(x, a, b)) : ref.forward(x, a, b);
     return inplace ? DLK_OP(activation_).call(x, formula, a, b) : DLK_OP(activation).call(x, formula, a, b);

@@ -30,8 +30,7 @@ struct Geometry {
       : stride{s[0], s[1]}, padding{p[0], p[1], p[2], p[3]}, dilation{d[0], d[1]}, groups(g) {}
 
   std::array<int64_t, kLength> list() const {
-    return {stride[0],  stride[1],  padding[0],  padding[1], padding[2],
-            padding[3], dilation[0], dilation[1], groups};
+    return {stride[0], stride[1], padding[0], padding[1], padding[2], padding[3], dilation[0], dilation[1], groups};
   }
 };
 
@@ -82,8 +81,8 @@ Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
 }
 
 // convolution_backward_input(Tensor dy, Tensor w, Tensor? bias, int[] x_size, int[] geometry) -> Tensor
-Tensor convolution_backward_input(const Tensor& dy, const Tensor& w, const OptionalTensor& bias,
-                                  at::IntArrayRef x_size, at::IntArrayRef geometry) {
+Tensor convolution_backward_input(const Tensor& dy, const Tensor& w, const OptionalTensor& bias, at::IntArrayRef x_size,
+                                  at::IntArrayRef geometry) {
   Conv2d p = describe(x_size, sizes_of(w), Geometry(geometry));
   const auto dy_size = sizes_of(dy);
   p.OH = dy_size[2], p.OW = dy_size[3];
@@ -139,9 +138,7 @@ Tensor reference(const Tensor& x, const Tensor& w, const OptionalTensor& bias, c
 Tensor reference_transposed(const Tensor& dy, const Tensor& w, const OptionalTensor& bias, at::IntArrayRef x_size,
                             const Geometry& g) {
   const auto full = at::conv_transpose2d(dy, w, {}, g.stride, 0, 0, g.groups, g.dilation);
-  const auto pad_to = [&](int axis) {
-    return x_size[2 + axis] - full.size(2 + axis) + g.padding[2 * axis];
-  };
+  const auto pad_to = [&](int axis) { return x_size[2 + axis] - full.size(2 + axis) + g.padding[2 * axis]; };
   const Tensor x = at::constant_pad_nd(full, {-g.padding[2], pad_to(1), -g.padding[0], pad_to(0)});
   return bias ? x + bias->view({1, -1, 1, 1}) : x;
 }
@@ -249,8 +246,8 @@ void check_operands(const char* op, int64_t spatial, at::IntArrayRef x, at::IntA
   TORCH_CHECK(static_cast<int64_t>(w.size()) == spatial + 2, op, ": weight must be ", spatial + 2, "-D, got shape ", w);
   for (int64_t i = 2; i < spatial + 2; ++i)
     TORCH_CHECK(w[i] > 0 && w[i] <= kMostParameter, op, ": the kernel must not be empty, got weight of shape ", w);
-  TORCH_CHECK(w[0] > 0 && w[0] % g.groups == 0, op, ": weight.size(0) must be a positive multiple of groups=",
-              g.groups, ", got weight of shape ", w);
+  TORCH_CHECK(w[0] > 0 && w[0] % g.groups == 0, op, ": weight.size(0) must be a positive multiple of groups=", g.groups,
+              ", got weight of shape ", w);
   const int64_t C = x[rank - spatial - 1], expected = transposed ? w[0] : w[1] * g.groups;
   TORCH_CHECK(C == expected, "Given groups=", g.groups, ", weight of size ", w, ", expected input", x, " to have ",
               expected, " channels, but got ", C, " channels instead");

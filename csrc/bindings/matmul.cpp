@@ -23,9 +23,13 @@ Tensor readable(const Tensor& x) {
 void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c) {
   if (c.numel() == 0) return;
   const Tensor left = readable(a), right = readable(b), row = bias.defined() ? bias.contiguous() : bias;
-  Gemm p{.M = a.size(-2), .N = b.size(-1), .K = a.size(-1),
-         .a_row = left.stride(-2), .a_col = left.stride(-1),
-         .b_row = right.stride(-2), .b_col = right.stride(-1),
+  Gemm p{.M = a.size(-2),
+         .N = b.size(-1),
+         .K = a.size(-1),
+         .a_row = left.stride(-2),
+         .a_col = left.stride(-1),
+         .b_row = right.stride(-2),
+         .b_col = right.stride(-1),
          .c_row = b.size(-1)};
   if (c.dim() == 3) {
     p.batch = c.size(0);
@@ -59,8 +63,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias)
               ", got input of shape ", sx);
   if (bias.has_value()) {
     const auto sb = sizes_of(*bias);
-    TORCH_CHECK(sb.size() == 1 && sb[0] == sw[0], "linear: bias must have shape (out_features,) = (", sw[0],
-                "), got ", sb);
+    TORCH_CHECK(sb.size() == 1 && sb[0] == sw[0], "linear: bias must have shape (out_features,) = (", sw[0], "), got ",
+                sb);
   }
   auto out = sx;
   out.back() = sw[0];
@@ -128,8 +132,8 @@ Tensor linear_autograd(const Tensor& x, const Tensor& weight, const OptionalTens
   return LinearFunction::apply(x, weight, bias);
 }
 
-/// x (..., rows, columns) as (batch, rows, columns), broadcast to `shape` in the leading dimensions without a copy where
-/// one matrix serves the whole batch.
+/// x (..., rows, columns) as (batch, rows, columns), broadcast to `shape` in the leading dimensions without a copy
+/// where one matrix serves the whole batch.
 Tensor as_batch(const Tensor& x, at::IntArrayRef shape, int64_t batch) {
   const int64_t rows = x.size(-2), columns = x.size(-1);
   if (rows * columns > 0 && x.numel() == rows * columns)
@@ -168,8 +172,8 @@ Tensor matmul_entry(const Tensor& input, const Tensor& other) {
               input.sizes(), " and ", other.sizes());
 
   // The shape of the result: broadcast batch dimensions, then M and N where the operand was not a vector.
-  std::vector<int64_t> shape = at::infer_size(at::IntArrayRef(sa).slice(0, sa.size() - 2),
-                                              at::IntArrayRef(sb).slice(0, sb.size() - 2));
+  std::vector<int64_t> shape =
+      at::infer_size(at::IntArrayRef(sa).slice(0, sa.size() - 2), at::IntArrayRef(sb).slice(0, sb.size() - 2));
   const int64_t batch = c10::multiply_integers(shape);
   Tensor c;
   if (sb.size() == 2)  // one right operand: the whole batch is one tall product

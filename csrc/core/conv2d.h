@@ -15,8 +15,8 @@ struct Conv2d {
   int64_t OH, OW;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t groups;
-  bool channels_last;         // x and y are (N, H, W, C) in memory; else (N, C, H, W)
-  int64_t w_k, w_c, w_r, w_s; // strides of w
+  bool channels_last;          // x and y are (N, H, W, C) in memory; else (N, C, H, W)
+  int64_t w_k, w_c, w_r, w_s;  // strides of w
 };
 
 }  // namespace dlk

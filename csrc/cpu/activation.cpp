@@ -1,8 +1,8 @@
 // Activations: y = f(x), dx = dy f'(x), over n contiguous elements.
 //
-// One struct per formula; `forward` and `backward` take vectors. backward gets what the formula saves for it: the output
-// y where f' can be told from it (the next layer keeps y anyway, so it costs no memory), else the input x. Streaming
-// work: cut into ranges of whole vectors, one per thread. NaN propagates everywhere.
+// One struct per formula; `forward` and `backward` take vectors. backward gets what the formula saves for it: the
+// output y where f' can be told from it (the next layer keeps y anyway, so it costs no memory), else the input x.
+// Streaming work: cut into ranges of whole vectors, one per thread. NaN propagates everywhere.
 #include "csrc/cpu/activation.h"
 
 #include "csrc/cpu/parallel.h"
@@ -66,13 +66,13 @@ struct Tanh {
   V backward(V dy, V y) const { return dy * (T(1) - y * y); }
 };
 
-/// x P(x), P the standard normal distribution function: P(x) = erfc(-x / sqrt 2) / 2, taken from erfc of |x| so that
-/// the negative tail keeps its relative precision. Saves x.
+/// x P(x), P the standard normal distribution function, taken from the tail at |x| so that negative x keep their
+/// relative precision. Saves x.
 template <class T>
 struct Gelu {
   using V = Vec<T>;
   static V normal_cdf(V x) {
-    const V tail = erfc_positive(abs(x) * T(0.70710678118654752440)) * T(0.5);
+    const V tail = normal_tail(abs(x));
     return x > T(0) ? T(1) - tail : tail;
   }
   V forward(V x) const { return x * normal_cdf(x); }
@@ -89,9 +89,10 @@ struct GeluTanh {
   static constexpr T kTwoBeta = T(2 * 0.79788456080286535588), kCubic = T(0.044715);
   V forward(V x) const { return x * sigmoid((x + x * x * x * kCubic) * kTwoBeta); }
   V backward(V dy, V x) const {
-    const V s = sigmoid((x + x * x * x * kCubic) * kTwoBeta);
+    V complement;
+    const V s = sigmoid((x + x * x * x * kCubic) * kTwoBeta, complement);
     const V slope = (T(1) + x * x * (3 * kCubic)) * kTwoBeta;
-    return dy * (s + x * s * (T(1) - s) * slope);
+    return dy * (s + x * s * complement * slope);
   }
 };
 
@@ -101,8 +102,9 @@ struct Silu {
   using V = Vec<T>;
   V forward(V x) const { return x / (exp(-x) + T(1)); }
   V backward(V dy, V x) const {
-    const V s = sigmoid(x);
-    return dy * s * (T(1) + x * (T(1) - s));
+    V complement;
+    const V s = sigmoid(x, complement);
+    return dy * s * (T(1) + x * complement);
   }
 };
 

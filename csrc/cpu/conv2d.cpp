@@ -47,9 +47,7 @@ struct Tiling {
   }
 };
 
-bool worth_threads(const Correlation& q) {
-  return q.groups * q.CO * q.CI * q.taps * q.pixels() >= kGrainMultiplies;
-}
+bool worth_threads(const Correlation& q) { return q.groups * q.CO * q.CI * q.taps * q.pixels() >= kGrainMultiplies; }
 
 template <class T>
 const T* weight_at(const Correlation& q, const T* w, int64_t g, int64_t m, int64_t c, int64_t t) {
@@ -122,7 +120,9 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
         pack_patches(patches, channels.size(), taps, pixels.size(), panels);
         const int64_t terms = channels.size() * taps.size();
         const AView<T> a{weights + (g * sums.count() + block) * block_weights, stride, true};
-        CView<T> c{.data = out + g * q.CO * q.OH * q.OW, .row_stride = q.OH * q.OW, .columns = columns,
+        CView<T> c{.data = out + g * q.CO * q.OH * q.OW,
+                   .row_stride = q.OH * q.OW,
+                   .columns = columns,
                    .accumulate = block > 0};
         if (bias) c.row_bias = bias + g * q.CO;
         for (int64_t m = outputs.begin; m < outputs.end; m += B::MC) {
@@ -193,8 +193,10 @@ void correlate_channels_last(const Correlation& q, const T* in, const T* w, cons
           read_channels_last(q, in, g, pixels, taps, channels, patches, stride);
           a = {patches, stride, true};
         }
-        CView<T> c{.data = out + g * q.CO + (rows_adjacent ? pixels.begin * K : 0), .row_stride = K,
-                   .rows = rows_adjacent ? nullptr : rows, .accumulate = block > 0};
+        CView<T> c{.data = out + g * q.CO + (rows_adjacent ? pixels.begin * K : 0),
+                   .row_stride = K,
+                   .rows = rows_adjacent ? nullptr : rows,
+                   .accumulate = block > 0};
         if (bias) c.column_bias = bias + g * q.CO;
         const T* b = weights + ((g * sums.count() + block) * panels + outputs.begin / B::NR) * panel_size;
         multiply_block(pixels.size(), outputs.size(), channels.size() * taps.size(), a, b, panel_size, B::NR,

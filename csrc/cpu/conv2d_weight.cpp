@@ -129,11 +129,9 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Scratch& s
 
   const int64_t threads = max_threads();
   const int64_t gradient_size = kBlockPixels * round_up(q.CO, B::NR);
-  const int64_t patches_size = q.channels_last
-                                   ? kBlockPixels * packed_row_stride<T>(cut.rows.terms())
-                                   : cut.rows.terms() * packed_row_stride<T>(kBlockPixels) + kLanes<T>;
-  const int64_t stage_size =
-      q.channels_last ? 0 : PlanarPatches<T>::stage_elements(q, kBlockPixels, cut.rows.channels);
+  const int64_t patches_size = q.channels_last ? kBlockPixels * packed_row_stride<T>(cut.rows.terms())
+                                               : cut.rows.terms() * packed_row_stride<T>(kBlockPixels) + kLanes<T>;
+  const int64_t stage_size = q.channels_last ? 0 : PlanarPatches<T>::stage_elements(q, kBlockPixels, cut.rows.channels);
   T* gradients = scratch.array<T>(threads * gradient_size);
   T* patches = scratch.array<T>(threads * patches_size);
   T* stages = scratch.array<T>(threads * stage_size);

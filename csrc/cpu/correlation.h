@@ -15,8 +15,8 @@ namespace dlk::cpu::DLK_ISA {
 
 struct Correlation {
   int64_t N, groups;
-  int64_t CI, IH, IW;  // channels of `in` per group, its image
-  int64_t CO, OH, OW;  // channels of `out` per group, its image
+  int64_t CI, IH, IW;                                  // channels of `in` per group, its image
+  int64_t CO, OH, OW;                                  // channels of `out` per group, its image
   int64_t rows, row0, row_step, cols, col0, col_step;  // the grid: pixel (i, j) is out[row0 + i row_step, col0 + ...]
   int64_t step_h, step_w;
   int64_t taps, *dh, *dw, *weight;  // weight[t]: offset of tap t in w
@@ -25,9 +25,7 @@ struct Correlation {
 
   int64_t pixels() const { return N * rows * cols; }
   /// Pixel (i, j) of the grid within its output image.
-  int64_t output_pixel(int64_t i, int64_t j) const {
-    return (row0 + i * row_step) * OW + col0 + j * col_step;
-  }
+  int64_t output_pixel(int64_t i, int64_t j) const { return (row0 + i * row_step) * OW + col0 + j * col_step; }
 };
 
 /// The least and greatest tap offset along each axis.
@@ -73,9 +71,9 @@ inline Correlation forward_correlation(const Conv2d& p, Scratch& scratch) {
   return q;
 }
 
-/// Rows phase_h, phase_h + stride_h, ... and likewise columns of dx, as a correlation of dy: row h = phase_h + i stride_h
-/// of x is read by row i + (phase_h + pad_h - r dilation_h) / stride_h of y, for the r where that division is exact.
-/// `taps` is room for 3 R S values.
+/// Rows phase_h, phase_h + stride_h, ... and likewise columns of dx, as a correlation of dy: row h = phase_h + i
+/// stride_h of x is read by row i + (phase_h + pad_h - r dilation_h) / stride_h of y, for the r where that division is
+/// exact. `taps` is room for 3 R S values.
 inline Correlation backward_correlation(const Conv2d& p, int64_t phase_h, int64_t phase_w, int64_t* taps) {
   Correlation q{};
   q.N = p.N, q.groups = p.groups;

@@ -1,9 +1,9 @@
 // Depthwise convolution, forward and both gradients, directly on vectors of pixels (NCHW) or of channels (NHWC).
 //
-// NCHW: a task is one plane (n, c), staged with its padding (patches.h), so that each tap reads contiguous pixels; a few
-// rows at a time share the broadcast weight of a tap. NHWC: a task is one row of pixels; weights are transposed once to
-// [tap][C]. The weight gradient is summed per image (NCHW) or per row of pixels (NHWC) in registers, then over these in
-// a fixed order: the same for any number of threads.
+// NCHW: a task is one plane (n, c), staged with its padding (patches.h), so that each tap reads contiguous pixels; a
+// few rows at a time share the broadcast weight of a tap. NHWC: a task is one row of pixels; weights are transposed
+// once to [tap][C]. The weight gradient is summed per image (NCHW) or per row of pixels (NHWC) in registers, then over
+// these in a fixed order: the same for any number of threads.
 #include "csrc/cpu/depthwise.h"
 
 #include "csrc/cpu/patches.h"
@@ -11,7 +11,8 @@
 namespace dlk::cpu::DLK_ISA {
 namespace {
 
-/// Accumulators in flight: enough to hide the latency of an FMA (4 cycles, two per cycle) together with the taps' loads.
+/// Accumulators in flight: enough to hide the latency of an FMA (4 cycles, two per cycle) together with the taps'
+/// loads.
 constexpr int kRows = 4;
 
 /// Memory of one thread for planes.
@@ -175,7 +176,8 @@ void pixels_weight(const Correlation& q, const T* in, const T* dy, T* dw, Scratc
             for (int64_t j = 0; j < q.cols; ++j) {
               const int64_t w = j * q.step_w + q.dw[t];
               if (w < 0 || w >= q.IW) continue;
-              sum += load_n(dy + (row * q.cols + j) * C + c, lanes) * load_n(in + ((n * q.IH + h) * q.IW + w) * C + c, lanes);
+              sum += load_n(dy + (row * q.cols + j) * C + c, lanes) *
+                     load_n(in + ((n * q.IH + h) * q.IW + w) * C + c, lanes);
             }
             store_n(sums + t * C + c, load_n(sums + t * C + c, lanes) + sum, lanes);
           });

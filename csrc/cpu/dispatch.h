@@ -2,8 +2,8 @@
 //
 // An op's header declares a table, a struct of function pointers:
 //     template <class T> struct SoftmaxKernels { void (*forward)(...); void (*backward)(...); };
-// Its .cpp, compiled once per instruction set, keeps all code in an anonymous namespace (so that the linker never merges
-// an AVX-512 function into the AVX2 path) and ends with
+// Its .cpp, compiled once per instruction set, keeps all code in an anonymous namespace (so that the linker never
+// merges an AVX-512 function into the AVX2 path) and ends with
 //     DLK_KERNEL_TABLE(SoftmaxKernels<float>, {forward<float>, backward<float>})
 // Callers write `kernels<SoftmaxKernels<float>>().forward(...)`. A missing definition is a link error.
 #pragma once
@@ -35,9 +35,9 @@ const Table& kernels() {
 
 }  // namespace dlk::cpu
 
-#define DLK_KERNEL_TABLE(Table, ...)                                       \
-  template <>                                                              \
+#define DLK_KERNEL_TABLE(Table, ...)                                                         \
+  template <>                                                                                \
   const dlk::cpu::Table& dlk::cpu::kernel_table<dlk::cpu::Table, dlk::cpu::Isa::DLK_ISA>() { \
-    static constexpr dlk::cpu::Table table __VA_ARGS__;                              \
-    return table;                                                          \
+    static constexpr dlk::cpu::Table table __VA_ARGS__;                                      \
+    return table;                                                                            \
   }

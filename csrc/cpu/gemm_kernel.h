@@ -11,14 +11,14 @@
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
 
-// Not in an anonymous namespace, since several kernel files share multiply_block, but in one named after the instruction
-// set, which keeps the levels apart just as well.
+// Not in an anonymous namespace, since several kernel files share multiply_block, but in one named after the
+// instruction set, which keeps the levels apart just as well.
 namespace dlk::cpu::DLK_ISA {
 
-/// Block sizes. Registers: MR * NV accumulators + NV of B + 1 broadcast must fit in 16 (AVX2, SSE) or 32 (AVX-512, NEON).
-/// KC: the B panel (KC x NR) and MR rows of A (MR x KC) together stay in a 32 KiB L1 (48 KiB with AVX-512), and sums
-/// restart every KC terms, which bounds their rounding error. MC: an MC x KC block of A takes about a third of a 512 KiB
-/// L2. NC: a KC x NC block of B stays in L2/L3 while all of A streams past it.
+/// Block sizes. Registers: MR * NV accumulators + NV of B + 1 broadcast must fit in 16 (AVX2, SSE) or 32 (AVX-512,
+/// NEON). KC: the B panel (KC x NR) and MR rows of A (MR x KC) together stay in a 32 KiB L1 (48 KiB with AVX-512), and
+/// sums restart every KC terms, which bounds their rounding error. MC: an MC x KC block of A takes about a third of a
+/// 512 KiB L2. NC: a KC x NC block of B stays in L2/L3 while all of A streams past it.
 template <class T>
 struct Block {
   static constexpr int MR = kIsa == Isa::avx512 ? 14 : kIsa == Isa::baseline ? 4 : 6;
@@ -38,7 +38,9 @@ struct AView {
   int64_t stride;
   bool rows_contiguous;
 
-  DLK_INLINE AView from_row(int64_t i) const { return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous}; }
+  DLK_INLINE AView from_row(int64_t i) const {
+    return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous};
+  }
 };
 
 /// Where a tile of C goes: element (i, j) at data[(rows ? rows[i] : i * row_stride) + (columns ? columns[j] : j)].
@@ -65,15 +67,15 @@ struct CView {
   }
 };
 
-/// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row k
-/// at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Every panel is
-/// readable NR columns wide. Defined in gemm_kernel.cpp for float and double.
+/// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row
+/// k at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Every panel
+/// is readable NR columns wide. Defined in gemm_kernel.cpp for float and double.
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
                     int64_t b_stride, const CView<T>& c);
 
-/// Row stride of a packed block of A with contiguous rows: an odd number of cache lines, so that the MR rows that a tile
-/// reads at once fall into different cache sets.
+/// Row stride of a packed block of A with contiguous rows: an odd number of cache lines, so that the MR rows that a
+/// tile reads at once fall into different cache sets.
 template <class T>
 constexpr int64_t packed_row_stride(int64_t K) {
   constexpr int64_t line = 64 / sizeof(T);

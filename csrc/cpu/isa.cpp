@@ -19,7 +19,8 @@ Isa choose() {
     if (asked == nullptr || *asked == '\0' || std::string(asked) == name(isa)) return isa;
     available += std::string(available.empty() ? "" : ", ") + name(isa);
   }
-  throw std::runtime_error("DLKERNELS_ISA=" + std::string(asked ? asked : "") + " is not available here; choose from: " + available);
+  throw std::runtime_error("DLKERNELS_ISA=" + std::string(asked ? asked : "") +
+                           " is not available here; choose from: " + available);
 }
 
 }  // namespace

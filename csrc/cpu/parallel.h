@@ -58,9 +58,8 @@ inline void parallel_for(int64_t n, int64_t cost, F&& f) {
 template <class F>
 inline void parallel_elements(int64_t n, F&& f) {
   constexpr int64_t kBlock = 64;
-  parallel_for(ceil_div(n, kBlock), kBlock, [&](int64_t begin, int64_t end) {
-    f(begin * kBlock, end * kBlock < n ? end * kBlock : n);
-  });
+  parallel_for(ceil_div(n, kBlock), kBlock,
+               [&](int64_t begin, int64_t end) { f(begin * kBlock, end * kBlock < n ? end * kBlock : n); });
 }
 
 /// The threads of one parallel region, for work in several phases on shared buffers.

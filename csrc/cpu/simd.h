@@ -1,6 +1,6 @@
-// Vec<T>: the widest vector of the instruction set a file is compiled for, on GCC/Clang vector extensions, so that + - *
-// / < and ?: work lane by lane (a comparison gives an integer mask vector of the same lane width). a * b + c contracts
-// to one FMA where the hardware has it.
+// Vec<T>: the widest vector of the instruction set a file is compiled for, on GCC/Clang vector extensions, so that + -
+// * / < and ?: work lane by lane (a comparison gives an integer mask vector of the same lane width). a * b + c
+// contracts to one FMA where the hardware has it.
 //
 // With gemm_kernel.h the only place that knows the vector width. Everything has internal linkage: see dispatch.h.
 #pragma once

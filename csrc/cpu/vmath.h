@@ -1,9 +1,9 @@
-// Elementary functions on vectors: exp, expm1, log1p, tanh, sigmoid, erfc.
+// Elementary functions on vectors: exp, expm1, log1p, tanh, sigmoid, the normal tail.
 //
-// float: polynomials, within 2 ULP (erfc: 4) over the whole range, subnormal results, overflow, NaN and Inf included.
-// double: the C library's function per lane. float64 serves gradient checks, where exactness counts and speed does not.
-// Method: Cody & Waite range reduction; coefficients of exp and log from Cephes (Moshier), of erfc from our own
-// relative minimax fit (stated there).
+// float: polynomials, within 3 ULP (the normal tail: 6) over the whole range, subnormal results, overflow, NaN and Inf
+// included. double: the C library's function per lane. float64 serves gradient checks, where exactness counts and speed
+// does not. Method: Cody & Waite range reduction; coefficients of exp and log from Cephes (Moshier), of the normal tail
+// from our own relative minimax fit (stated there).
 #pragma once
 
 #include <cmath>
@@ -75,8 +75,8 @@ DLK_INLINE V log1p_unit(V x) {
     // 1 + x in [1, 2]; above sqrt 2 halve it: log(1 + x) = log((1 + x) / 2) + ln 2, and (1 + x) / 2 - 1 = (x - 1) / 2.
     const auto big = x > 0.41421356f;
     const V r = big ? x * 0.5f - 0.5f : x;
-    constexpr float c[] = {3.3333331174e-1f, -2.4999993993e-1f, 2.0000714765e-1f, -1.6668057665e-1f, 1.4249322787e-1f,
-                           -1.2420140846e-1f, 1.1676998740e-1f, -1.1514610310e-1f, 7.0376836292e-2f};
+    constexpr float c[] = {3.3333331174e-1f,  -2.4999993993e-1f, 2.0000714765e-1f,  -1.6668057665e-1f, 1.4249322787e-1f,
+                           -1.2420140846e-1f, 1.1676998740e-1f,  -1.1514610310e-1f, 7.0376836292e-2f};
     const V z = r * r;
     const V zero = splat(0.f);
     V y = polynomial(r, c) * r * z;
@@ -102,24 +102,47 @@ DLK_INLINE V sigmoid(V x) {
   return Lane<V>(1) / (exp(-x) + Lane<V>(1));
 }
 
-/// erfc(z) for z >= 0 (or NaN), with small relative error in the tail too.
+/// sigmoid(x) and 1 - sigmoid(x), the latter without cancellation where it is small.
 template <class V>
-DLK_INLINE V erfc_positive(V z) {
+DLK_INLINE V sigmoid(V x, V& complement) {
+  const V e = exp(-max(splat(Lane<V>(-80)), x));  // e * s would be Inf * 0 below; sigmoid(-80) is 2e-35
+  const V s = Lane<V>(1) / (e + Lane<V>(1));
+  complement = e * s;
+  return s;
+}
+
+/// x * x - square exactly, where square is x * x rounded.
+DLK_INLINE Vec<float> square_error(Vec<float> x, Vec<float> square) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_fmsub_ps((__m512)x, (__m512)x, (__m512)square);
+#elif defined(__FMA__)
+  return (Vec<float>)_mm256_fmsub_ps((__m256)x, (__m256)x, (__m256)square);
+#else
+  // Without FMA: in halves of 12 bits, whose products are exact (Dekker 1971).
+  const Vec<float> high = (Vec<float>)((Vec<int32_t>)x & ~0xfff), low = x - high;
+  return ((high * high - square) + high * low * 2.f) + low * low;
+#endif
+}
+
+/// P(X > x) for x >= 0 (or NaN) and a standard normal X, erfc(x / sqrt 2) / 2, with small relative error in the tail.
+template <class V>
+DLK_INLINE V normal_tail(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
-    return lanewise(z, [](double v) { return std::erfc(v); });
+    return lanewise(x, [](double v) { return std::erfc(v * 0.70710678118654752440) * 0.5; });
   } else {
-    // exp(z^2) erfc(z) (1 + 2 z) as a polynomial in t = (z - 2) / (z + 2); relative error 5.8e-9 for z <= 7.2, and
-    // erfc(z) < 1e-22 beyond.
-    constexpr float c[] = {1.2769783735275269f,   -0.09276390820741653f, -0.1660308688879013f,   0.16405385732650757f,
-                           -0.05421120673418045f, -0.00805391650646925f, 0.008660535328090191f,  0.0013151764869689941f,
-                           -0.0012683934764936566f, -0.0004227604658808559f};
-    z = min(splat(14.f), z);
+    // exp(z^2) erfc(z) (1 + 2 z), z = x / sqrt 2, as a polynomial in t = (z - 2) / (z + 2): relative error 5.8e-9 for
+    // z <= 7.2; erfc(z) < 1e-22 beyond.
+    constexpr float c[] = {1.2769783735275269f,    -0.09276390820741653f,  -0.1660308688879013f,
+                           0.16405385732650757f,   -0.05421120673418045f,  -0.00805391650646925f,
+                           0.008660535328090191f,  0.0013151764869689941f, -0.0012683934764936566f,
+                           -0.0004227604658808559f};
+    x = min(splat(20.f), x);
+    const V z = x * 0.70710678118654752f;
     const V t = (z - 2.f) / (z + 2.f);
-    // exp(-z^2) with the rounding error of z^2 put back: that error alone would be many ULP where z^2 is large.
-    const V square = z * z;
-    const V rest = z * z - square;  // contracts to an FMA: the exact error (0 where there is no FMA)
-    const V e = exp(-square);
-    return (e - e * rest) * polynomial(t, c) / (z * 2.f + 1.f);
+    // exp(-x^2 / 2) with the rounding error of x^2 put back: that alone would be many ULP where x is large.
+    const V square = x * x, half_error = square_error(x, square) * 0.5f;
+    const V e = exp(square * -0.5f);
+    return (e - e * half_error) * polynomial(t, c) / (z * 4.f + 2.f);
   }
 }
 

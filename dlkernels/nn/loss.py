@@ -19,9 +19,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
 class NLLLoss(torch.nn.NLLLoss):
     def forward(self, input, target):
-        return DF.nll_loss(
-            input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction
-        )
+        return DF.nll_loss(input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):

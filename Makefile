@@ -1,0 +1,62 @@
+# The two commands: `make demo` and `make test`. Both make .venv first and need only python3 (3.10+, venv), g++ and make.
+#
+#   make demo DATA=fashion-mnist     options of examples/train_cnn.py: DATA, EPOCHS
+#   make test TORCH=torch            another torch than the default, e.g. the newest
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+PY := $(VENV)/bin/python
+BUILD_TOOLS := cmake ninja pybind11 setuptools wheel
+TEST_TOOLS := numpy pytest pytest-benchmark
+DEMO_TOOLS := matplotlib scikit-learn tqdm
+CHECK_TOOLS := clang-format==23.1.5 ruff==0.17.6
+CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/cpp/*.h' 'tests/cpp/*.cpp')
+DATA ?= digits
+EPOCHS ?=
+
+export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
+export DLKERNELS_CPP_TESTS := ON
+
+.PHONY: all build demo test test-cpp test-python check format clean
+
+all: build
+
+$(VENV)/tools: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet "$(TORCH)" $(BUILD_TOOLS) $(TEST_TOOLS) $(DEMO_TOOLS)
+	touch $@
+
+$(VENV)/check-tools:
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet $(CHECK_TOOLS)
+	touch $@
+
+# Ninja rebuilds only what changed, so this runs every time.
+build: $(VENV)/tools
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+
+demo: build
+	$(PY) examples/train_cnn.py --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+test: test-cpp test-python
+
+test-cpp: build
+	$(VENV)/bin/ctest --test-dir $(DLKERNELS_BUILD_DIR) --output-on-failure
+
+test-python: build
+	$(PY) -m pytest -q
+
+check: $(VENV)/check-tools
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@! grep -nE '#include *<(torch|ATen|c10)/' -r csrc/cpu csrc/core || { echo "torch stops at csrc/bindings"; exit 1; }
+
+format: $(VENV)/check-tools
+	$(VENV)/bin/clang-format -i $(CPP_FILES)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build $(VENV) dlkernels/*.so dlkernels/_build_info.py *.egg-info

@@ -1,0 +1,251 @@
+"""conv1d, conv2d, conv_transpose2d: all passes in both memory formats, over shapes and options."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, rand
+
+import dlkernels.functional as DF
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def operands(x, w, bias, dtype=torch.float32, x_format=torch.contiguous_format, w_format=torch.contiguous_format):
+    inputs = [
+        rand(*x, dtype=dtype).contiguous(memory_format=x_format),
+        rand(*w, dtype=dtype, seed=1).contiguous(memory_format=w_format),
+    ]
+    if bias:
+        inputs.append(rand(bias, dtype=dtype, seed=2))
+    return [t.requires_grad_() for t in inputs]
+
+
+def roundings(inputs, y):
+    """Weight gradients sum over all pixels, values over a filter: allow a rounding per square root of the terms."""
+    return 4 + max(y.numel() / y.shape[1], inputs[1][0].numel()) ** 0.5
+
+
+# x (N, C, H, W), w (K, C / groups, R, S), options
+CASES = {
+    "3x3": ((2, 16, 11, 13), (20, 16, 3, 3), {"padding": 1}),
+    "3x3_wide": ((1, 35, 6, 40), (33, 35, 3, 3), {"padding": 1}),
+    "1x1": ((3, 40, 7, 9), (70, 40, 1, 1), {}),
+    "1x1_strided": ((2, 12, 9, 9), (8, 12, 1, 1), {"stride": 2}),
+    "7x7_stride_2": ((2, 3, 31, 29), (10, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "lenet_1": ((4, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}),
+    "lenet_2": ((4, 6, 14, 14), (16, 6, 5, 5), {}),
+    "same_even_kernel": ((2, 5, 10, 12), (7, 5, 4, 2), {"padding": "same", "dilation": (1, 3)}),
+    "valid": ((2, 5, 10, 12), (7, 5, 4, 2), {"padding": "valid"}),
+    "dilated": ((2, 4, 15, 17), (5, 4, 3, 3), {"dilation": (2, 4), "padding": (2, 3)}),
+    "strides_past_kernel": ((2, 4, 15, 17), (5, 4, 2, 2), {"stride": (3, 5)}),
+    "padding_past_kernel": ((1, 2, 3, 3), (3, 2, 2, 2), {"padding": 4}),
+    "groups": ((2, 12, 9, 10), (18, 4, 3, 3), {"groups": 3, "padding": 1}),
+    "depthwise": ((2, 37, 12, 19), (37, 1, 3, 3), {"groups": 37, "padding": 1}),
+    "depthwise_strided": ((2, 70, 12, 19), (70, 1, 5, 3), {"groups": 70, "padding": (2, 1), "stride": 2}),
+    "depthwise_multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "padding": 1}),
+    "deep_sum": ((1, 300, 5, 5), (4, 300, 3, 3), {"padding": 1}),
+    "one_pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    "large_kernel": ((1, 2, 30, 30), (2, 2, 19, 21), {"padding": 9}),
+    "empty_batch": ((0, 3, 8, 8), (4, 3, 3, 3), {}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("case", CASES)
+def test_conv2d(case, x_format, bias, dtype):
+    x, w, options = CASES[case]
+    inputs = operands(x, w, w[0] if bias else 0, dtype, x_format)
+    y = F.conv2d(*inputs, **options)
+    check(
+        lambda *a: DF.conv2d(*a, **options),
+        lambda *a: F.conv2d(*a, **options),
+        inputs,
+        op="conv2d",
+        roundings=roundings(inputs, y),
+    )
+
+
+@pytest.mark.parametrize("w_format", FORMATS, ids=["w_nchw", "w_nhwc"])
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+def test_weight_formats(x_format, w_format):
+    inputs = operands((2, 10, 9, 8), (24, 10, 3, 3), 24, torch.float32, x_format, w_format)
+    check(DF.conv2d, F.conv2d, inputs, op="conv2d", roundings=16)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_shapes(seed):
+    """Any combination of options, in float32, against float64."""
+    choose = random.Random(seed)
+    groups, c, k = choose.choice([1, 1, 2, 5, 34]), choose.choice([1, 3, 16, 33]), choose.choice([1, 5, 37])
+    if groups == 34:
+        c, k = 1, choose.choice([1, 2])
+    r, s = choose.choice([(1, 1), (3, 3), (2, 5), (5, 5)])
+    options = {
+        "stride": (choose.choice([1, 1, 2, 3]), choose.choice([1, 1, 2, 3])),
+        "padding": (choose.randint(0, r), choose.randint(0, s)),
+        "dilation": (choose.choice([1, 2]), choose.choice([1, 3])),
+        "groups": groups,
+    }
+    size = (choose.randint(2 * r, 23), choose.randint(3 * s, 37))
+    inputs = operands(
+        (choose.choice([1, 2, 5]), c * groups, *size),
+        (k * groups, c, r, s),
+        k * groups,
+        torch.float32,
+        choose.choice(FORMATS),
+        choose.choice(FORMATS),
+    )
+    y = F.conv2d(*inputs, **options)
+    check(
+        lambda *a: DF.conv2d(*a, **options),
+        lambda *a: F.conv2d(*a, **options),
+        inputs,
+        op="conv2d",
+        roundings=roundings(inputs, y),
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    inputs = [LAYOUTS[layout](t.detach()).requires_grad_() for t in operands((2, 6, 9, 8), (5, 6, 3, 3), 5)]
+    check(DF.conv2d, F.conv2d, inputs, op="conv2d", roundings=16)
+
+
+def test_unbatched_and_expanded_gradient():
+    inputs = operands((6, 9, 8), (5, 6, 3, 3), 5)
+    dy = rand(1, 1, 1).expand(5, 7, 6)
+    check(DF.conv2d, F.conv2d, inputs, op="conv2d", dys=[dy], roundings=16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "x, w, options",
+    [
+        ((2, 6, 50), (9, 6, 5), {"padding": 2, "stride": 2}),
+        ((2, 6, 50), (8, 3, 5), {"padding": "same", "dilation": 3, "groups": 2}),
+        ((6, 50), (6, 1, 4), {"groups": 6}),
+        ((0, 6, 50), (9, 6, 5), {}),
+    ],
+    ids=["strided", "same", "depthwise_unbatched", "empty"],
+)
+def test_conv1d(x, w, options, dtype):
+    inputs = operands(x, w, w[0], dtype)
+    check(lambda *a: DF.conv1d(*a, **options), lambda *a: F.conv1d(*a, **options), inputs, op="conv1d", roundings=20)
+
+
+TRANSPOSED = {
+    "plain": ((2, 5, 6, 7), (5, 8, 3, 3), {}),
+    "strided": ((2, 5, 6, 7), (5, 8, 4, 4), {"stride": 2, "padding": 1}),
+    "output_padding": ((2, 5, 6, 7), (5, 8, 3, 3), {"stride": (2, 3), "padding": 1, "output_padding": (1, 2)}),
+    "dilated_groups": ((2, 6, 6, 7), (6, 4, 3, 2), {"dilation": (2, 3), "groups": 2, "output_padding": 1}),
+    "strides_past_kernel": ((1, 3, 4, 4), (3, 2, 2, 2), {"stride": 4, "output_padding": 3}),
+    "depthwise": ((2, 20, 5, 6), (20, 1, 3, 3), {"groups": 20, "stride": 2}),
+    "unbatched": ((5, 6, 7), (5, 8, 3, 3), {}),
+    "empty_batch": ((0, 5, 6, 7), (5, 8, 3, 3), {}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_conv_transpose2d(case, x_format, dtype):
+    x, w, options = TRANSPOSED[case]
+    inputs = operands(x, w, w[1] * options.get("groups", 1), dtype)
+    if len(x) == 4:
+        inputs[0] = inputs[0].detach().contiguous(memory_format=x_format).requires_grad_()
+    check(
+        lambda *a: DF.conv_transpose2d(*a, **options),
+        lambda *a: F.conv_transpose2d(*a, **options),
+        inputs,
+        op="conv_transpose2d",
+        roundings=20,
+    )
+
+
+@pytest.mark.parametrize(
+    "function, shapes, options",
+    [
+        (
+            DF.conv2d,
+            ((2, 4, 5, 6), (6, 2, 3, 2), (6,)),
+            {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2},
+        ),
+        (DF.conv2d, ((1, 2, 5, 6), (3, 2, 2, 4), (3,)), {"padding": "same"}),
+        (DF.conv2d, ((2, 3, 5, 5), (3, 1, 3, 3), (3,)), {"padding": 1, "groups": 3}),
+        (DF.conv1d, ((2, 4, 9), (3, 4, 3), (3,)), {"stride": 2, "padding": 1, "dilation": 2}),
+        (
+            DF.conv_transpose2d,
+            ((2, 4, 3, 4), (4, 2, 3, 2), (4,)),
+            {"stride": (2, 3), "padding": (1, 0), "output_padding": (1, 2), "groups": 2, "dilation": (2, 1)},
+        ),
+    ],
+    ids=["conv2d", "same", "depthwise", "conv1d", "transposed"],
+)
+def test_gradcheck(function, shapes, options):
+    inputs = [rand(*shape, dtype=torch.float64, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    check_gradients(lambda *a: function(*a, **options), inputs)
+
+
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("case", ["3x3", "7x7_stride_2", "groups", "depthwise"])
+def test_threads(case, x_format):
+    x, w, options = CASES[case]
+    inputs = operands((5, *x[1:]), w, w[0], torch.float32, x_format)
+    check_threads(lambda *a: DF.conv2d(*a, **options), inputs)
+
+
+def test_nan_spreads_to_its_window_only():
+    x = rand(1, 3, 9, 9)
+    x[0, 1, 4, 4] = float("nan")
+    y = DF.conv2d(x, rand(2, 3, 3, 3), padding=1)
+    expected = torch.zeros(9, 9, dtype=torch.bool)
+    expected[3:6, 3:6] = True
+    assert torch.equal(y[0, 0].isnan(), expected)
+
+
+X, W = (2, 4, 8, 8), (6, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: DF.conv2d(rand(8, 8), rand(*W)), "3D .unbatched. or 4D .batched. input to conv2d.*size: .8, 8"),
+        (lambda: DF.conv2d(rand(2, 5, 8, 8), rand(*W)), "expected input.*to have 4 channels, but got 5"),
+        (lambda: DF.conv2d(rand(*X), rand(6, 4, 0, 3)), "kernel must not be empty"),
+        (lambda: DF.conv2d(rand(*X), rand(6, 4, 9, 3)), "Kernel size can't be greater"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), stride=0), "stride must be positive.*got .0, 0"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), stride=-1), "stride must be positive"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), padding=-1), "padding must be non-negative"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), padding=2**40), "padding must be .*below 2.31"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), dilation=0), "dilation must be positive"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), groups=0), "groups must be positive"),
+        (lambda: DF.conv2d(rand(*X), rand(6, 2, 3, 3), groups=4), "multiple of groups=4"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), rand(5)), "bias must have shape .6,.*got .5"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), stride=2, padding="same"), "not supported for strided"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), padding="full"), "'same', 'valid' or integers, got 'full'"),
+        (lambda: DF.conv2d(rand(*X), rand(*W), stride=(1, 2, 3)), "stride must be an integer or 2 integers"),
+        (lambda: DF.conv2d(rand(*X), rand(*W, dtype=torch.float64)), "type"),
+        (lambda: DF.conv_transpose2d(rand(2, 6, 8, 8), rand(*W), output_padding=1), "output padding must be smaller"),
+        (lambda: DF.conv_transpose2d(rand(2, 6, 1, 1), rand(*W), padding=2), "leaves no output"),
+        (lambda: DF.conv1d(rand(4, 8, 8, 8), rand(6, 4, 3)), "2D .unbatched. or 3D"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+def test_compiled():
+    inputs = operands((2, 3, 8, 8), (4, 3, 3, 3), 4)
+
+    def function(x, w, b):
+        return DF.conv_transpose2d(DF.conv2d(x, w, b, padding=1), w, stride=2).square().sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(function(*inputs), inputs)
+    for a, b in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,0 +1,147 @@
+"""matmul and linear: transpositions, batches, broadcasting, sizes around the blocks of the kernel."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, kernel_ran, rand
+
+import dlkernels.functional as DF
+
+# M, N, K: around the vector widths (4 to 16), the register tiles (6 x 16 to 14 x 32) and the block of K (128, 256).
+SIZES = [
+    *[(m, n, k) for m in (1, 5, 15) for n in (1, 17, 33) for k in (1, 8, 257)],
+    (64, 64, 64),
+    (29, 1100, 130),
+    (200, 65, 700),
+    (1, 300, 400),
+    (300, 1, 400),
+]
+
+
+def matrix(rows, columns, transposed, **kwargs):
+    return rand(columns, rows, **kwargs).t() if transposed else rand(rows, columns, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("a_transposed", [False, True])
+@pytest.mark.parametrize("b_transposed", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sizes(size, a_transposed, b_transposed, dtype):
+    m, n, k = size
+    a = matrix(m, k, a_transposed, dtype=dtype, seed=1).requires_grad_()
+    b = matrix(k, n, b_transposed, dtype=dtype, seed=2).requires_grad_()
+    # Sums of length K in another order than PyTorch's: their rounding errors grow like its square root.
+    check(DF.matmul, torch.matmul, [a, b], op="matmul", roundings=4 + max(m, n, k) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((3,), (3,)),
+        ((4, 3), (3,)),
+        ((3,), (3, 4)),
+        ((2, 4, 3), (3, 5)),
+        ((2, 4, 3), (3,)),
+        ((3,), (2, 3, 5)),
+        ((4, 3), (2, 3, 5)),
+        ((2, 1, 4, 3), (5, 3, 2)),
+        ((7, 4, 3), (7, 3, 5)),
+        ((2, 7, 4, 3), (2, 7, 3, 5)),
+        ((0, 3), (3, 2)),
+        ((2, 0), (0, 3)),
+        ((0, 4, 3), (0, 3, 2)),
+        ((1, 1), (1, 1)),
+    ],
+    ids=str,
+)
+def test_broadcasting(shapes):
+    inputs = [rand(*shape, dtype=torch.float64, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    check(DF.matmul, torch.matmul, inputs, op="matmul", strides=False)
+    check_gradients(DF.matmul, inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layouts(layout, dtype):
+    a = LAYOUTS[layout](rand(3, 20, 17, dtype=dtype)).requires_grad_()
+    b = LAYOUTS[layout](rand(3, 17, 35, dtype=dtype, seed=1)).requires_grad_()
+    check(DF.matmul, torch.matmul, [a, b], op="matmul", strides=False)
+
+
+def test_expanded_operands_and_gradients():
+    a = rand(5, 1, dtype=torch.float32).expand(5, 9).requires_grad_()
+    b = rand(1, 9, 7).expand(4, 9, 7).requires_grad_()
+    dy = rand(1, 1, 1).expand(4, 5, 7)
+    check(DF.matmul, torch.matmul, [a, b], op="matmul", dys=[dy])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (33, 7), (2, 3, 40), (0, 7), (130, 300)], ids=str)
+def test_linear(shape, bias, dtype):
+    inputs = [rand(*shape, dtype=dtype), rand(37, shape[-1], dtype=dtype, seed=1)]
+    if bias:
+        inputs.append(rand(37, dtype=dtype, seed=2))
+    check(DF.linear, F.linear, [x.requires_grad_() for x in inputs], op="linear", roundings=16)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+def test_linear_gradients_of_some(wanted):
+    inputs = [rand(6, 5), rand(4, 5, seed=1), rand(4, seed=2)]
+    check(DF.linear, F.linear, [x.requires_grad_(w) for x, w in zip(inputs, wanted)], op="linear")
+
+
+def test_linear_gradcheck():
+    shapes = ((2, 3, 5), (4, 5), (4,))
+    check_gradients(DF.linear, [rand(*s, dtype=torch.float64, seed=i).requires_grad_() for i, s in enumerate(shapes)])
+
+
+def test_nan_and_inf_stay_where_they_are():
+    a, b = rand(20, 40), rand(40, 50, seed=1)
+    a[3, 7] = float("nan")
+    b[8, 45] = float("inf")
+    y = DF.matmul(a, b)
+    assert torch.equal(y.isnan().any(1), torch.arange(20) == 3)
+    assert torch.equal(torch.isinf(y).any(0), torch.arange(50) == 45)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((70, 300), (300, 90)), ((40, 9, 30), (40, 30, 9)), ((3, 300), (300, 2000))], ids=str
+)
+def test_threads(shapes):
+    check_threads(DF.matmul, [rand(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)])
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: DF.matmul(rand(2, 3), rand(4, 5)), "inner dimensions"),
+        (lambda: DF.matmul(rand(2, 4, 3), rand(3, 3, 5)), "must match|broadcast"),
+        (lambda: DF.linear(rand(2, 3), rand(5, 4)), r"in_features = 4, got input of shape \[2, 3\]"),
+        (lambda: DF.linear(rand(2, 3), rand(5, 3), rand(4)), r"bias must have shape .*5.*got \[4\]"),
+        (lambda: DF.matmul(rand(2, 3), rand(3, 2, dtype=torch.float64)), "dtype"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+def test_integers_go_to_pytorch():
+    a = torch.arange(6).reshape(2, 3)
+    assert torch.equal(DF.matmul(a, a.t()), a @ a.t())
+    with pytest.raises(AssertionError, match="did not run"), kernel_ran("matmul"):
+        DF.matmul(a, a.t())
+
+
+def test_compiled():
+    x, w, b = rand(6, 5).requires_grad_(), rand(4, 5, seed=1).requires_grad_(), rand(4, seed=2).requires_grad_()
+
+    def function(x, w, b):
+        return DF.matmul(DF.linear(x, w, b), w).sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for expected, actual in zip(
+        torch.autograd.grad(function(x, w, b), [x, w, b]), torch.autograd.grad(compiled(x, w, b), [x, w, b])
+    ):
+        torch.testing.assert_close(actual, expected)
