@@ -12,6 +12,10 @@ for _name in (
     # matmul
     # conv2d
     # pool2d
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
     # norms
     # dropout
     # softmax and losses

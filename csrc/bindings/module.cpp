@@ -46,6 +46,10 @@ PYBIND11_MODULE(_C, m) {
   // conv2d.cpp
 
   // pool2d.cpp
+  m.def("max_pool2d", &max_pool2d_entry, nogil);
+  m.def("max_pool2d_with_indices", &max_pool2d_with_indices_entry, nogil);
+  m.def("avg_pool2d", &avg_pool2d_entry, nogil);
+  m.def("adaptive_avg_pool2d", &adaptive_avg_pool2d_entry, nogil);
 
   // batch_norm.cpp
 
