@@ -60,7 +60,7 @@ def adaptive_avg_pool2d(input, output_size):
     """Means over windows that divide the input as evenly as can be into an output of `output_size` (None: as the
     input): `torch.nn.functional.adaptive_avg_pool2d`."""
     if isinstance(output_size, (tuple, list)) and len(output_size) == 2:
-        output_size = [n if size is None else size for n, size in zip(input.shape[-2:], output_size, strict=True)]
+        output_size = [input.shape[i - 2] if size is None else size for i, size in enumerate(output_size)]
     return _C.adaptive_avg_pool2d(input, _ints("adaptive_avg_pool2d: output_size", output_size))
 
 # ---- Normalisation

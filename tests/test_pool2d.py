@@ -27,7 +27,7 @@ DILATED = [
     dict(kernel_size=(5, 2), stride=3, padding=(2, 1), dilation=(2, 1), ceil_mode=True),
 ]
 AVERAGES = [
-    *({**w, **more} for w in WINDOWS for more in ({}, {"count_include_pad": False})),
+    *({**w, **more} for w in WINDOWS for more in ({}, {"count_include_pad": False}) if not more or "padding" in w),
     dict(kernel_size=3, padding=1, divisor_override=7),
     dict(kernel_size=2, divisor_override=-3),
 ]
@@ -66,8 +66,10 @@ SOME = [
 some_ops = pytest.mark.parametrize("op,options", SOME, ids=[f"{op}:{options_id(options)}" for op, options in SOME])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout,dtype",
+    [*((layout, torch.float32) for layout in LAYOUTS), ("contiguous", torch.float64), ("channels_last", torch.float64)],
+)
 @all_ops
 def test_options(op, options, layout, dtype):
     ours, theirs = both(op, options)
@@ -86,10 +88,10 @@ def test_unbatched(op, options):
 @some_ops
 def test_ragged_sizes(op, options):
     ours, theirs = both(op, options)
-    for width in [*range(3, 40), 63, 64, 65, 66, 129]:
+    for width in [*range(5, 37), 63, 64, 65, 66, 129]:
         check(ours, theirs, [rand(1, 2, 5, width).requires_grad_()], op=op)
-    for channels in [*range(1, 36), 64, 67]:
-        check(ours, theirs, [LAYOUTS["channels_last"](rand(2, channels, 5, 4)).requires_grad_()], op=op)
+    for channels in [*range(1, 20), 31, 32, 33, 67]:
+        check(ours, theirs, [LAYOUTS["channels_last"](rand(2, channels, 5, 6)).requires_grad_()], op=op)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -118,9 +120,10 @@ def test_one_pixel(op, options):
 
 def test_adaptive_to_nothing():
     for size in (0, (0, 3)):
-        x = rand(2, 3, 6, 6).requires_grad_()
-        check(*both("adaptive_avg_pool2d", {"output_size": size}), [x], op="adaptive_avg_pool2d")
-    check(*both("adaptive_avg_pool2d", {"output_size": 2}), [rand(2, 0, 6, 6).requires_grad_()], op="adaptive_avg_pool2d")
+        y = DF.adaptive_avg_pool2d(rand(2, 3, 6, 6).requires_grad_(), size)
+        assert y.shape == F.adaptive_avg_pool2d(rand(2, 3, 6, 6), size).shape
+        y.sum().backward()  # PyTorch's raises
+    check(*both("adaptive_avg_pool2d", {"output_size": 2}), [rand(2, 0, 6, 6)], op="adaptive_avg_pool2d")
 
 
 def special_values():
@@ -219,6 +222,7 @@ def test_threads(op, options, layout):
 @some_ops
 def test_compile(op, options):
     ours, theirs = both(op, options)
+    torch._dynamo.reset()
     compiled = torch.compile(lambda x: ours(x * 2) + 1, fullgraph=True, backend="aot_eager")
     for layout in ("contiguous", "channels_last"):
         x = LAYOUTS[layout](rand(2, 3, 9, 10)).requires_grad_()
@@ -301,7 +305,7 @@ def test_input_sizes(op, options, shape):
     ours, theirs = both(op, options)
     try:
         expected = theirs(rand(*shape)).shape
-    except (RuntimeError, IndexError):
+    except (RuntimeError, IndexError, ValueError):
         with pytest.raises(RuntimeError, match=f"{op}: .*input"):
             ours(rand(*shape))
     else:

@@ -59,6 +59,33 @@ struct Divisors {
   Vec<T> vector_at(int64_t oh, int64_t ow) const { return load(w + ow) * h[oh]; }
 };
 
+/// A sum whose error does not grow with its length, for windows as large as the image: sums of kBlock terms are added
+/// with their rounding error kept beside (Knuth's two-sum).
+template <class T>
+class LongSum {
+ public:
+  DLK_INLINE void add(Vec<T> x) {
+    block_ += x;
+    if (++terms_ == kBlock) add_block();
+  }
+  Vec<T> value() {
+    add_block();
+    return sum_ + (error_ == error_ ? error_ : Vec<T>{});  // NaN where the sum is not finite
+  }
+
+ private:
+  static constexpr int kBlock = 32;
+  DLK_INLINE void add_block() {
+    const Vec<T> sum = sum_ + block_, added = sum - sum_;
+    error_ += (sum_ - (sum - added)) + (block_ - added);
+    sum_ = sum;
+    block_ = Vec<T>{};
+    terms_ = 0;
+  }
+  Vec<T> sum_{}, error_{}, block_{};
+  int terms_ = 0;
+};
+
 // ---- Sliding
 
 template <class T>
@@ -164,9 +191,9 @@ void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> diviso
 /// The sum of n consecutive elements.
 template <class T>
 T sum_of(const T* x, int64_t n) {
-  Vec<T> sum{};
-  for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum += load_n(x + i, lanes); });
-  return reduce_sum(sum);
+  LongSum<T> sum;
+  for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum.add(load_n(x + i, lanes)); });
+  return reduce_sum(sum.value());
 }
 
 template <class T>
@@ -222,11 +249,11 @@ void forward_channels_last(const AvgPool2d& p, const T* x, T* y, Divisors<T> div
       const Range ih_range = h.inputs(oh), iw_range = w.inputs(ow);
       const T divisor = divisors.at(oh, ow);
       for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-        Vec<T> sum{};
+        LongSum<T> sum;
         for (int64_t ih = ih_range.begin; ih < ih_range.end; ++ih)
           for (int64_t iw = iw_range.begin; iw < iw_range.end; ++iw)
-            sum += load_n(x + ((n * p.H + ih) * p.W + iw) * p.C + c, lanes);
-        store_n(y + pixel * p.C + c, sum / divisor, lanes);
+            sum.add(load_n(x + ((n * p.H + ih) * p.W + iw) * p.C + c, lanes));
+        store_n(y + pixel * p.C + c, sum.value() / divisor, lanes);
       });
     }
   });
