@@ -18,6 +18,7 @@ for _name in (
     "adaptive_avg_pool2d",
     # norms
     # dropout
+    "dropout",
     # softmax and losses
     "activation",
 ):

@@ -4,6 +4,8 @@ Each runs our kernels on dense CPU tensors in float32 or float64 and PyTorch's o
 (``dlkernels.counts()`` tells which); all are differentiable, twice too.
 """
 
+import warnings
+
 import torch
 
 from dlkernels import _C
@@ -63,9 +65,31 @@ def adaptive_avg_pool2d(input, output_size):
         output_size = [input.shape[i - 2] if size is None else size for i, size in enumerate(output_size)]
     return _C.adaptive_avg_pool2d(input, _ints("adaptive_avg_pool2d: output_size", output_size))
 
+
 # ---- Normalisation
 
 # ---- Dropout
+
+
+def dropout(input, p=0.5, training=True, inplace=False):
+    """Each element zeroed with probability p, the others divided by 1 - p: `torch.nn.functional.dropout`.
+
+    `torch.manual_seed` governs which; for one seed they are the same whatever the memory format and the number of
+    threads, but not those that PyTorch's own generator gives. ValueError unless 0 <= p <= 1.
+    """
+    return _C.dropout(input, p, bool(training), bool(inplace), False)
+
+
+def dropout2d(input, p=0.5, training=True, inplace=False):
+    """Each channel input[n, c] zeroed with probability p, the others divided by 1 - p:
+    `torch.nn.functional.dropout2d`, which warns of inputs that are not 4-D and takes 3-D ones as (N, C, L)."""
+    if input.dim() != 4:
+        warnings.warn(
+            f"dropout2d: expects a 4-D input (N, C, H, W), got {input.dim()}-D, which is taken as (N, C, ...)",
+            stacklevel=2,
+        )
+    return _C.dropout(input, p, bool(training), bool(inplace), True)
+
 
 # ---- Activations
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from util import DTYPES, LAYOUTS, check, check_threads, kernel_ran, rand
 
 import dlkernels.functional as DF
-from util import DTYPES, LAYOUTS, check, check_threads, kernel_ran, rand
 
 # options of max_pool2d; those of avg_pool2d are the ones without dilation
 WINDOWS = [
@@ -189,7 +189,9 @@ def test_window_wholly_in_the_padding(layout):
 def test_indices_unpool():
     x = rand(2, 3, 8, 8)
     y, indices = DF.max_pool2d(x, 2, return_indices=True)
-    assert torch.equal(F.max_unpool2d(y, indices, 2) != 0, F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2) != 0)
+    assert torch.equal(
+        F.max_unpool2d(y, indices, 2) != 0, F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2) != 0
+    )
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -232,9 +234,7 @@ def test_compile(op, options):
 
 
 def test_compile_indices():
-    compiled = torch.compile(
-        lambda x: DF.max_pool2d(x, 2, return_indices=True), fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda x: DF.max_pool2d(x, 2, return_indices=True), fullgraph=True, backend="aot_eager")
     x = rand(2, 3, 8, 8).requires_grad_()
     check(compiled, lambda x: F.max_pool2d(x, 2, return_indices=True), [x], op="max_pool2d")
 
@@ -292,7 +292,9 @@ def test_errors(op, options, names):
         ours(x)
 
 
-@pytest.mark.parametrize("op,options", [("max_pool2d", {"kernel_size": 2.0}), ("adaptive_avg_pool2d", {"output_size": 2.5})])
+@pytest.mark.parametrize(
+    "op,options", [("max_pool2d", {"kernel_size": 2.0}), ("adaptive_avg_pool2d", {"output_size": 2.5})]
+)
 def test_type_errors(op, options):
     for function in both(op, options):
         with pytest.raises(TypeError):

@@ -1,5 +1,6 @@
 // The Python module dlkernels._C: the entry points of ops.h, and what the build and the processor offer.
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "csrc/bindings/common.h"
@@ -15,6 +16,16 @@ std::vector<std::string> available_isas() {
   for (const cpu::Isa isa : {cpu::Isa::baseline, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::neon})
     if (cpu::isa_available(isa)) names.emplace_back(cpu::kIsaNames[static_cast<int>(isa)]);
   return names;
+}
+
+/// TORCH_CHECK's errors as the Python exceptions that torch's own functions raise. torch registers the same for its
+/// modules, but shares it only with extensions built with its very version of pybind11.
+void translate_torch_errors(std::exception_ptr error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const c10::Error&) {
+    torch::translate_exception_to_python(std::current_exception());
+  }
 }
 
 py::dict counts_as_dict() {
@@ -36,6 +47,8 @@ PYBIND11_MODULE(_C, m) {
   // Kernels and PyTorch's ops need no Python: other Python threads run meanwhile.
   const auto nogil = py::call_guard<py::gil_scoped_release>();
 
+  py::register_local_exception_translator(&dlk::bindings::translate_torch_errors);
+
   m.def("isa", [] { return std::string(dlk::cpu::kIsaNames[static_cast<int>(dlk::cpu::active_isa())]); });
   m.def("available_isas", &available_isas);
   m.def("counts", &counts_as_dict);
@@ -56,6 +69,7 @@ PYBIND11_MODULE(_C, m) {
   // layer_norm.cpp
 
   // dropout.cpp
+  m.def("dropout", &dropout_entry, nogil);
 
   // softmax.cpp
 

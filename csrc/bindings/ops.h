@@ -33,6 +33,7 @@ at::Tensor adaptive_avg_pool2d_entry(const at::Tensor& input, std::vector<int64_
 // layer_norm.cpp
 
 // dropout.cpp
+at::Tensor dropout_entry(const at::Tensor& input, double p, bool training, bool inplace, bool channels);
 
 // softmax.cpp
 
