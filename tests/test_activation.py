@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from util import DTYPES, LAYOUTS, check, rand
 
 import dlkernels.functional as DF
+from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, rand
 
 # name of the op counted, our function, PyTorch's
 CASES = {

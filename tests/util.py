@@ -83,9 +83,7 @@ def assert_close_to_exact(name, ours, theirs, exact, roundings=4, factor=2.0):
     if ours.numel() == 0:
         return
     finite = torch.isfinite(exact)
-    torch.testing.assert_close(
-        ours[~finite].double(), exact[~finite], rtol=0, atol=0, equal_nan=True, msg=f"{name}: NaN or Inf"
-    )
+    torch.testing.assert_close(ours[~finite].double(), exact[~finite], rtol=0, atol=0, equal_nan=True, msg=f"{name}: NaN or Inf")
     if not finite.any():
         return
     scale = exact[finite].abs().max().item()
@@ -134,10 +132,8 @@ def check_threads(function, inputs, max_threads=4):
             torch.set_num_threads(threads)
             actual = _run(function, inputs, None)
             for a, b in zip([*expected[0], *expected[1]], [*actual[0], *actual[1]], strict=True):
-                assert (
-                    torch.equal(a, b)
-                    or torch.equal(a.isnan(), b.isnan())
-                    and torch.equal(a.nan_to_num(), b.nan_to_num())
+                assert torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()) and torch.equal(
+                    a.nan_to_num(), b.nan_to_num()
                 ), f"differs at {threads} threads"
     finally:
         torch.set_num_threads(before)

@@ -55,12 +55,13 @@ void draw_keep(const Tensor& keep, DropoutShape shape, const Tensor& seed, doubl
 /// y = x * keep / (1 - p). Both are dense in the layout of `shape`; y may be x.
 void apply_keep(const Tensor& x, const Tensor& keep, DropoutShape shape, double p, bool channels, const Tensor& y) {
   const double scale = 1 / (1 - p);
+  TensorScratch scratch;
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto& table = kernels<cpu::DropoutKernels<T>>();
     const T* from = x.const_data_ptr<T>();
     T* to = y.mutable_data_ptr<T>();
-    if (channels) return table.apply_to_planes(shape, words(keep), scale, from, to);
+    if (channels) return table.apply_to_planes(shape, words(keep), scale, from, to, scratch);
     table.apply(x.numel(), words(keep), scale, from, to);
   });
 }

@@ -262,17 +262,26 @@ void forward_channels_last(const AvgPool2d& p, const T* x, T* y, Divisors<T> div
 template <class T>
 void backward_channels_last(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors) {
   const Windows h = vertical_windows(p), w = horizontal_windows(p);
-  parallel_for(p.N * p.H * p.W, p.C, [&](int64_t begin, int64_t end) {
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const int64_t n = pixel / (p.H * p.W), ih = pixel / p.W % p.H, iw = pixel % p.W;
-      const Range oh_range = h.outputs(ih), ow_range = w.outputs(iw);
-      for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-        Vec<T> sum{};
-        for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh)
-          for (int64_t ow = ow_range.begin; ow < ow_range.end; ++ow)
-            sum += load_n(dy + ((n * p.OH + oh) * p.OW + ow) * p.C + c, lanes) / divisors.at(oh, ow);
-        store_n(dx + pixel * p.C + c, sum, lanes);
-      });
+  parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / p.H, ih = row % p.H;
+      T* dx_row = dx + row * p.W * p.C;
+      for (int64_t i = 0; i < p.W * p.C; ++i) dx_row[i] = 0;
+      const Range oh_range = h.outputs(ih);
+      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
+        for (int64_t ow = 0; ow < p.OW; ++ow) {
+          const T* from = dy + ((n * p.OH + oh) * p.OW + ow) * p.C;
+          const T divisor = divisors.at(oh, ow);
+          const Range iw_range = w.inputs(ow);
+          for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+            const Vec<T> g = load_n(from + c, lanes) / divisor;
+            for (int64_t iw = iw_range.begin; iw < iw_range.end; ++iw) {
+              T* to = dx_row + iw * p.C + c;
+              store_n(to, load_n(to, lanes) + g, lanes);
+            }
+          });
+        }
+      }
     }
   });
 }

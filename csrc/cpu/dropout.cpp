@@ -101,25 +101,29 @@ void apply(int64_t n, const uint64_t* keep, double scale, const T* x, T* y) {
 }
 
 template <class T>
-void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, const T* x, T* y) {
-  const T factor = static_cast<T>(scale);
+void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, const T* x, T* y, Scratch& scratch) {
+  const int64_t planes = shape.N * shape.C;
+  T* factors = scratch.array<T>(planes);
+  for (int64_t plane = 0; plane < planes; ++plane) factors[plane] = bit(keep, plane) ? static_cast<T>(scale) : T(0);
+
   if (!shape.channels_last) {
-    parallel_for(shape.N * shape.C, shape.P, [=](int64_t begin, int64_t end) {
+    parallel_for(planes, shape.P, [=](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) {
-        const T plane_factor = bit(keep, plane) ? factor : T(0);
-        const T* from = x + plane * shape.P;
-        T* to = y + plane * shape.P;
-        for_each_vec<T>(shape.P,
-                        [&](int64_t i, auto lanes) { store_n(to + i, load_n(from + i, lanes) * plane_factor, lanes); });
+        const int64_t at = plane * shape.P;
+        for_each_vec<T>(shape.P, [&](int64_t i, auto lanes) {
+          store_n(y + at + i, load_n(x + at + i, lanes) * factors[plane], lanes);
+        });
       }
     });
     return;
   }
   parallel_for(shape.N * shape.P, shape.C, [=](int64_t begin, int64_t end) {
     for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const int64_t first = pixel / shape.P * shape.C;  // the bit of channel 0
-      for (int64_t c = 0; c < shape.C; ++c)
-        y[pixel * shape.C + c] = x[pixel * shape.C + c] * (bit(keep, first + c) ? factor : T(0));
+      const int64_t at = pixel * shape.C;
+      const T* image_factors = factors + pixel / shape.P * shape.C;
+      for_each_vec<T>(shape.C, [&](int64_t c, auto lanes) {
+        store_n(y + at + c, load_n(x + at + c, lanes) * load_n(image_factors + c, lanes), lanes);
+      });
     }
   });
 }

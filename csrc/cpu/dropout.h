@@ -2,6 +2,7 @@
 #pragma once
 
 #include "csrc/core/dropout.h"
+#include "csrc/core/scratch.h"
 #include "csrc/cpu/dispatch.h"
 
 namespace dlk::cpu {
@@ -18,7 +19,7 @@ struct DropoutKernels {
   /// y[i] = x[i] * (bit i of keep ? scale : 0); y may be x.
   void (*apply)(int64_t n, const uint64_t* keep, double scale, const T* x, T* y);
   /// The same with one bit for each of the N x C planes; y may be x.
-  void (*apply_to_planes)(DropoutShape shape, const uint64_t* keep, double scale, const T* x, T* y);
+  void (*apply_to_planes)(DropoutShape shape, const uint64_t* keep, double scale, const T* x, T* y, Scratch& scratch);
 };
 
 }  // namespace dlk::cpu

@@ -6,7 +6,7 @@
 //
 // NCHW: vectors along OW, from split rows (pool_windows.h); a task is a band of output rows of one plane.
 // channels_last: vectors along C; a task is a row. Backward: NCHW adds dy to each position's element, a plane being one
-// task; channels_last gathers, for each input pixel, from the windows that hold it.
+// task; channels_last adds to each row of dx what the windows over it found there.
 #include <limits>
 
 #include "csrc/cpu/pool2d.h"
@@ -177,25 +177,24 @@ void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T*
   parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / p.H, ih = row % p.H;
+      T* dx_row = dx + row * p.W * p.C;
+      for (int64_t i = 0; i < p.W * p.C; ++i) dx_row[i] = 0;
       const Range oh_range = h.outputs(ih);
-      for (int64_t iw = 0; iw < p.W; ++iw) {
-        const Range ow_range = w.outputs(iw);
-        for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-          Vec<T> sum{};
-          for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
-            const int64_t r_at = ih - h.start(oh);
-            if (r_at % h.dilation != 0) continue;
-            for (int64_t ow = ow_range.begin; ow < ow_range.end; ++ow) {
-              const int64_t s_at = iw - w.start(ow);
-              if (s_at % w.dilation != 0) continue;
-              const auto position = static_cast<IntOf<T>>(r_at / h.dilation * p.S + s_at / w.dilation);
-              const int64_t at = ((n * p.OH + oh) * p.OW + ow) * p.C + c;
-              const auto found = load_positions<T>(positions + at, lanes) == position;
-              sum += found ? load_n(dy + at, lanes) : Vec<T>{};
-            }
+      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
+        if ((ih - h.start(oh)) % h.dilation != 0) continue;
+        const int64_t r = (ih - h.start(oh)) / h.dilation;
+        for (int64_t ow = 0; ow < p.OW; ++ow) {
+          const int64_t at = ((n * p.OH + oh) * p.OW + ow) * p.C;
+          const Range s_taps = w.taps(ow);
+          for (int64_t s = s_taps.begin; s < s_taps.end; ++s) {
+            T* to = dx_row + (w.start(ow) + s * w.dilation) * p.C;
+            const auto position = static_cast<IntOf<T>>(r * p.S + s);
+            for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+              const auto found = load_positions<T>(positions + at + c, lanes) == position;
+              store_n(to + c, load_n(to + c, lanes) + (found ? load_n(dy + at + c, lanes) : Vec<T>{}), lanes);
+            });
           }
-          store_n(dx + (row * p.W + iw) * p.C + c, sum, lanes);
-        });
+        }
       }
     }
   });
