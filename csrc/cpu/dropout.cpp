@@ -21,9 +21,8 @@ using U64 = Vec<uint64_t>;
 /// Philox on the counters first, first + 1, ..., one per 32-bit lane: words[w] holds their w-th words. Even and odd
 /// counters go through the rounds apart, in the low halves of 64-bit lanes; what the upper halves hold is never read.
 DLK_INLINE void philox_vector(uint64_t seed, uint64_t first, U32 (&words)[4]) {
-  uint64_t counters[2][kLanes<uint64_t>];  // even, odd
-  for (int i = 0; i < kLanes<uint32_t>; ++i) counters[i % 2][i / 2] = first + i;
-  const U64 even = load(counters[0]), odd = load(counters[1]), zero{};
+  static constexpr uint64_t kEven[] = {0, 2, 4, 6, 8, 10, 12, 14};
+  const U64 even = load(kEven) + first, odd = even + 1, zero{};
   U64 c[4][2] = {{even, odd}, {even >> 32, odd >> 32}, {zero, zero}, {zero, zero}};
 
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);

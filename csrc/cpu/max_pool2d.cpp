@@ -31,6 +31,7 @@ template <class T, class P, class Count>
 DLK_INLINE Vec<IntOf<T>> load_positions(const P* from, Count lanes) {
   PositionVec<T, P, kLanes<T>> narrow{};
   __builtin_memcpy(&narrow, from, lanes * sizeof(P));
+  if constexpr (sizeof(P) == 1 && sizeof(T) == 4) return widen_bytes(narrow);
   return __builtin_convertvector(narrow, Vec<IntOf<T>>);
 }
 

@@ -157,6 +157,17 @@ DLK_INLINE auto lanes_of_bits(uint64_t bits) {
   return (splat(static_cast<I>(bits)) & bit_of_lane) != 0;
 }
 
+/// kLanes<float> bytes as 32-bit integers: one instruction that GCC 12 does not find for __builtin_convertvector.
+DLK_INLINE Vec<int32_t> widen_bytes(typename VecOf<uint8_t, kLanes<int32_t>>::type bytes) {
+#if defined(__AVX512F__)
+  return (Vec<int32_t>)_mm512_maskz_cvtepu8_epi32(0xFFFF, (__m128i)bytes);
+#elif defined(__AVX2__)
+  return (Vec<int32_t>)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(int64_t, bytes)));
+#else
+  return __builtin_convertvector(bytes, Vec<int32_t>);
+#endif
+}
+
 /// The 64-bit products of the low 32 bits of each 64-bit lane.
 DLK_INLINE Vec<uint64_t> multiply_low_halves(Vec<uint64_t> a, Vec<uint64_t> b) {
 #if defined(__AVX512F__)
