@@ -27,8 +27,13 @@ for _name in (
     "conv2d",
     "conv_transpose2d",
     # pool2d
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
     # norms
     # dropout
+    "dropout",
     # softmax and losses
     "activation",
 ):

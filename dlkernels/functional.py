@@ -4,6 +4,8 @@ Each runs our kernels on dense CPU tensors in float32 or float64 and PyTorch's o
 (``dlkernels.counts()`` tells which); all are differentiable, twice too.
 """
 
+import warnings
+
 import torch
 
 from dlkernels import _C
@@ -101,9 +103,80 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
 
 # ---- Pooling
 
+
+def _ints(name, value):
+    """A size as PyTorch takes it, an int or a sequence of ints, as a list."""
+    if isinstance(value, int):
+        return [value, value]
+    if isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value):
+        return list(value)
+    raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}")
+
+
+def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    """The maximum of each window of a (N, C, H, W) or (C, H, W) tensor: `torch.nn.functional.max_pool2d`.
+
+    With `return_indices` also the int64 index of each maximum in its H x W plane (-1 for a window wholly in the
+    padding, which a dilation makes possible).
+    """
+    arguments = (
+        input,
+        _ints("max_pool2d: kernel_size", kernel_size),
+        [] if stride is None else _ints("max_pool2d: stride", stride),
+        _ints("max_pool2d: padding", padding),
+        _ints("max_pool2d: dilation", dilation),
+        bool(ceil_mode),
+    )
+    return _C.max_pool2d_with_indices(*arguments) if return_indices else _C.max_pool2d(*arguments)
+
+
+def avg_pool2d(
+    input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):
+    """The mean of each window of a (N, C, H, W) or (C, H, W) tensor: `torch.nn.functional.avg_pool2d`."""
+    return _C.avg_pool2d(
+        input,
+        _ints("avg_pool2d: kernel_size", kernel_size),
+        [] if stride is None else _ints("avg_pool2d: stride", stride),
+        _ints("avg_pool2d: padding", padding),
+        bool(ceil_mode),
+        bool(count_include_pad),
+        divisor_override,
+    )
+
+
+def adaptive_avg_pool2d(input, output_size):
+    """Means over windows that divide the input as evenly as can be into an output of `output_size` (None: as the
+    input): `torch.nn.functional.adaptive_avg_pool2d`."""
+    if isinstance(output_size, (tuple, list)) and len(output_size) == 2:
+        output_size = [input.shape[i - 2] if size is None else size for i, size in enumerate(output_size)]
+    return _C.adaptive_avg_pool2d(input, _ints("adaptive_avg_pool2d: output_size", output_size))
+
+
 # ---- Normalisation
 
 # ---- Dropout
+
+
+def dropout(input, p=0.5, training=True, inplace=False):
+    """Each element zeroed with probability p, the others divided by 1 - p: `torch.nn.functional.dropout`.
+
+    `torch.manual_seed` governs which; for one seed they are the same whatever the memory format and the number of
+    threads, but not those that PyTorch's own generator gives. ValueError unless 0 <= p <= 1.
+    """
+    return _C.dropout(input, p, bool(training), bool(inplace), False)
+
+
+def dropout2d(input, p=0.5, training=True, inplace=False):
+    """Each channel input[n, c] zeroed with probability p, the others divided by 1 - p:
+    `torch.nn.functional.dropout2d`, which warns of inputs that are not 4-D and takes 3-D ones as (N, C, L)."""
+    if input.dim() != 4:
+        warnings.warn(
+            f"dropout2d: expects a 4-D input (N, C, H, W), got {input.dim()}-D, which is taken as (N, C, ...)",
+            stacklevel=2,
+        )
+    return _C.dropout(input, p, bool(training), bool(inplace), True)
+
 
 # ---- Activations
 

@@ -64,12 +64,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("conv_transpose2d", &conv_transpose2d_entry, nogil);
 
   // pool2d.cpp
+  m.def("max_pool2d", &max_pool2d_entry, nogil);
+  m.def("max_pool2d_with_indices", &max_pool2d_with_indices_entry, nogil);
+  m.def("avg_pool2d", &avg_pool2d_entry, nogil);
+  m.def("adaptive_avg_pool2d", &adaptive_avg_pool2d_entry, nogil);
 
   // batch_norm.cpp
 
   // layer_norm.cpp
 
   // dropout.cpp
+  m.def("dropout", &dropout_entry, nogil);
 
   // softmax.cpp
 

@@ -7,6 +7,8 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <vector>
 
 namespace dlk::bindings {
 
@@ -26,12 +28,24 @@ at::Tensor conv_transpose2d_entry(const at::Tensor& input, const at::Tensor& wei
                                   std::array<int64_t, 2> dilation);
 
 // pool2d.cpp
+at::Tensor max_pool2d_entry(const at::Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                            std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode);
+std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices_entry(const at::Tensor& input,
+                                                                 std::vector<int64_t> kernel_size,
+                                                                 std::vector<int64_t> stride,
+                                                                 std::vector<int64_t> padding,
+                                                                 std::vector<int64_t> dilation, bool ceil_mode);
+at::Tensor avg_pool2d_entry(const at::Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                            std::vector<int64_t> padding, bool ceil_mode, bool count_include_pad,
+                            std::optional<int64_t> divisor_override);
+at::Tensor adaptive_avg_pool2d_entry(const at::Tensor& input, std::vector<int64_t> output_size);
 
 // batch_norm.cpp
 
 // layer_norm.cpp
 
 // dropout.cpp
+at::Tensor dropout_entry(const at::Tensor& input, double p, bool training, bool inplace, bool channels);
 
 // softmax.cpp
 

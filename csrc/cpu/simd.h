@@ -133,6 +133,54 @@ DLK_INLINE V copysign(V magnitude, V sign) {
   return (V)(((I)magnitude & ~bit) | ((I)sign & bit));
 }
 
+/// Bit i: lane i of a comparison of Vec<T>.
+template <class T, class Mask>
+DLK_INLINE uint64_t bits_of_lanes(Mask mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
+#endif
+  uint64_t bits = 0;
+  for (int i = 0; i < kLanes<T>; ++i) bits |= static_cast<uint64_t>(mask[i] & 1) << i;
+  return bits;
+}
+
+/// The inverse: a lane is all ones if its bit is set.
+template <class T>
+DLK_INLINE auto lanes_of_bits(uint64_t bits) {
+  using I = IntOf<T>;
+  Vec<I> bit_of_lane;
+  for (int i = 0; i < kLanes<T>; ++i) bit_of_lane[i] = I(1) << i;
+  return (splat(static_cast<I>(bits)) & bit_of_lane) != 0;
+}
+
+/// kLanes<float> bytes as 32-bit integers: one instruction that GCC 12 does not find for __builtin_convertvector.
+DLK_INLINE Vec<int32_t> widen_bytes(typename VecOf<uint8_t, kLanes<int32_t>>::type bytes) {
+#if defined(__AVX512F__)
+  return (Vec<int32_t>)_mm512_maskz_cvtepu8_epi32(0xFFFF, (__m128i)bytes);
+#elif defined(__AVX2__)
+  return (Vec<int32_t>)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(int64_t, bytes)));
+#else
+  return __builtin_convertvector(bytes, Vec<int32_t>);
+#endif
+}
+
+/// The 64-bit products of the low 32 bits of each 64-bit lane.
+DLK_INLINE Vec<uint64_t> multiply_low_halves(Vec<uint64_t> a, Vec<uint64_t> b) {
+#if defined(__AVX512F__)
+  return (Vec<uint64_t>)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)b);  // GCC 12 warns of the plain form
+#elif defined(__AVX2__)
+  return (Vec<uint64_t>)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Vec<uint64_t>)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
+
 /// Combines the lanes pairwise, halves first: always in the same order.
 template <class V, class F>
 DLK_INLINE Lane<V> reduce(V x, F f) {

@@ -1,0 +1,213 @@
+// Dropout of elements (`dropout`) and of whole channels (`dropout2d`): one op with its in-place form and backward op.
+//
+// The ops take their seed, so they are functions, and give beside the output the keep bits as int64 words: one bit per
+// element in the order of the output's memory, or, for channels, one per (n, c). They are all that backward needs.
+#include "csrc/cpu/dropout.h"
+
+#include <ATen/ops/dropout.h>
+#include <ATen/ops/feature_dropout.h>
+#include <ATen/ops/randint.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+
+namespace dlk::bindings {
+namespace {
+
+/// N x C planes of the rest: what channels and their order in memory need. Fewer dimensions: sizes of 1.
+DropoutShape shape_of(at::IntArrayRef sizes, bool channels_last) {
+  DropoutShape shape{1, 1, 1, channels_last};
+  for (size_t i = 0; i < sizes.size(); ++i) (i == 0 ? shape.N : i == 1 ? shape.C : shape.P) *= sizes[i];
+  return shape;
+}
+
+bool is_channels_last(const Tensor& x) { return format_of(x) == at::MemoryFormat::ChannelsLast; }
+at::MemoryFormat format(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+Tensor empty_keep(const Tensor& x, bool channels) {
+  const DropoutShape shape = shape_of(sizes_of(x), false);
+  const int64_t bits = shape.N * shape.C * (channels ? 1 : shape.P);
+  return allocate({(bits + 63) / 64}, x.options().dtype(at::kLong));
+}
+
+uint64_t* words(const Tensor& keep) { return reinterpret_cast<uint64_t*>(keep.mutable_data_ptr<int64_t>()); }
+
+/// Fills `keep` for a tensor of `shape`.
+void draw_keep(const Tensor& keep, DropoutShape shape, const Tensor& seed, double p, bool channels) {
+  TORCH_CHECK(p > 0 && p < 1, "dropout: p must be between 0 and 1, got ", p);
+  // 32 bits: p is exact to 2^-33, and keeping everything (2^32) is out of reach only of p below that.
+  const double threshold = std::min(std::nearbyint((1 - p) * 0x1p32), 0x1p32 - 1);
+  const DropoutDraw draw{static_cast<uint64_t>(seed.item<int64_t>()), static_cast<uint32_t>(threshold)};
+  const int64_t bits = shape.N * shape.C * (channels ? 1 : shape.P);
+  const auto& masks = kernels<cpu::DropoutMaskKernels>();
+  if (channels || !shape.channels_last) return masks.draw(draw, bits, words(keep));
+  const Tensor logical = allocate(keep.sizes(), keep.options());
+  masks.draw(draw, bits, words(logical));
+  masks.to_channels_last(shape, words(logical), words(keep));
+}
+
+/// y = x * keep / (1 - p). Both are dense in the layout of `shape`; y may be x.
+void apply_keep(const Tensor& x, const Tensor& keep, DropoutShape shape, double p, bool channels, const Tensor& y) {
+  const double scale = 1 / (1 - p);
+  TensorScratch scratch;
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto& table = kernels<cpu::DropoutKernels<T>>();
+    const T* from = x.const_data_ptr<T>();
+    T* to = y.mutable_data_ptr<T>();
+    if (channels) return table.apply_to_planes(shape, words(keep), scale, from, to, scratch);
+    table.apply(x.numel(), words(keep), scale, from, to);
+  });
+}
+
+// dropout(Tensor x, Tensor seed, float p, bool channels) -> (Tensor y, Tensor keep)
+std::tuple<Tensor, Tensor> dropout(const Tensor& x, const Tensor& seed, double p, bool channels) {
+  const Tensor y = allocate_like(x), keep = empty_keep(x, channels);
+  if (x.is_meta() || y.numel() == 0) return {y, keep};
+  const bool channels_last = is_channels_last(x);
+  const DropoutShape shape = shape_of(x.sizes(), channels_last);
+  const Tensor xs = x.contiguous(format(channels_last));
+  draw_keep(keep, shape, seed, p, channels);
+  if (y.is_contiguous(format(channels_last))) {
+    apply_keep(xs, keep, shape, p, channels, y);
+  } else {  // dense in some other order of dimensions
+    const Tensor dense = allocate(x.sizes(), x.options(), format(channels_last));
+    apply_keep(xs, keep, shape, p, channels, dense);
+    y.copy_(dense);
+  }
+  return {y, keep};
+}
+
+/// Drops in x itself; returns the keep bits.
+Tensor drop_inplace(Tensor& x, const Tensor& seed, double p, bool channels) {
+  const bool channels_last = is_channels_last(x);
+  if (x.numel() == 0 || !x.is_contiguous(format(channels_last))) {
+    const auto [y, keep] = bindings::dropout(x, seed, p, channels);
+    x.copy_(y);
+    return keep;
+  }
+  const Tensor keep = empty_keep(x, channels);
+  const DropoutShape shape = shape_of(x.sizes(), channels_last);
+  draw_keep(keep, shape, seed, p, channels);
+  apply_keep(x, keep, shape, p, channels, x);
+  return keep;
+}
+
+// dropout_(Tensor(a!) x, Tensor seed, float p, bool channels) -> Tensor(a!)
+Tensor& dropout_(Tensor& x, const Tensor& seed, double p, bool channels) {
+  drop_inplace(x, seed, p, channels);
+  return x;
+}
+
+// dropout_backward(Tensor dy, Tensor keep, float p, bool channels, bool channels_last) -> Tensor
+Tensor dropout_backward(const Tensor& dy, const Tensor& keep, double p, bool channels, bool channels_last) {
+  const Tensor dx = allocate(sizes_of(dy), dy.options(), format(channels_last));
+  if (dy.is_meta() || dx.numel() == 0) return dx;
+  apply_keep(dy.contiguous(format(channels_last)), keep, shape_of(dy.sizes(), channels_last), p, channels, dx);
+  return dx;
+}
+
+struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
+  static variable_list forward(AutogradContext* ctx, Tensor x, const Tensor& seed, double p, bool channels,
+                               bool inplace) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["channels"] = channels;
+    ctx->saved_data["channels_last"] = is_channels_last(x);
+    if (inplace) {  // alone: a Function that changes a view must have one output
+      ctx->mark_dirty({x});
+      ctx->save_for_backward({drop_inplace(x, seed, p, channels)});
+      return {x};
+    }
+    const auto [y, keep] = DLK_OP(dropout).call(x, seed, p, channels);
+    ctx->save_for_backward({keep});
+    ctx->mark_non_differentiable({keep});
+    return {y, keep};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    auto& saved = ctx->saved_data;
+    const Tensor dx = DLK_OP(dropout_backward)
+                          .call(grads[0], ctx->get_saved_variables()[0], saved["p"].toDouble(),
+                                saved["channels"].toBool(), saved["channels_last"].toBool());
+    return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+/// The mask is constant: backward is linear in dy and its own derivative.
+struct DropoutBackwardFunction : torch::autograd::Function<DropoutBackwardFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& dy, const Tensor& keep, double p, bool channels,
+                        bool channels_last) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["channels"] = channels;
+    ctx->saved_data["channels_last"] = channels_last;
+    ctx->save_for_backward({keep});
+    return DLK_OP(dropout_backward).call(dy, keep, p, channels, channels_last);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    auto& saved = ctx->saved_data;
+    const Tensor ddy = DLK_OP(dropout_backward)
+                           .call(grads[0], ctx->get_saved_variables()[0], saved["p"].toDouble(),
+                                 saved["channels"].toBool(), saved["channels_last"].toBool());
+    return {ddy, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor> dropout_autograd(const Tensor& x, const Tensor& seed, double p, bool channels) {
+  const variable_list outputs = DropoutFunction::apply(x, seed, p, channels, /*inplace=*/false);
+  return {outputs[0], outputs[1]};
+}
+
+Tensor& dropout_inplace_autograd(Tensor& x, const Tensor& seed, double p, bool channels) {
+  DropoutFunction::apply(x, seed, p, channels, /*inplace=*/true);
+  return x;
+}
+
+Tensor dropout_backward_autograd(const Tensor& dy, const Tensor& keep, double p, bool channels, bool channels_last) {
+  return DropoutBackwardFunction::apply(dy, keep, p, channels, channels_last);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def("dropout(Tensor x, Tensor seed, float p, bool channels) -> (Tensor, Tensor)");
+  m.def("dropout_(Tensor(a!) x, Tensor seed, float p, bool channels) -> Tensor(a!)");
+  m.def("dropout_backward(Tensor dy, Tensor keep, float p, bool channels, bool channels_last) -> Tensor");
+}
+DLK_IMPL_CPU_META(dropout)
+DLK_IMPL_CPU_META(dropout_backward)
+TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl("dropout_", TORCH_FN(dropout_)); }
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
+  m.impl("dropout", TORCH_FN(dropout_autograd));
+  m.impl("dropout_", TORCH_FN(dropout_inplace_autograd));
+  m.impl("dropout_backward", TORCH_FN(dropout_backward_autograd));
+}
+
+Tensor dropout_entry(const Tensor& input, double p, bool training, bool inplace, bool channels) {
+  const char* op = channels ? "dropout2d" : "dropout";
+  TORCH_CHECK_VALUE(p >= 0 && p <= 1, op, ": p, a probability, must be between 0 and 1, got ", p);
+  Tensor x = input;
+  // Nothing to draw: PyTorch's gives the input itself, or for p = 1 zeros.
+  const bool drawn = training && p > 0 && p < 1 && x.sym_numel() != 0;
+  // A traced in-place op: see activation.cpp.
+  const bool traced = inplace && x.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
+  if (!drawn || !covered(op, {x}, !traced && (!channels || x.dim() >= 2))) {
+    if (channels) return inplace ? at::feature_dropout_(x, p, training) : at::feature_dropout(x, p, training);
+    return inplace ? at::dropout_(x, p, training) : at::dropout(x, p, training);
+  }
+  // One draw from PyTorch's default generator: torch.manual_seed governs it and checkpoint restores it. By PyTorch's
+  // op, which torch.compile knows not to merge or repeat, so that ours are functions of their arguments.
+  const Tensor seed = at::randint(std::numeric_limits<int64_t>::max(), {}, at::kLong);
+  return inplace ? DLK_OP(dropout_).call(x, seed, p, channels)
+                 : std::get<0>(DLK_OP(dropout).call(x, seed, p, channels));
+}
+
+}  // namespace dlk::bindings

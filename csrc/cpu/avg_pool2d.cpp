@@ -1,0 +1,324 @@
+// Average pooling, sliding and adaptive: y = sum over the window / divisor; dx = sum of dy / divisor over the windows
+// that hold the element. The divisor is the number of the window's elements (the padding counted too, if asked) or
+// given.
+//
+// Three ways, forward and backward each:
+//   sliding        NCHW, windows of one size: vectors along OW (forward) or W (backward), from split rows
+//   (pool_windows.h);
+//                  a task is a band of rows of one plane
+//   by window      NCHW, windows of any sizes or wider than the output (global pooling): vectors along the window's
+//   rows channels_last  vectors along C
+// Each element is one gathered sum in a fixed order.
+#include "csrc/cpu/pool2d.h"
+#include "csrc/cpu/pool_windows.h"
+
+namespace dlk::cpu {
+namespace {
+
+/// The windows along one axis, sliding or adaptive, clipped to the input.
+struct Windows {
+  Axis axis;
+  bool adaptive, count_pad;
+
+  Range inputs(int64_t o) const {
+    if (adaptive) return {o * axis.in / axis.out, ceil_div((o + 1) * axis.in, axis.out)};
+    const int64_t start = axis.start(o), end = start + axis.kernel;
+    return {start > 0 ? start : 0, end < axis.in ? end : axis.in};
+  }
+  /// The elements that the divisor counts.
+  int64_t count(int64_t o) const {
+    if (adaptive || !count_pad) {
+      const Range i = inputs(o);
+      return i.end - i.begin;
+    }
+    const int64_t start = axis.start(o), limit = axis.in + axis.pad;  // ceil_mode windows may go beyond the padding
+    return (start + axis.kernel < limit ? start + axis.kernel : limit) - start;
+  }
+  Range outputs(int64_t i) const {
+    if (adaptive) return {i * axis.out / axis.in, ceil_div((i + 1) * axis.out, axis.in)};
+    return axis.outputs(i);
+  }
+};
+
+Windows vertical_windows(const AvgPool2d& p) { return {vertical(p), p.adaptive, p.count_include_pad}; }
+Windows horizontal_windows(const AvgPool2d& p) { return {horizontal(p), p.adaptive, p.count_include_pad}; }
+
+/// The divisor of output (oh, ow) is h[oh] * w[ow]; w has room for a whole vector at the last.
+template <class T>
+struct Divisors {
+  T *h, *w;
+
+  Divisors(const AvgPool2d& p, Scratch& scratch) : h(scratch.array<T>(p.OH)), w(scratch.array<T>(p.OW + kLanes<T>)) {
+    const Windows rows = vertical_windows(p), columns = horizontal_windows(p);
+    for (int64_t oh = 0; oh < p.OH; ++oh)
+      h[oh] = static_cast<T>(p.divisor_override ? p.divisor_override : rows.count(oh));
+    for (int64_t ow = 0; ow < p.OW; ++ow) w[ow] = static_cast<T>(p.divisor_override ? 1 : columns.count(ow));
+    for (int64_t ow = p.OW; ow < p.OW + kLanes<T>; ++ow) w[ow] = 1;
+  }
+  T at(int64_t oh, int64_t ow) const { return h[oh] * w[ow]; }
+  Vec<T> vector_at(int64_t oh, int64_t ow) const { return load(w + ow) * h[oh]; }
+};
+
+/// A sum whose error does not grow with its length, for windows as large as the image: sums of kBlock terms are added
+/// with their rounding error kept beside (Knuth's two-sum).
+template <class T>
+class LongSum {
+ public:
+  DLK_INLINE void add(Vec<T> x) {
+    block_ += x;
+    if (++terms_ == kBlock) add_block();
+  }
+  Vec<T> value() {
+    add_block();
+    return sum_ + (error_ == error_ ? error_ : Vec<T>{});  // NaN where the sum is not finite
+  }
+
+ private:
+  static constexpr int kBlock = 32;
+  DLK_INLINE void add_block() {
+    const Vec<T> sum = sum_ + block_, added = sum - sum_;
+    error_ += (sum_ - (sum - added)) + (block_ - added);
+    sum_ = sum;
+    block_ = Vec<T>{};
+    terms_ = 0;
+  }
+  Vec<T> sum_{}, error_{}, block_{};
+  int terms_ = 0;
+};
+
+// ---- Sliding
+
+template <class T>
+void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Scratch& scratch) {
+  const Axis h = vertical(p), w = horizontal(p);
+  const SplitRow<T> split(w);
+  const int64_t band = band_rows(h, split.size() * sizeof(T)), bands = ceil_div(p.OH, band);
+  const int64_t extent = (band - 1) * h.stride + h.kernel;
+  const int64_t buffer_size = (extent < p.H ? extent : p.H) * split.size();
+  T* buffers = scratch.array<T>(max_threads() * buffer_size);
+  int64_t* offsets = scratch.array<int64_t>(p.S);
+  for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
+
+  const int64_t tasks = p.N * p.C * bands;
+  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+    T* buffer = buffers + team.rank * buffer_size;
+    for (int64_t i = 0; i < buffer_size; ++i) buffer[i] = 0;
+    team.for_each(tasks, [&](int64_t task) {
+      const int64_t plane = task / bands, oh_begin = task % bands * band;
+      const int64_t oh_end = oh_begin + band < p.OH ? oh_begin + band : p.OH;
+      const Range in = input_rows(h, {oh_begin, oh_end});
+      for (int64_t ih = in.begin; ih < in.end; ++ih)
+        split.fill(x + (plane * p.H + ih) * p.W, buffer + (ih - in.begin) * split.size());
+
+      for (int64_t oh = oh_begin; oh < oh_end; ++oh) {
+        const Range taps = h.taps(oh);
+        for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
+          Vec<T> sum{};
+          for (int64_t r = taps.begin; r < taps.end; ++r) {
+            const T* row = buffer + (h.start(oh) + r - in.begin) * split.size() + ow;
+            for (int64_t s = 0; s < p.S; ++s) sum += load(row + offsets[s]);
+          }
+          store_n(y + (plane * p.OH + oh) * p.OW + ow, sum / divisors.vector_at(oh, ow), lanes);
+        });
+      }
+    });
+  });
+}
+
+/// In the coordinates of split rows: padded element j stride + q takes part, as tap s = q, q + stride, ..., in output
+/// ow = j - (s - q) / stride. So phase q's sums are sums of shifted runs of g = dy / divisor, given zeros around it.
+template <class T>
+void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Scratch& scratch) {
+  const Axis h = vertical(p), w = horizontal(p);
+  const int64_t L = kLanes<T>, left = (p.S - 1) / w.stride;
+  const int64_t places = ceil_div(ceil_div(p.W + w.pad, w.stride), L) * L;  // j, in whole vectors
+  const int64_t g_length = left + (places > p.OW ? places : p.OW) + L;
+  const int64_t merged_length = places * w.stride;
+
+  const int64_t kBand = 16;  // input rows per task: a few times the taps, so that g is seldom computed twice
+  const int64_t bands = ceil_div(p.H, kBand), g_rows = (kBand + p.R - 2) / h.stride + 1;
+  const int64_t buffer_size = (g_rows < p.OH ? g_rows : p.OH) * g_length;
+  T* buffers = scratch.array<T>(max_threads() * (buffer_size + merged_length));
+
+  const int64_t tasks = p.N * p.C * bands;
+  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+    T* g = buffers + team.rank * (buffer_size + merged_length);
+    T* merged = g + buffer_size;
+    for (int64_t i = 0; i < buffer_size; ++i) g[i] = 0;
+    team.for_each(tasks, [&](int64_t task) {
+      const int64_t plane = task / bands, ih_begin = task % bands * kBand;
+      const int64_t ih_end = ih_begin + kBand < p.H ? ih_begin + kBand : p.H;
+      const int64_t first = h.outputs(ih_begin).begin, last = h.outputs(ih_end - 1).end;
+      for (int64_t oh = first; oh < last; ++oh) {
+        const T* dy_row = dy + (plane * p.OH + oh) * p.OW;
+        T* g_row = g + (oh - first) * g_length + left;
+        for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
+          store_n(g_row + ow, load_n(dy_row + ow, lanes) / divisors.vector_at(oh, ow), lanes);
+        });
+      }
+      for (int64_t ih = ih_begin; ih < ih_end; ++ih) {
+        const Range oh_range = h.outputs(ih);
+        const auto sum_of_phase = [&](int64_t j, int64_t q) {
+          Vec<T> sum{};
+          for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
+            const T* at = g + (oh - first) * g_length + left + j;
+            for (int64_t s = q; s < p.S; s += w.stride) sum += load(at--);
+          }
+          return sum;
+        };
+        for (int64_t j = 0; j < places; j += L) {
+          if (w.stride == 1) {
+            store(merged + j, sum_of_phase(j, 0));
+          } else if (w.stride == 2) {
+            const Vec<T> even = sum_of_phase(j, 0), odd = sum_of_phase(j, 1);
+            store(merged + 2 * j, interleave<0>(even, odd));
+            store(merged + 2 * j + L, interleave<1>(even, odd));
+          } else {
+            for (int64_t q = 0; q < w.stride; ++q) {
+              const Vec<T> sum = sum_of_phase(j, q);
+              for (int64_t i = 0; i < L; ++i) merged[(j + i) * w.stride + q] = sum[i];
+            }
+          }
+        }
+        __builtin_memcpy(dx + (plane * p.H + ih) * p.W, merged + w.pad, p.W * sizeof(T));
+      }
+    });
+  });
+}
+
+// ---- By window
+
+/// The sum of n consecutive elements.
+template <class T>
+T sum_of(const T* x, int64_t n) {
+  LongSum<T> sum;
+  for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum.add(load_n(x + i, lanes)); });
+  return reduce_sum(sum.value());
+}
+
+template <class T>
+void forward_by_window(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
+  const Windows h = vertical_windows(p), w = horizontal_windows(p);
+  parallel_for(p.N * p.C * p.OH, p.H * p.W / p.OH, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / p.OH, oh = row % p.OH;
+      const T* x_plane = x + plane * p.H * p.W;
+      const Range ih = h.inputs(oh);
+      for (int64_t ow = 0; ow < p.OW; ++ow) {
+        const Range iw = w.inputs(ow);
+        T sum = 0;
+        if (iw.end - iw.begin == p.W) {  // whole rows: one run
+          sum = sum_of(x_plane + ih.begin * p.W, (ih.end - ih.begin) * p.W);
+        } else {
+          for (int64_t i = ih.begin; i < ih.end; ++i) sum += sum_of(x_plane + i * p.W + iw.begin, iw.end - iw.begin);
+        }
+        y[row * p.OW + ow] = sum / divisors.at(oh, ow);
+      }
+    }
+  });
+}
+
+template <class T>
+void backward_by_window(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors) {
+  const Windows h = vertical_windows(p), w = horizontal_windows(p);
+  parallel_for(p.N * p.C * p.H, p.W, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / p.H, ih = row % p.H;
+      T* dx_row = dx + row * p.W;
+      for (int64_t iw = 0; iw < p.W; ++iw) dx_row[iw] = 0;
+      const Range oh_range = h.outputs(ih);
+      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
+        for (int64_t ow = 0; ow < p.OW; ++ow) {
+          const T g = dy[(plane * p.OH + oh) * p.OW + ow] / divisors.at(oh, ow);
+          const Range window = w.inputs(ow);
+          for (int64_t iw = window.begin; iw < window.end; ++iw) dx_row[iw] += g;
+        }
+      }
+    }
+  });
+}
+
+// ---- channels_last
+
+template <class T>
+void forward_channels_last(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
+  const Windows h = vertical_windows(p), w = horizontal_windows(p);
+  parallel_for(p.N * p.OH * p.OW, p.H * p.W * p.C / (p.OH * p.OW), [&](int64_t begin, int64_t end) {
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      const int64_t n = pixel / (p.OH * p.OW), oh = pixel / p.OW % p.OH, ow = pixel % p.OW;
+      const Range ih_range = h.inputs(oh), iw_range = w.inputs(ow);
+      const T divisor = divisors.at(oh, ow);
+      for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+        LongSum<T> sum;
+        for (int64_t ih = ih_range.begin; ih < ih_range.end; ++ih)
+          for (int64_t iw = iw_range.begin; iw < iw_range.end; ++iw)
+            sum.add(load_n(x + ((n * p.H + ih) * p.W + iw) * p.C + c, lanes));
+        store_n(y + pixel * p.C + c, sum.value() / divisor, lanes);
+      });
+    }
+  });
+}
+
+template <class T>
+void backward_channels_last(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors) {
+  const Windows h = vertical_windows(p), w = horizontal_windows(p);
+  parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / p.H, ih = row % p.H;
+      T* dx_row = dx + row * p.W * p.C;
+      for (int64_t i = 0; i < p.W * p.C; ++i) dx_row[i] = 0;
+      const Range oh_range = h.outputs(ih);
+      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
+        for (int64_t ow = 0; ow < p.OW; ++ow) {
+          const T* from = dy + ((n * p.OH + oh) * p.OW + ow) * p.C;
+          const T divisor = divisors.at(oh, ow);
+          const Range iw_range = w.inputs(ow);
+          for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+            const Vec<T> g = load_n(from + c, lanes) / divisor;
+            for (int64_t iw = iw_range.begin; iw < iw_range.end; ++iw) {
+              T* to = dx_row + iw * p.C + c;
+              store_n(to, load_n(to, lanes) + g, lanes);
+            }
+          });
+        }
+      }
+    }
+  });
+}
+
+/// Adaptive windows that are all of one size slide.
+AvgPool2d as_sliding(AvgPool2d p) {
+  if (!p.adaptive || p.H % p.OH != 0 || p.W % p.OW != 0) return p;
+  p.adaptive = false;
+  p.R = p.stride_h = p.H / p.OH;
+  p.S = p.stride_w = p.W / p.OW;
+  p.pad_h = p.pad_w = 0;
+  return p;
+}
+
+/// Whether a row of the output fills vectors better than a row of a window does.
+bool slides(const AvgPool2d& p) { return !p.adaptive && p.OW >= p.S; }
+
+template <class T>
+void forward(const AvgPool2d& given, const T* x, T* y, Scratch& scratch) {
+  const AvgPool2d p = as_sliding(given);
+  const Divisors<T> divisors(p, scratch);
+  if (p.channels_last) return forward_channels_last(p, x, y, divisors);
+  if (slides(p)) return forward_sliding(p, x, y, divisors, scratch);
+  forward_by_window(p, x, y, divisors);
+}
+
+template <class T>
+void backward(const AvgPool2d& given, const T* dy, T* dx, Scratch& scratch) {
+  const AvgPool2d p = as_sliding(given);
+  const Divisors<T> divisors(p, scratch);
+  if (p.channels_last) return backward_channels_last(p, dy, dx, divisors);
+  if (slides(p)) return backward_sliding(p, dy, dx, divisors, scratch);
+  backward_by_window(p, dy, dx, divisors);
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(AvgPool2dKernels<float>, {forward<float>, backward<float>})
+DLK_KERNEL_TABLE(AvgPool2dKernels<double>, {forward<double>, backward<double>})

@@ -1,0 +1,258 @@
+// Max pooling: y = max over the window; the gradient goes to the one element that was found.
+//
+// Order as PyTorch's: taps are visited r by r, s by s, and one replaces the best so far if it is greater or NaN: the
+// first of equal maxima wins, a NaN always does; a window of -Inf gives its first element. Padding never wins. What
+// backward needs is the position in the window, one byte per output (see Positions); it is computed only when wanted.
+//
+// NCHW: vectors along OW, from split rows (pool_windows.h); a task is a band of output rows of one plane.
+// channels_last: vectors along C; a task is a row. Backward: NCHW adds dy to each position's element, a plane being one
+// task; channels_last adds to each row of dx what the windows over it found there.
+#include <limits>
+
+#include "csrc/cpu/pool2d.h"
+#include "csrc/cpu/pool_windows.h"
+
+namespace dlk::cpu {
+namespace {
+
+template <class P>
+constexpr P kNone = static_cast<P>(-1);
+
+template <class T, class P, int lanes>
+using PositionVec = typename VecOf<P, lanes* static_cast<int>(sizeof(P))>::type;
+
+template <class T, class P, class Count>
+DLK_INLINE void store_positions(P* to, Vec<IntOf<T>> position, Count lanes) {
+  const auto narrow = __builtin_convertvector(position, PositionVec<T, P, kLanes<T>>);
+  __builtin_memcpy(to, &narrow, lanes * sizeof(P));
+}
+
+template <class T, class P, class Count>
+DLK_INLINE Vec<IntOf<T>> load_positions(const P* from, Count lanes) {
+  PositionVec<T, P, kLanes<T>> narrow{};
+  __builtin_memcpy(&narrow, from, lanes * sizeof(P));
+  if constexpr (sizeof(P) == 1 && sizeof(T) == 4) return widen_bytes(narrow);
+  return __builtin_convertvector(narrow, Vec<IntOf<T>>);
+}
+
+/// The running maximum of a vector of windows.
+template <class T>
+struct Best {
+  using I = IntOf<T>;
+  Vec<T> value = splat(-std::numeric_limits<T>::infinity());
+  Vec<I> position;
+
+  explicit Best(I initial) : position(splat(initial)) {}
+  DLK_INLINE void take(Vec<T> x, I at) {
+    const auto wins = (x > value) | (x != x);
+    value = wins ? x : value;
+    position = wins ? splat(at) : position;  // optimised away where nobody stores it
+  }
+};
+
+/// The position of a window's first tap inside the input; kNone if there is none.
+template <class P>
+P first_position(Range r, Range s, int64_t S) {
+  return r.begin < r.end && s.begin < s.end ? static_cast<P>(r.begin * S + s.begin) : kNone<P>;
+}
+
+/// `positions` is null if they are not wanted; P is then any type.
+template <class T, class P, bool kPositions>
+void forward_nchw(const Pool2d& p, const T* x, T* y, P* positions, Scratch& scratch) {
+  const Axis h = vertical(p), w = horizontal(p);
+  const SplitRow<T> split(w);
+  const int64_t band = band_rows(h, split.size() * sizeof(T)), bands = ceil_div(p.OH, band);
+  const int64_t extent = (band - 1) * h.stride + (h.kernel - 1) * h.dilation + 1;
+  const int64_t buffer_size = (extent < p.H ? extent : p.H) * split.size();
+  T* buffers = scratch.array<T>(max_threads() * buffer_size);
+  int64_t* offsets = scratch.array<int64_t>(p.S);
+  for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
+  const int64_t edge = ceil_div(w.pad, w.stride);  // outputs whose window begins in the padding on the left
+
+  const int64_t tasks = p.N * p.C * bands;
+  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+    T* buffer = buffers + team.rank * buffer_size;
+    for (int64_t i = 0; i < buffer_size; ++i) buffer[i] = -std::numeric_limits<T>::infinity();
+    team.for_each(tasks, [&](int64_t task) {
+      const int64_t plane = task / bands, oh_begin = task % bands * band;
+      const int64_t oh_end = oh_begin + band < p.OH ? oh_begin + band : p.OH;
+      const Range in = input_rows(h, {oh_begin, oh_end});
+      for (int64_t ih = in.begin; ih < in.end; ++ih)
+        split.fill(x + (plane * p.H + ih) * p.W, buffer + (ih - in.begin) * split.size());
+
+      for (int64_t oh = oh_begin; oh < oh_end; ++oh) {
+        const Range r_taps = h.taps(oh);
+        const int64_t row_at = (plane * p.OH + oh) * p.OW;
+        const int64_t start = h.start(oh) - in.begin;  // the row of tap 0 in the buffer
+        for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
+          Best<T> best(static_cast<IntOf<T>>(r_taps.begin * p.S));
+          for (int64_t r = r_taps.begin; r < r_taps.end; ++r) {
+            const T* row = buffer + (start + r * h.dilation) * split.size() + ow;
+            for (int64_t s = 0; s < p.S; ++s) best.take(load(row + offsets[s]), r * p.S + s);
+          }
+          store_n(y + row_at + ow, best.value, lanes);
+          if constexpr (kPositions) store_positions<T>(positions + row_at + ow, best.position, lanes);
+        });
+        if constexpr (kPositions) {
+          // A window where nothing won points to (r_taps.begin, 0): right unless that is padding.
+          const int64_t doubtful = r_taps.begin < r_taps.end && edge < p.OW ? edge : p.OW;
+          for (int64_t ow = 0; ow < doubtful; ++ow) {
+            P& position = positions[row_at + ow];
+            if (position == static_cast<P>(r_taps.begin * p.S)) position = first_position<P>(r_taps, w.taps(ow), p.S);
+          }
+        }
+      }
+    });
+  });
+}
+
+template <class T, class P, bool kPositions>
+void forward_channels_last(const Pool2d& p, const T* x, T* y, P* positions) {
+  const Axis h = vertical(p), w = horizontal(p);
+  parallel_for(p.N * p.OH, p.H * p.W * p.C / p.OH, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / p.OH, oh = row % p.OH;
+      const Range r_taps = h.taps(oh);
+      for (int64_t ow = 0; ow < p.OW; ++ow) {
+        const Range s_taps = w.taps(ow);
+        const T* window = x + ((n * p.H + h.start(oh)) * p.W + w.start(ow)) * p.C;
+        const int64_t at = (row * p.OW + ow) * p.C;
+        const P first = first_position<P>(r_taps, s_taps, p.S);
+        for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+          Best<T> best(first);
+          for (int64_t r = r_taps.begin; r < r_taps.end; ++r)
+            for (int64_t s = s_taps.begin; s < s_taps.end; ++s)
+              best.take(load_n(window + (r * p.dilation_h * p.W + s * p.dilation_w) * p.C + c, lanes), r * p.S + s);
+          store_n(y + at + c, best.value, lanes);
+          if constexpr (kPositions) store_positions<T>(positions + at + c, best.position, lanes);
+        });
+      }
+    }
+  });
+}
+
+/// ih W + iw of the element at a position, relative to the window's start.
+template <class P>
+class ElementOffset {
+ public:
+  explicit ElementOffset(const Pool2d& p) : p_(p) {
+    if constexpr (kTable)
+      for (int64_t position = 0; position < p.R * p.S; ++position) table_[position] = compute(position);
+  }
+  int64_t operator()(P position) const {
+    if constexpr (kTable) return table_[position];
+    return compute(position);
+  }
+
+ private:
+  static constexpr bool kTable = sizeof(P) == 1;
+  int64_t compute(int64_t position) const {
+    return position / p_.S * p_.dilation_h * p_.W + position % p_.S * p_.dilation_w;
+  }
+  const Pool2d& p_;
+  int64_t table_[kTable ? 255 : 1];
+};
+
+template <class T, class P>
+void backward_nchw(const Pool2d& p, const T* dy, const P* positions, T* dx) {
+  const ElementOffset<P> offset(p);
+  parallel_for(p.N * p.C, p.H * p.W, [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      T* dx_plane = dx + plane * p.H * p.W;
+      for (int64_t i = 0; i < p.H * p.W; ++i) dx_plane[i] = 0;
+      for (int64_t oh = 0; oh < p.OH; ++oh) {
+        const int64_t row = (plane * p.OH + oh) * p.OW;
+        const int64_t start = (oh * p.stride_h - p.pad_h) * p.W - p.pad_w;
+        for (int64_t ow = 0; ow < p.OW; ++ow) {
+          const P position = positions[row + ow];
+          if (position != kNone<P>) dx_plane[start + ow * p.stride_w + offset(position)] += dy[row + ow];
+        }
+      }
+    }
+  });
+}
+
+template <class T, class P>
+void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T* dx) {
+  const Axis h = vertical(p), w = horizontal(p);
+  parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / p.H, ih = row % p.H;
+      T* dx_row = dx + row * p.W * p.C;
+      for (int64_t i = 0; i < p.W * p.C; ++i) dx_row[i] = 0;
+      const Range oh_range = h.outputs(ih);
+      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
+        if ((ih - h.start(oh)) % h.dilation != 0) continue;
+        const int64_t r = (ih - h.start(oh)) / h.dilation;
+        for (int64_t ow = 0; ow < p.OW; ++ow) {
+          const int64_t at = ((n * p.OH + oh) * p.OW + ow) * p.C;
+          const Range s_taps = w.taps(ow);
+          for (int64_t s = s_taps.begin; s < s_taps.end; ++s) {
+            T* to = dx_row + (w.start(ow) + s * w.dilation) * p.C;
+            const auto position = static_cast<IntOf<T>>(r * p.S + s);
+            for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+              const auto found = load_positions<T>(positions + at + c, lanes) == position;
+              store_n(to + c, load_n(to + c, lanes) + (found ? load_n(dy + at + c, lanes) : Vec<T>{}), lanes);
+            });
+          }
+        }
+      }
+    }
+  });
+}
+
+template <class T, class P, bool kPositions>
+void forward_in_layout(const Pool2d& p, const T* x, T* y, P* positions, Scratch& scratch) {
+  if (p.channels_last) return forward_channels_last<T, P, kPositions>(p, x, y, positions);
+  forward_nchw<T, P, kPositions>(p, x, y, positions, scratch);
+}
+
+template <class T>
+void forward(const Pool2d& p, const T* x, T* y, Positions positions, Scratch& scratch) {
+  if (positions.narrow) return forward_in_layout<T, uint8_t, true>(p, x, y, positions.narrow, scratch);
+  if (positions.wide) return forward_in_layout<T, int32_t, true>(p, x, y, positions.wide, scratch);
+  forward_in_layout<T, uint8_t, false>(p, x, y, nullptr, scratch);
+}
+
+template <class T, class P>
+void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx) {
+  if (p.channels_last) return backward_channels_last(p, dy, positions, dx);
+  backward_nchw(p, dy, positions, dx);
+}
+
+template <class T>
+void backward(const Pool2d& p, const T* dy, Positions positions, T* dx) {
+  if (positions.narrow) return backward_in_layout(p, dy, positions.narrow, dx);
+  backward_in_layout(p, dy, positions.wide, dx);
+}
+
+template <class P>
+void indices_of(const Pool2d& p, const P* positions, int64_t* indices) {
+  const ElementOffset<P> offset(p);
+  // The layouts differ in how many channels stand together: all of them at a pixel, or one.
+  const int64_t planes = p.channels_last ? p.N : p.N * p.C, channels = p.channels_last ? p.C : 1;
+  parallel_for(planes * p.OH, p.OW * channels, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t row_start = (row % p.OH * p.stride_h - p.pad_h) * p.W - p.pad_w;
+      for (int64_t ow = 0; ow < p.OW; ++ow) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t at = (row * p.OW + ow) * channels + c;
+          const P position = positions[at];
+          indices[at] = position == kNone<P> ? -1 : row_start + ow * p.stride_w + offset(position);
+        }
+      }
+    }
+  });
+}
+
+void indices(const Pool2d& p, Positions positions, int64_t* indices) {
+  if (positions.narrow) return indices_of(p, positions.narrow, indices);
+  indices_of(p, positions.wide, indices);
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(MaxPool2dKernels<float>, {forward<float>, backward<float>})
+DLK_KERNEL_TABLE(MaxPool2dKernels<double>, {forward<double>, backward<double>})
+DLK_KERNEL_TABLE(MaxPool2dIndexKernels, {indices})
