@@ -89,32 +89,5 @@ inline void run_team(bool parallel, F&& f) {
   f(Team{omp_get_thread_num(), omp_get_num_threads()});
 }
 
-/// The threads of one parallel region, for work in several phases on shared buffers.
-struct Team {
-  int64_t rank, size;
-
-  /// Waits for the whole team.
-  void barrier() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
-  }
-
-  /// f(i) for this thread's contiguous share of [0, n), then waits: all of it is done afterwards.
-  template <class F>
-  void for_each(int64_t n, F&& f) const {
-    for (int64_t i = n * rank / size; i < n * (rank + 1) / size; ++i) f(i);
-    barrier();
-  }
-};
-
-/// f(team) on all threads, or on the caller alone as a team of one.
-template <class F>
-inline void run_team(bool parallel, F&& f) {
-  if (!parallel || max_threads() == 1) return f(Team{0, 1});
-#pragma omp parallel
-  f(Team{omp_get_thread_num(), omp_get_num_threads()});
-}
-
 }  // namespace
 }  // namespace dlk::cpu
