@@ -15,6 +15,7 @@ for _name in (
     # norms
     # dropout
     # softmax and losses
+    "softmax",
     "activation",
 ):
     torch.compiler.allow_in_graph(getattr(_C, _name))

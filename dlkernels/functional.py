@@ -4,6 +4,8 @@ Each runs our kernels on dense CPU tensors in float32 or float64 and PyTorch's o
 (``dlkernels.counts()`` tells which); all are differentiable, twice too.
 """
 
+import warnings
+
 import torch
 
 from dlkernels import _C
@@ -78,6 +80,32 @@ def softplus(input, beta=1, threshold=20):
 
 
 # ---- Softmax
+
+
+def _implicit_softmax_dim(name, ndim, stacklevel):
+    """PyTorch's deprecated choice of dimension where none is given, with its warning."""
+    warnings.warn(
+        f"Implicit dimension choice for {name} has been deprecated. Change the call to include dim=X as an argument.",
+        stacklevel=stacklevel,
+    )
+    return 0 if ndim in (0, 1, 3) else 1
+
+
+def softmax(input, dim=None, _stacklevel=3, dtype=None):
+    """exp(x) / sum(exp(x)) over dimension `dim` of a tensor of any shape: `torch.nn.functional.softmax`.
+
+    With `dtype` the input is converted first. IndexError if the input has no dimension `dim`."""
+    if dim is None:
+        dim = _implicit_softmax_dim("softmax", input.dim(), _stacklevel)
+    return _C.softmax(input if dtype is None else input.to(dtype), dim, False)
+
+
+def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
+    """x - log(sum(exp(x))) over dimension `dim`: `torch.nn.functional.log_softmax`. Parameters as `softmax`."""
+    if dim is None:
+        dim = _implicit_softmax_dim("log_softmax", input.dim(), _stacklevel)
+    return _C.softmax(input if dtype is None else input.to(dtype), dim, True)
+
 
 # ---- Losses
 

@@ -12,7 +12,7 @@ DTYPES = [torch.float32, torch.float64]
 def rand(*shape, dtype=torch.float32, seed=0):
     """Standard normal values; the same for the same arguments."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def _offset(x):

@@ -1,5 +1,6 @@
 // The Python module dlkernels._C: the entry points of ops.h, and what the build and the processor offer.
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "csrc/bindings/common.h"
@@ -36,6 +37,15 @@ PYBIND11_MODULE(_C, m) {
   // Kernels and PyTorch's ops need no Python: other Python threads run meanwhile.
   const auto nogil = py::call_guard<py::gil_scoped_release>();
 
+  // TORCH_CHECK_INDEX, TORCH_CHECK_VALUE, ... as the Python types they stand for; pybind11 alone knows RuntimeError.
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const c10::Error&) {
+      torch::translate_exception_to_python(error);
+    }
+  });
+
   m.def("isa", [] { return std::string(dlk::cpu::kIsaNames[static_cast<int>(dlk::cpu::active_isa())]); });
   m.def("available_isas", &available_isas);
   m.def("counts", &counts_as_dict);
@@ -54,6 +64,7 @@ PYBIND11_MODULE(_C, m) {
   // dropout.cpp
 
   // softmax.cpp
+  m.def("softmax", &softmax_entry, nogil);
 
   // loss.cpp
 

@@ -22,6 +22,7 @@ namespace dlk::bindings {
 // dropout.cpp
 
 // softmax.cpp
+at::Tensor softmax_entry(const at::Tensor& input, int64_t dim, bool log);
 
 // loss.cpp
 
