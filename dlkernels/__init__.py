@@ -16,6 +16,7 @@ for _name in (
     # dropout
     # softmax and losses
     "softmax",
+    "cross_entropy",
     "activation",
 ):
     torch.compiler.allow_in_graph(getattr(_C, _name))

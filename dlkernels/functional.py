@@ -7,6 +7,7 @@ Each runs our kernels on dense CPU tensors in float32 or float64 and PyTorch's o
 import warnings
 
 import torch
+from torch.nn import _reduction
 
 from dlkernels import _C
 
@@ -108,6 +109,40 @@ def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
 
 
 # ---- Losses
+
+
+def _reduction_enum(size_average, reduce, reduction):
+    """PyTorch's number for a reduction; the deprecated booleans, with its warning, win over the name."""
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    return _reduction.get_enum(reduction)
+
+
+def cross_entropy(
+    input,
+    target,
+    weight=None,
+    size_average=None,
+    ignore_index=-100,
+    reduce=None,
+    reduction="mean",
+    label_smoothing=0.0,
+):
+    """-log softmax(input)[target], averaged by the weights of the target classes:
+    `torch.nn.functional.cross_entropy`.
+
+    input: logits (C), (N, C) or (N, C, d1, d2, ...). target: class indices of input's size without C (int64 or uint8;
+    IndexError outside [0, C)), or class probabilities of input's size. weight: (C). reduction: "mean", "sum" or
+    "none". One fused op, which keeps no probabilities for backward."""
+    reduction = _reduction_enum(size_average, reduce, reduction)
+    return _C.cross_entropy(input, target, weight, True, reduction, ignore_index, label_smoothing)
+
+
+def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean"):
+    """-input[target] for log-probabilities: `torch.nn.functional.nll_loss`. Shapes as `cross_entropy`, indices only."""
+    reduction = _reduction_enum(size_average, reduce, reduction)
+    return _C.cross_entropy(input, target, weight, False, reduction, ignore_index, 0.0)
+
 
 # ---- Shape
 

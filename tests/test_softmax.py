@@ -5,9 +5,9 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, kernel_ran, rand
 
 import dlkernels.functional as DF
-from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, kernel_ran, rand
 
 NAMES = ["softmax", "log_softmax"]
 INF, NAN = float("inf"), float("nan")

@@ -94,20 +94,21 @@ const T* const_data_or_null(const Tensor& x) {
   return x.defined() ? x.const_data_ptr<T>() : nullptr;
 }
 
+inline OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
 inline Tensor or_undefined(const OptionalTensor& x) { return x.has_value() ? *x : Tensor(); }
 
 }  // namespace dlk::bindings
 
 /// The registered op dlkernels::fn, typed as the function `fn` that implements it: DLK_OP(relu).call(x).
-#define DLK_OP(fn)                                                                             \
-  ([]() -> const auto& {                                                                       \
-    static const auto op =                                                                     \
+#define DLK_OP(fn)                                                                                   \
+  ([]() -> const auto& {                                                                             \
+    static const auto op =                                                                           \
         c10::Dispatcher::singleton().findSchemaOrThrow("dlkernels::" #fn, "").typed<decltype(fn)>(); \
-    return op;                                                                                 \
+    return op;                                                                                       \
   }())
 
 /// Registers `fn` as the CPU implementation and, since it returns after allocating when its input is a meta tensor, as
 /// the shape function for torch.compile.
-#define DLK_IMPL_CPU_META(fn)                                                      \
-  TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl(#fn, TORCH_FN(fn)); }             \
+#define DLK_IMPL_CPU_META(fn)                                          \
+  TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl(#fn, TORCH_FN(fn)); } \
   TORCH_LIBRARY_IMPL(dlkernels, Meta, m) { m.impl(#fn, TORCH_FN(fn)); }

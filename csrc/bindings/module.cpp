@@ -66,6 +66,9 @@ PYBIND11_MODULE(_C, m) {
   // softmax.cpp
   m.def("softmax", &softmax_entry, nogil);
 
+  // cross_entropy.cpp
+  m.def("cross_entropy", &cross_entropy_entry, nogil);
+
   // loss.cpp
 
   // activation.cpp

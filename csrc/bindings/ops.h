@@ -24,6 +24,11 @@ namespace dlk::bindings {
 // softmax.cpp
 at::Tensor softmax_entry(const at::Tensor& input, int64_t dim, bool log);
 
+// cross_entropy.cpp; `logits` false: nll_loss
+at::Tensor cross_entropy_entry(const at::Tensor& input, const at::Tensor& target,
+                               const std::optional<at::Tensor>& weight, bool logits, int64_t reduction,
+                               int64_t ignore_index, double label_smoothing);
+
 // loss.cpp
 
 // activation.cpp
