@@ -17,6 +17,8 @@ for _name in (
     # softmax and losses
     "softmax",
     "cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "mse_loss",
     "activation",
 ):
     torch.compiler.allow_in_graph(getattr(_C, _name))

@@ -144,6 +144,50 @@ def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, r
     return _C.cross_entropy(input, target, weight, False, reduction, ignore_index, 0.0)
 
 
+def binary_cross_entropy_with_logits(
+    input, target, weight=None, size_average=None, reduce=None, reduction="mean", pos_weight=None
+):
+    """Cross-entropy of probabilities `target` and sigmoid(input), elementwise, then reduced:
+    `torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    target: of input's size, else ValueError. weight and pos_weight (of the positive class) broadcast to it."""
+    reduction = _reduction_enum(size_average, reduce, reduction)
+    if target.size() != input.size():
+        raise ValueError(
+            "binary_cross_entropy_with_logits: target must have the size of input, "
+            f"{tuple(input.size())}, got {tuple(target.size())}"
+        )
+    return _C.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)
+
+
+def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
+    """(input - target)^2, reduced: `torch.nn.functional.mse_loss`.
+
+    Sizes that differ are broadcast, with PyTorch's warning. weight, of input's size (else ValueError): multiplies the
+    elements, and "mean" divides by its sum."""
+    if target.size() != input.size():
+        warnings.warn(
+            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
+            "This will likely lead to incorrect results due to broadcasting. "
+            "Please ensure they have the same size.",
+            stacklevel=2,
+        )
+    reduction = _reduction_enum(size_average, reduce, reduction)
+    input_size = input.size()
+    input, target = torch.broadcast_tensors(input, target)
+    if weight is None:
+        return _C.mse_loss(input, target, reduction)
+    if weight.size() != input_size:
+        raise ValueError(
+            f"mse_loss: weight must have the size of input, {tuple(input_size)}, got {tuple(weight.size())}"
+        )
+    none, mean = _reduction.get_enum("none"), _reduction.get_enum("mean")
+    losses = _C.mse_loss(input, target, none) * weight
+    if reduction == none:
+        return losses
+    return losses.sum() / weight.sum() if reduction == mean else losses.sum()
+
+
 # ---- Shape
 
 

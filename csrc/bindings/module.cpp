@@ -70,6 +70,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cross_entropy", &cross_entropy_entry, nogil);
 
   // loss.cpp
+  m.def("binary_cross_entropy_with_logits", &binary_cross_entropy_with_logits, nogil);
+  m.def("mse_loss", &mse_loss, nogil);
 
   // activation.cpp
   m.def("activation", &activation_by_name, nogil);

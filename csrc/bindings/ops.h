@@ -30,6 +30,10 @@ at::Tensor cross_entropy_entry(const at::Tensor& input, const at::Tensor& target
                                int64_t ignore_index, double label_smoothing);
 
 // loss.cpp
+at::Tensor binary_cross_entropy_with_logits(const at::Tensor& input, const at::Tensor& target,
+                                            const std::optional<at::Tensor>& weight,
+                                            const std::optional<at::Tensor>& pos_weight, int64_t reduction);
+at::Tensor mse_loss(const at::Tensor& input, const at::Tensor& target, int64_t reduction);
 
 // activation.cpp
 at::Tensor activation_by_name(const std::string& name, const at::Tensor& input, double a, double b, bool inplace);
