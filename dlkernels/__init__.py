@@ -13,6 +13,8 @@ for _name in (
     # conv2d
     # pool2d
     # norms
+    "batch_norm",
+    "instance_norm",
     # dropout
     # softmax and losses
     "softmax",

@@ -19,6 +19,43 @@ from dlkernels import _C
 
 # ---- Normalisation
 
+
+def batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    """(x - mean) / sqrt(var + eps) * weight + bias per channel: `torch.nn.functional.batch_norm`
+    (Ioffe & Szegedy 2015).
+
+    input: (N, C, ...), contiguous or channels_last. training: mean and variance are those of the batch, and the running
+    statistics, if given, are updated in place; otherwise they are used. ValueError for one value per channel."""
+    if training and input.size(0) * input.size()[2:].numel() == 1:
+        raise ValueError(
+            f"batch_norm: Expected more than 1 value per channel when training, got input size {tuple(input.size())}"
+        )
+    if eps < 0 or (training and eps == 0):
+        raise ValueError(f"batch_norm: eps must be positive (in evaluation also 0), got {eps}")
+    return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def instance_norm(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+):
+    """Batch normalisation of each sample by itself: `torch.nn.functional.instance_norm` (Ulyanov et al. 2016).
+
+    input: (N, C, ...). ValueError for one spatial element with use_input_stats; otherwise the running statistics are
+    used. eps must be positive."""
+    if use_input_stats and input.size()[2:].numel() == 1:
+        raise ValueError(
+            f"instance_norm: Expected more than 1 spatial element when training, got input size {tuple(input.size())}"
+        )
+    return _C.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
 # ---- Dropout
 
 # ---- Activations

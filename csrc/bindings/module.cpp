@@ -58,6 +58,8 @@ PYBIND11_MODULE(_C, m) {
   // pool2d.cpp
 
   // batch_norm.cpp
+  m.def("batch_norm", &batch_norm, nogil);
+  m.def("instance_norm", &instance_norm, nogil);
 
   // layer_norm.cpp
 

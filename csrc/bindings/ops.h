@@ -16,6 +16,12 @@ namespace dlk::bindings {
 // pool2d.cpp
 
 // batch_norm.cpp
+at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& running_mean,
+                      const std::optional<at::Tensor>& running_var, const std::optional<at::Tensor>& weight,
+                      const std::optional<at::Tensor>& bias, bool training, double momentum, double eps);
+at::Tensor instance_norm(const at::Tensor& input, const std::optional<at::Tensor>& running_mean,
+                         const std::optional<at::Tensor>& running_var, const std::optional<at::Tensor>& weight,
+                         const std::optional<at::Tensor>& bias, bool use_input_stats, double momentum, double eps);
 
 // layer_norm.cpp
 
