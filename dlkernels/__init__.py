@@ -15,6 +15,8 @@ for _name in (
     # norms
     "batch_norm",
     "instance_norm",
+    "layer_norm",
+    "group_norm",
     # dropout
     # softmax and losses
     "softmax",

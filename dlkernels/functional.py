@@ -56,6 +56,28 @@ def instance_norm(
     return _C.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimensions: `torch.nn.functional.layer_norm`
+    (Ba et al. 2016).
+
+    normalized_shape: the input's last sizes, and those of weight and bias; RuntimeError otherwise."""
+    return _C.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
+    """The same over groups of channels of each sample: `torch.nn.functional.group_norm` (Wu & He 2018).
+
+    input: (N, C, ...), contiguous or channels_last. weight, bias: (C). RuntimeError unless num_groups divides C;
+    ValueError for one value per group."""
+    if input.dim() < 2:
+        raise RuntimeError(f"group_norm: input must have at least 2 dimensions, got {input.dim()}")
+    if input.size(0) * input.size(1) // num_groups * input.size()[2:].numel() == 1:
+        raise ValueError(
+            f"group_norm: Expected more than 1 value per channel when training, got input size {tuple(input.size())}"
+        )
+    return _C.group_norm(input, num_groups, weight, bias, eps)
+
+
 # ---- Dropout
 
 # ---- Activations

@@ -62,6 +62,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("instance_norm", &instance_norm, nogil);
 
   // layer_norm.cpp
+  m.def("layer_norm", &layer_norm, nogil);
+  m.def("group_norm", &group_norm, nogil);
 
   // dropout.cpp
 

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace dlk::bindings {
 
@@ -24,6 +25,10 @@ at::Tensor instance_norm(const at::Tensor& input, const std::optional<at::Tensor
                          const std::optional<at::Tensor>& bias, bool use_input_stats, double momentum, double eps);
 
 // layer_norm.cpp
+at::Tensor layer_norm(const at::Tensor& input, const std::vector<int64_t>& normalized_shape,
+                      const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps);
+at::Tensor group_norm(const at::Tensor& input, int64_t num_groups, const std::optional<at::Tensor>& weight,
+                      const std::optional<at::Tensor>& bias, double eps);
 
 // dropout.cpp
 

@@ -139,11 +139,6 @@ void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, con
 
 // ---- Backward
 
-/// The sums over a channel that gradients need: of dy, and of dy (x - mean).
-struct GradientSums {
-  double dy = 0, dy_x = 0;
-};
-
 /// dx = (dy - k1 - (x - mean) k2) a for each channel, as arrays over C.
 template <class T>
 struct InputGradient {
@@ -178,18 +173,10 @@ struct Backward {
 
   GradientSums channel_sums(int64_t c) const {
     GradientSums sums;
-    for (int64_t n = 0; n < s.N; ++n)
-      for (int64_t begin = 0; begin < s.inner; begin += kMomentsBlock) {
-        const int64_t at = (n * s.C + c) * s.inner + begin;
-        V sum_dy = {}, sum_dy_x = {};
-        for_each_vec<T>(std::min(kMomentsBlock, s.inner - begin), [&](int64_t i, auto lanes) {
-          const V g = load_n(dy + at + i, lanes);
-          sum_dy += g;
-          sum_dy_x += g * (load_n(x + at + i, lanes, mean[c]) - mean[c]);
-        });
-        sums.dy += reduce_sum(sum_dy);
-        sums.dy_x += reduce_sum(sum_dy_x);
-      }
+    for (int64_t n = 0; n < s.N; ++n) {
+      const int64_t plane = (n * s.C + c) * s.inner;
+      add_gradient_sums(sums, dy + plane, x + plane, mean[c], s.inner);
+    }
     return sums;
   }
 

@@ -1,5 +1,6 @@
-// Mean and variance without cancellation, the same for every number of threads: blocks of a fixed size, each about its
-// own mean in T, combined in order in double (Chan, Golub & LeVeque 1983).
+// Sums for normalisation, forward and backward: mean and variance without cancellation, the same for every number of
+// threads: blocks of a fixed size, each about its own mean in T, combined in order in double (Chan, Golub & LeVeque
+// 1983).
 #pragma once
 
 #include <algorithm>
@@ -48,6 +49,26 @@ void add_moments(Moments& moments, const T* x, int64_t n) {
       s2 += d * d;
     });
     moments.add(Moments::shifted(static_cast<double>(count), shift, reduce_sum(s1), reduce_sum(s2)));
+  }
+}
+
+/// The sums over normalised elements that gradients need: of dy, and of dy (x - mean).
+struct GradientSums {
+  double dy = 0, dy_x = 0;
+};
+
+/// Adds n contiguous elements.
+template <class T>
+void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, int64_t n) {
+  for (int64_t begin = 0; begin < n; begin += kMomentsBlock) {
+    Vec<T> sum_dy = {}, sum_dy_x = {};
+    for_each_vec<T>(std::min(kMomentsBlock, n - begin), [&](int64_t i, auto lanes) {
+      const Vec<T> g = load_n(dy + begin + i, lanes);
+      sum_dy += g;
+      sum_dy_x += g * (load_n(x + begin + i, lanes, mean) - mean);
+    });
+    sums.dy += reduce_sum(sum_dy);
+    sums.dy_x += reduce_sum(sum_dy_x);
   }
 }
 
