@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, kernel_ran, rand
 
 import dlkernels.functional as DF
-from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, kernel_ran, rand
 
 REDUCTIONS = ["mean", "sum", "none"]
 NAMES = ["binary_cross_entropy_with_logits", "mse_loss"]
