@@ -32,9 +32,17 @@ for _name in (
     "avg_pool2d",
     "adaptive_avg_pool2d",
     # norms
+    "batch_norm",
+    "instance_norm",
+    "layer_norm",
+    "group_norm",
     # dropout
     "dropout",
     # softmax and losses
+    "softmax",
+    "cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "mse_loss",
     "activation",
 ):
     torch.compiler.allow_in_graph(getattr(_C, _name))

@@ -96,6 +96,7 @@ const T* const_data_or_null(const Tensor& x) {
   return x.defined() ? x.const_data_ptr<T>() : nullptr;
 }
 
+inline OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
 inline Tensor or_undefined(const OptionalTensor& x) { return x.has_value() ? *x : Tensor(); }
 
 }  // namespace dlk::bindings

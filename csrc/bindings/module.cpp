@@ -70,15 +70,25 @@ PYBIND11_MODULE(_C, m) {
   m.def("adaptive_avg_pool2d", &adaptive_avg_pool2d_entry, nogil);
 
   // batch_norm.cpp
+  m.def("batch_norm", &batch_norm, nogil);
+  m.def("instance_norm", &instance_norm, nogil);
 
   // layer_norm.cpp
+  m.def("layer_norm", &layer_norm, nogil);
+  m.def("group_norm", &group_norm, nogil);
 
   // dropout.cpp
   m.def("dropout", &dropout_entry, nogil);
 
   // softmax.cpp
+  m.def("softmax", &softmax_entry, nogil);
+
+  // cross_entropy.cpp
+  m.def("cross_entropy", &cross_entropy_entry, nogil);
 
   // loss.cpp
+  m.def("binary_cross_entropy_with_logits", &binary_cross_entropy_with_logits, nogil);
+  m.def("mse_loss", &mse_loss, nogil);
 
   // activation.cpp
   m.def("activation", &activation_by_name, nogil);

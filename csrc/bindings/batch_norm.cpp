@@ -1,0 +1,241 @@
+// Batch normalisation (`dlkernels::batch_norm_training`, `batch_norm_eval`, one backward op) and instance
+// normalisation, which is batch normalisation of a (1, N C, ...) view.
+//
+// The training op returns the batch's statistics; the entry point updates the running ones from them with PyTorch's
+// in-place operations, which torch.compile can follow, on tensors of C elements.
+#include "csrc/cpu/batch_norm.h"
+
+#include <ATen/ops/batch_norm.h>
+#include <ATen/ops/instance_norm.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+
+namespace dlk::bindings {
+namespace {
+
+/// The kernel's view of x in memory format `format`, contiguous or one of the two channels_last.
+BatchNormShape shape_of(const Tensor& x, at::MemoryFormat format) {
+  BatchNormShape s{x.size(0), x.size(1), 1};
+  for (int64_t i = 2; i < x.dim(); ++i) s.inner *= x.size(i);
+  if (format == at::MemoryFormat::Contiguous) return s;
+  return {s.N * s.inner, s.C, 1};
+}
+
+Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
+
+// batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor var)
+std::tuple<Tensor, Tensor, Tensor> batch_norm_training(const Tensor& x, const OptionalTensor& weight,
+                                                       const OptionalTensor& bias, double eps) {
+  const std::vector<int64_t> sizes = sizes_of(x);
+  const at::MemoryFormat format = x.suggest_memory_format();
+  const Tensor y = allocate(sizes, x.options(), format);
+  const Tensor mean = allocate({sizes[1]}, x.options()), var = allocate({sizes[1]}, x.options());
+  if (x.is_meta()) return {y, mean, var};
+  const Tensor xs = x.contiguous(format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    TensorScratch scratch;
+    kernels<cpu::BatchNormKernels<T>>().forward_training(
+        shape_of(x, format), xs.const_data_ptr<T>(), const_data_or_null<T>(w), const_data_or_null<T>(b), eps,
+        y.mutable_data_ptr<T>(), mean.mutable_data_ptr<T>(), var.mutable_data_ptr<T>(), scratch);
+  });
+  return {y, mean, var};
+}
+
+// batch_norm_eval(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps) -> Tensor
+Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+                       const OptionalTensor& bias, double eps) {
+  const at::MemoryFormat format = x.suggest_memory_format();
+  const Tensor y = allocate(sizes_of(x), x.options(), format);
+  if (x.is_meta()) return y;
+  const Tensor xs = x.contiguous(format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
+  const Tensor means = mean.contiguous(), vars = var.contiguous();
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    TensorScratch scratch;
+    kernels<cpu::BatchNormKernels<T>>().forward_eval(
+        shape_of(x, format), xs.const_data_ptr<T>(), means.const_data_ptr<T>(), vars.const_data_ptr<T>(),
+        const_data_or_null<T>(w), const_data_or_null<T>(b), eps, y.mutable_data_ptr<T>(), scratch);
+  });
+  return y;
+}
+
+// batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool training, float eps)
+//     -> (Tensor dx, Tensor dweight, Tensor dbias)
+std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
+                                                       const Tensor& var, const OptionalTensor& weight, bool training,
+                                                       double eps) {
+  const std::vector<int64_t> sizes = sizes_of(x);
+  const at::MemoryFormat format = x.suggest_memory_format();
+  const Tensor dx = allocate(sizes, x.options(), format);
+  const Tensor dweight = allocate({sizes[1]}, x.options()), dbias = allocate({sizes[1]}, x.options());
+  if (x.is_meta()) return {dx, dweight, dbias};
+  const Tensor xs = x.contiguous(format), dys = dy.contiguous(format), w = contiguous_or_undefined(weight);
+  const Tensor means = mean.contiguous(), vars = var.contiguous();
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    TensorScratch scratch;
+    kernels<cpu::BatchNormKernels<T>>().backward(
+        shape_of(x, format), training, dys.const_data_ptr<T>(), xs.const_data_ptr<T>(), means.const_data_ptr<T>(),
+        vars.const_data_ptr<T>(), const_data_or_null<T>(w), eps, dx.mutable_data_ptr<T>(),
+        dweight.mutable_data_ptr<T>(), dbias.mutable_data_ptr<T>(), scratch);
+  });
+  return {dx, dweight, dbias};
+}
+
+/// PyTorch's gradients of x, weight and bias, which are differentiable.
+variable_list differentiable_backward(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
+                                      const OptionalTensor& weight, bool training, double eps) {
+  const OptionalTensor running_mean = training ? std::nullopt : OptionalTensor(mean);
+  const OptionalTensor running_var = training ? std::nullopt : OptionalTensor(var);
+  const auto [dx, dweight, dbias] = at::native_batch_norm_backward(
+      dy, x, weight, running_mean, running_var, mean, (var + eps).rsqrt(), training, eps, {true, true, true});
+  return {dx, dweight, dbias};
+}
+
+/// Serves both modes: in eval mode mean and var are inputs, in training they are outputs beside y.
+struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& mean, const OptionalTensor& var,
+                               double eps) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const bool training = !mean.has_value();
+    ctx->saved_data["training"] = training;
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["has_bias"] = bias.has_value();
+    if (!training) {
+      ctx->save_for_backward({x, or_undefined(weight), *mean, *var});
+      return {DLK_OP(batch_norm_eval).call(x, *mean, *var, weight, bias, eps)};
+    }
+    const auto [y, batch_mean, batch_var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);
+    ctx->save_for_backward({x, or_undefined(weight), batch_mean, batch_var});
+    ctx->mark_non_differentiable({batch_mean, batch_var});
+    return {y, batch_mean, batch_var};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &mean = saved[2], &var = saved[3];
+    const OptionalTensor weight = optional(saved[1]);
+    const bool training = ctx->saved_data["training"].toBool();
+    const double eps = ctx->saved_data["eps"].toDouble();
+    variable_list gradients(6);
+    if (create_graph()) {
+      const variable_list found = differentiable_backward(grads[0], x, mean, var, weight, training, eps);
+      std::copy(found.begin(), found.end(), gradients.begin());
+    } else {
+      std::tie(gradients[0], gradients[1], gradients[2]) =
+          DLK_OP(batch_norm_backward).call(grads[0], x, mean, var, weight, training, eps);
+    }
+    if (!weight.has_value()) gradients[1] = Tensor();
+    if (!ctx->saved_data["has_bias"].toBool()) gradients[2] = Tensor();
+    return gradients;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_training_autograd(const Tensor& x, const OptionalTensor& weight,
+                                                                const OptionalTensor& bias, double eps) {
+  const variable_list outputs = BatchNormFunction::apply(x, weight, bias, std::nullopt, std::nullopt, eps);
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+Tensor batch_norm_eval_autograd(const Tensor& x, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+                                const OptionalTensor& bias, double eps) {
+  return BatchNormFunction::apply(x, weight, bias, OptionalTensor(mean), OptionalTensor(var), eps)[0];
+}
+
+void check_size(const char* name, const Tensor& x, int64_t C) {
+  if (!x.defined()) return;
+  const std::vector<int64_t> sizes = sizes_of(x);
+  TORCH_CHECK(sizes == std::vector<int64_t>{C}, "batch_norm: ", name, " must have one element for each of the ", C,
+              " channels, got size ", at::IntArrayRef(sizes));
+}
+
+/// running = (1 - momentum) running + momentum batch
+void update(const Tensor& running, const Tensor& batch, double momentum) {
+  const at::NoGradGuard no_grad;
+  if (running.defined()) running.mul_(1 - momentum).add_(batch, momentum);
+}
+
+/// batch_norm on inputs that are covered.
+Tensor batch_norm_covered(const Tensor& x, const Tensor& running_mean, const Tensor& running_var,
+                          const OptionalTensor& weight, const OptionalTensor& bias, bool training, double momentum,
+                          double eps) {
+  const std::vector<int64_t> sizes = sizes_of(x);
+  TORCH_CHECK_VALUE(running_mean.defined() == running_var.defined(),
+                    "batch_norm: running_mean and running_var must be given both or neither");
+  check_size("running_mean", running_mean, sizes[1]);
+  check_size("running_var", running_var, sizes[1]);
+  check_size("weight", or_undefined(weight), sizes[1]);
+  check_size("bias", or_undefined(bias), sizes[1]);
+  TORCH_CHECK(training || (running_mean.defined() && running_var.defined()),
+              "batch_norm: running_mean and running_var must be given when training is False");
+  if (x.sym_numel() == 0)  // nothing to normalise: PyTorch's rules for the gradients of nothing
+    return at::batch_norm(x, weight, bias, optional(running_mean), optional(running_var), training, momentum, eps,
+                          false);
+  if (!training) return DLK_OP(batch_norm_eval).call(x, running_mean, running_var, weight, bias, eps);
+  const auto [y, mean, var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);
+  double count = 1;
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (i != 1) count *= static_cast<double>(sizes[i]);
+  update(running_mean, mean, momentum);
+  update(running_var, var * (count / (count - 1)), momentum);  // the running variance is the unbiased one
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def("batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def("batch_norm_eval(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps) -> Tensor");
+  m.def(
+      "batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool training, float eps) -> "
+      "(Tensor, Tensor, Tensor)");
+}
+DLK_IMPL_CPU_META(batch_norm_training)
+DLK_IMPL_CPU_META(batch_norm_eval)
+DLK_IMPL_CPU_META(batch_norm_backward)
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
+  m.impl("batch_norm_training", TORCH_FN(batch_norm_training_autograd));
+  m.impl("batch_norm_eval", TORCH_FN(batch_norm_eval_autograd));
+}
+
+Tensor batch_norm(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                  const OptionalTensor& weight, const OptionalTensor& bias, bool training, double momentum,
+                  double eps) {
+  const Tensor mean = or_undefined(running_mean), var = or_undefined(running_var);
+  if (!covered("batch_norm", {input, mean, var, or_undefined(weight), or_undefined(bias)}, input.dim() >= 2))
+    return at::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, false);
+  return batch_norm_covered(input, mean, var, weight, bias, training, momentum, eps);
+}
+
+Tensor instance_norm(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                     const OptionalTensor& weight, const OptionalTensor& bias, bool use_input_stats, double momentum,
+                     double eps) {
+  const Tensor mean = or_undefined(running_mean), var = or_undefined(running_var);
+  if (!covered("instance_norm", {input, mean, var, or_undefined(weight), or_undefined(bias)}, input.dim() >= 2))
+    return at::instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, false);
+  TORCH_CHECK(use_input_stats || (mean.defined() && var.defined()),
+              "instance_norm: running_mean and running_var must be given when use_input_stats is False");
+  const std::vector<int64_t> sizes = sizes_of(input);
+  const int64_t N = sizes[0], C = sizes[1];
+  check_size("running_mean", mean, C);
+  check_size("running_var", var, C);
+  check_size("weight", or_undefined(weight), C);
+  check_size("bias", or_undefined(bias), C);
+  std::vector<int64_t> as_channels = sizes;
+  as_channels[0] = 1;
+  as_channels[1] = N * C;
+  const auto repeated = [&](const Tensor& t) { return t.defined() ? t.repeat({N}) : t; };
+  const Tensor means = repeated(mean), vars = repeated(var);
+  const Tensor y =
+      batch_norm_covered(input.contiguous().view(as_channels), means, vars, optional(repeated(or_undefined(weight))),
+                         optional(repeated(or_undefined(bias))), use_input_stats, momentum, eps);
+  if (use_input_stats && mean.defined()) mean.copy_(means.view({N, C}).mean(0));
+  if (use_input_stats && var.defined()) var.copy_(vars.view({N, C}).mean(0));
+  return y.view(sizes);
+}
+
+}  // namespace dlk::bindings

@@ -1,0 +1,210 @@
+// Cross-entropy and negative log-likelihood: one op, `dlkernels::cross_entropy`, with its backward op; `logits`
+// chooses.
+#include "csrc/cpu/cross_entropy.h"
+
+#include <ATen/core/Reduction.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/nll_loss_nd.h>
+
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+
+namespace dlk::bindings {
+namespace {
+
+bool is_index(const Tensor& target) { return !target.is_floating_point(); }
+
+/// The kernel's view of x and its positions, after checking that target and weight fit x.
+CrossEntropyParams checked_params(const Tensor& x, const Tensor& target, const Tensor& weight, bool logits,
+                                  int64_t ignore_index, double label_smoothing) {
+  const char* op = logits ? "cross_entropy" : "nll_loss";
+  const std::vector<int64_t> sizes = sizes_of(x), targets = sizes_of(target);
+  const int64_t rank = std::ssize(sizes), class_dim = rank == 1 ? 0 : 1;
+  TORCH_CHECK_VALUE(rank >= 1, op, ": input must have 1 or more dimensions, got a scalar");
+  TORCH_CHECK(label_smoothing <= 1, op, ": label_smoothing must be between 0 and 1, got ", label_smoothing);
+  CrossEntropyParams p;
+  p.logits = logits;
+  p.ignore_index = ignore_index;
+  p.label_smoothing = std::max(0.0, label_smoothing);
+  p.C = sizes[class_dim];
+  if (rank > 1) p.N = sizes[0];
+  for (int64_t i = 2; i < rank; ++i) p.inner *= sizes[i];
+
+  if (is_index(target)) {
+    std::vector<int64_t> expected = sizes;
+    expected.erase(expected.begin() + class_dim);
+    TORCH_CHECK_VALUE(rank == 1 || (!targets.empty() && targets[0] == p.N), op,
+                      ": target must have input's batch size ", p.N, ", got a target of size ",
+                      at::IntArrayRef(targets));
+    // One unbatched target may be 0-d or have the size (1).
+    TORCH_CHECK(targets == expected || (rank == 1 && targets == std::vector<int64_t>{1}), op,
+                ": target must hold class indices of size ", at::IntArrayRef(expected), " for an input of size ",
+                at::IntArrayRef(sizes), ", got ", at::IntArrayRef(targets));
+  } else {
+    TORCH_CHECK(targets == sizes, op, ": target must hold class probabilities of input's size ", at::IntArrayRef(sizes),
+                ", got ", at::IntArrayRef(targets));
+    TORCH_CHECK(ignore_index < 0, op, ": ignore_index needs class indices, got a target of class probabilities");
+  }
+  if (weight.defined()) {
+    const std::vector<int64_t> weights = sizes_of(weight);
+    TORCH_CHECK(weights == std::vector<int64_t>{p.C}, op, ": weight must have one element for each of the ", p.C,
+                " classes, got size ", at::IntArrayRef(weights));
+  }
+  return p;
+}
+
+template <class T>
+cpu::CrossEntropyTargets<T> targets_of(const Tensor& target, const Tensor& weight) {
+  const bool index = is_index(target);
+  return {index ? target.const_data_ptr<int64_t>() : nullptr, index ? nullptr : target.const_data_ptr<T>(),
+          const_data_or_null<T>(weight)};
+}
+
+/// Indices as int64, everything contiguous.
+Tensor for_kernel(const Tensor& target) { return (is_index(target) ? target.to(at::kLong) : target).contiguous(); }
+Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
+
+// cross_entropy(Tensor x, Tensor target, Tensor? weight, bool logits, int reduction, int ignore_index,
+//               float label_smoothing) -> (Tensor loss, Tensor statistics, Tensor total)
+// statistics (2, N, inner): the kernel's maximum and log_sum; total: what 'mean' divides by.
+std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                                                 bool logits, int64_t reduction, int64_t ignore_index,
+                                                 double label_smoothing) {
+  const Tensor w = contiguous_or_undefined(weight);
+  const CrossEntropyParams p = checked_params(x, target, w, logits, ignore_index, label_smoothing);
+  std::vector<int64_t> positions = sizes_of(target);
+  if (!is_index(target)) positions.erase(positions.begin() + (positions.size() == 1 ? 0 : 1));
+  const bool reduced = reduction != at::Reduction::None;
+  const Tensor losses = allocate(positions, x.options());
+  const Tensor statistics = allocate({2, p.N, p.inner}, x.options());
+  const Tensor total = allocate({}, x.options().dtype(at::kDouble));
+  const Tensor loss = reduced ? allocate({}, x.options()) : losses;
+  if (x.is_meta()) return {loss, statistics, total};
+
+  const Tensor xs = x.contiguous(), ts = for_kernel(target);
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto targets = targets_of<T>(ts, w);
+    double divisor = static_cast<double>(p.N * p.inner);
+    int64_t bad = 0;
+    TORCH_CHECK_INDEX(!targets.index || kernels<cpu::CrossEntropyKernels<T>>().check(p, targets, &divisor, &bad),
+                      "Target ", bad, " is out of bounds: target must hold classes in [0, ", p.C, ") or ignore_index ",
+                      p.ignore_index);
+    TensorScratch scratch;
+    T* maximum = statistics.mutable_data_ptr<T>();
+    const double sum = kernels<cpu::CrossEntropyKernels<T>>().forward(
+        p, xs.const_data_ptr<T>(), targets, maximum, maximum + p.N * p.inner, losses.mutable_data_ptr<T>(), scratch);
+    *total.mutable_data_ptr<double>() = divisor;
+    if (reduced) *loss.mutable_data_ptr<T>() = static_cast<T>(reduction == at::Reduction::Mean ? sum / divisor : sum);
+  });
+  return {loss, statistics, total};
+}
+
+// cross_entropy_backward(Tensor dloss, Tensor x, Tensor target, Tensor? weight, Tensor statistics, Tensor total,
+//                        bool logits, int reduction, int ignore_index, float label_smoothing) -> Tensor
+Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                              const Tensor& statistics, const Tensor& total, bool logits, int64_t reduction,
+                              int64_t ignore_index, double label_smoothing) {
+  const Tensor dx = allocate(sizes_of(x), x.options());
+  if (x.is_meta() || dx.numel() == 0) return dx;
+  const Tensor w = contiguous_or_undefined(weight);
+  const CrossEntropyParams p = checked_params(x, target, w, logits, ignore_index, label_smoothing);
+  const Tensor xs = x.contiguous(), ts = for_kernel(target), dlosses = dloss.contiguous();
+  const double scale = reduction == at::Reduction::Mean ? 1 / *total.const_data_ptr<double>() : 1;
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* maximum = statistics.const_data_ptr<T>();
+    kernels<cpu::CrossEntropyKernels<T>>().backward(
+        p, xs.const_data_ptr<T>(), targets_of<T>(ts, w), maximum, maximum + p.N * p.inner, dlosses.const_data_ptr<T>(),
+        /*step=*/reduction == at::Reduction::None ? 1 : 0, scale, dx.mutable_data_ptr<T>());
+  });
+  return dx;
+}
+
+Tensor pytorch(const Tensor& x, const Tensor& target, const OptionalTensor& weight, bool logits, int64_t reduction,
+               int64_t ignore_index, double label_smoothing) {
+  return logits ? at::cross_entropy_loss(x, target, weight, reduction, ignore_index, label_smoothing)
+                : at::nll_loss_nd(x, target, weight, reduction, ignore_index);
+}
+
+using Losses = std::tuple<Tensor, Tensor, Tensor>;
+
+struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& target,
+                               const OptionalTensor& weight, bool logits, int64_t reduction, int64_t ignore_index,
+                               double label_smoothing) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [loss, statistics, total] =
+        DLK_OP(cross_entropy).call(x, target, weight, logits, reduction, ignore_index, label_smoothing);
+    ctx->saved_data["logits"] = logits;
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    ctx->saved_data["label_smoothing"] = label_smoothing;
+    ctx->save_for_backward({x, target, or_undefined(weight), statistics, total});
+    ctx->mark_non_differentiable({statistics, total});
+    return {loss, statistics, total};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &target = saved[1], &statistics = saved[3], &total = saved[4];
+    const OptionalTensor weight = optional(saved[2]);
+    const bool logits = ctx->saved_data["logits"].toBool();
+    const int64_t reduction = ctx->saved_data["reduction"].toInt();
+    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
+    const double label_smoothing = ctx->saved_data["label_smoothing"].toDouble();
+    variable_list gradients(7);
+    const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    if (create_graph() || needs[1]) {  // a gradient of probabilities is rare: PyTorch's
+      const at::AutoGradMode enable(true);
+      const variable_list found =
+          differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
+            return pytorch(inputs[0], inputs[1], weight, logits, reduction, ignore_index, label_smoothing);
+          });
+      gradients[0] = found[0];
+      gradients[1] = found[1];
+      return gradients;
+    }
+    gradients[0] =
+        DLK_OP(cross_entropy_backward)
+            .call(grads[0], x, target, weight, statistics, total, logits, reduction, ignore_index, label_smoothing);
+    return gradients;
+  }
+};
+
+Losses cross_entropy_autograd(const Tensor& x, const Tensor& target, const OptionalTensor& weight, bool logits,
+                              int64_t reduction, int64_t ignore_index, double label_smoothing) {
+  const variable_list outputs =
+      CrossEntropyFunction::apply(x, target, weight, logits, reduction, ignore_index, label_smoothing);
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def(
+      "cross_entropy(Tensor x, Tensor target, Tensor? weight, bool logits, int reduction, int ignore_index, "
+      "float label_smoothing) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "cross_entropy_backward(Tensor dloss, Tensor x, Tensor target, Tensor? weight, Tensor statistics, Tensor total, "
+      "bool logits, int reduction, int ignore_index, float label_smoothing) -> Tensor");
+}
+DLK_IMPL_CPU_META(cross_entropy)
+DLK_IMPL_CPU_META(cross_entropy_backward)
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("cross_entropy", TORCH_FN(cross_entropy_autograd)); }
+
+Tensor cross_entropy_entry(const Tensor& input, const Tensor& target, const OptionalTensor& weight, bool logits,
+                           int64_t reduction, int64_t ignore_index, double label_smoothing) {
+  const Tensor w = or_undefined(weight);
+  const bool indices = target.scalar_type() == at::kLong || target.scalar_type() == at::kByte;
+  const bool probabilities = logits && target.scalar_type() == input.scalar_type();
+  // PyTorch differentiates by weight in part only, and says so.
+  const bool supported = (indices || probabilities) && target.is_cpu() && !(w.defined() && w.requires_grad());
+  const bool ours = indices ? covered(logits ? "cross_entropy" : "nll_loss", {input, w}, supported)
+                            : covered(logits ? "cross_entropy" : "nll_loss", {input, target, w}, supported);
+  if (!ours) return pytorch(input, target, weight, logits, reduction, ignore_index, label_smoothing);
+  return std::get<0>(
+      DLK_OP(cross_entropy).call(input, target, weight, logits, reduction, ignore_index, label_smoothing));
+}
+
+}  // namespace dlk::bindings

@@ -1,0 +1,180 @@
+// Layer and group normalisation: one op, `dlkernels::row_norm`, with its backward op. groups == 0: layer normalisation
+// over the last `trailing` dimensions; else group normalisation, where `trailing` is not used.
+#include "csrc/cpu/layer_norm.h"
+
+#include <ATen/ops/group_norm.h>
+#include <ATen/ops/layer_norm.h>
+
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+
+namespace dlk::bindings {
+namespace {
+
+RowNormShape shape_of(const std::vector<int64_t>& sizes, int64_t trailing, int64_t groups) {
+  RowNormShape s;
+  const int64_t rank = std::ssize(sizes);
+  if (groups == 0) {
+    for (int64_t i = 0; i < rank; ++i) (i < rank - trailing ? s.rows : s.channels) *= sizes[i];
+    return s;
+  }
+  s.groups = groups;
+  s.rows = sizes[0] * groups;
+  s.channels = sizes[1] / groups;
+  for (int64_t i = 2; i < rank; ++i) s.inner *= sizes[i];
+  return s;
+}
+
+/// Group normalisation keeps channels_last, layer normalisation does not: as PyTorch.
+at::MemoryFormat result_format(const Tensor& x, int64_t groups) {
+  return groups == 0 ? at::MemoryFormat::Contiguous : x.suggest_memory_format();
+}
+
+Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
+
+// row_norm(Tensor x, Tensor? weight, Tensor? bias, int trailing, int groups, float eps)
+//     -> (Tensor y, Tensor mean, Tensor rstd)
+std::tuple<Tensor, Tensor, Tensor> row_norm(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                                            int64_t trailing, int64_t groups, double eps) {
+  const std::vector<int64_t> sizes = sizes_of(x);
+  const RowNormShape s = shape_of(sizes, trailing, groups);
+  const at::MemoryFormat format = result_format(x, groups);
+  const Tensor mean = allocate({s.rows}, x.options()), rstd = allocate({s.rows}, x.options());
+  Tensor y = allocate(sizes, x.options(), x.is_meta() ? format : at::MemoryFormat::Contiguous);
+  if (x.is_meta() || y.numel() == 0) return {y, mean, rstd};
+  const Tensor xs = x.contiguous(), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::RowNormKernels<T>>().forward(s, xs.const_data_ptr<T>(), const_data_or_null<T>(w),
+                                              const_data_or_null<T>(b), eps, y.mutable_data_ptr<T>(),
+                                              mean.mutable_data_ptr<T>(), rstd.mutable_data_ptr<T>());
+  });
+  return {y.contiguous(format), mean, rstd};
+}
+
+// row_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int trailing, int groups)
+//     -> (Tensor dx, Tensor dweight, Tensor dbias)
+std::tuple<Tensor, Tensor, Tensor> row_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
+                                                     const Tensor& rstd, const OptionalTensor& weight, int64_t trailing,
+                                                     int64_t groups) {
+  const std::vector<int64_t> sizes = sizes_of(x);
+  const RowNormShape s = shape_of(sizes, trailing, groups);
+  const std::vector<int64_t> weights =
+      groups == 0 ? std::vector<int64_t>(sizes.end() - trailing, sizes.end()) : std::vector<int64_t>{sizes[1]};
+  const at::MemoryFormat format = result_format(x, groups);
+  const Tensor dx = allocate(sizes, x.options(), x.is_meta() ? format : at::MemoryFormat::Contiguous);
+  const Tensor dweight = allocate(weights, x.options()), dbias = allocate(weights, x.options());
+  if (x.is_meta()) return {dx, dweight, dbias};
+  if (dx.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
+  const Tensor xs = x.contiguous(), dys = dy.contiguous(), w = contiguous_or_undefined(weight);
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    TensorScratch scratch;
+    kernels<cpu::RowNormKernels<T>>().backward(s, dys.const_data_ptr<T>(), xs.const_data_ptr<T>(),
+                                               mean.const_data_ptr<T>(), rstd.const_data_ptr<T>(),
+                                               const_data_or_null<T>(w), dx.mutable_data_ptr<T>(),
+                                               dweight.mutable_data_ptr<T>(), dbias.mutable_data_ptr<T>(), scratch);
+  });
+  return {dx.contiguous(format), dweight, dbias};
+}
+
+Tensor pytorch(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, int64_t trailing,
+               int64_t groups, double eps) {
+  if (groups > 0) return at::group_norm(x, groups, weight, bias, eps);
+  return at::layer_norm(x, x.sizes().slice(x.dim() - trailing), weight, bias, eps);
+}
+
+struct RowNormFunction : torch::autograd::Function<RowNormFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
+                               const OptionalTensor& bias, int64_t trailing, int64_t groups, double eps) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [y, mean, rstd] = DLK_OP(row_norm).call(x, weight, bias, trailing, groups, eps);
+    ctx->saved_data["trailing"] = trailing;
+    ctx->saved_data["groups"] = groups;
+    ctx->saved_data["eps"] = eps;
+    // The bias has no part in the gradients, but its own gradient may be differentiated: it is a leaf of the graph.
+    ctx->save_for_backward({x, or_undefined(weight), or_undefined(bias), mean, rstd});
+    ctx->mark_non_differentiable({mean, rstd});
+    return {y, mean, rstd};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
+    const int64_t trailing = ctx->saved_data["trailing"].toInt(), groups = ctx->saved_data["groups"].toInt();
+    const double eps = ctx->saved_data["eps"].toDouble();
+    variable_list gradients(6);
+    if (create_graph()) {
+      const std::vector<bool> needs = {x.requires_grad(), weight.defined() && weight.requires_grad(),
+                                       bias.defined() && bias.requires_grad()};
+      const variable_list found =
+          differentiable_gradients({x, weight, bias}, needs, grads[0], [&](const variable_list& inputs) {
+            return pytorch(inputs[0], optional(inputs[1]), optional(inputs[2]), trailing, groups, eps);
+          });
+      std::copy(found.begin(), found.end(), gradients.begin());
+      return gradients;
+    }
+    std::tie(gradients[0], gradients[1], gradients[2]) =
+        DLK_OP(row_norm_backward).call(grads[0], x, saved[3], saved[4], optional(weight), trailing, groups);
+    if (!weight.defined()) gradients[1] = Tensor();
+    if (!bias.defined()) gradients[2] = Tensor();
+    return gradients;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> row_norm_autograd(const Tensor& x, const OptionalTensor& weight,
+                                                     const OptionalTensor& bias, int64_t trailing, int64_t groups,
+                                                     double eps) {
+  const variable_list outputs = RowNormFunction::apply(x, weight, bias, trailing, groups, eps);
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+void check_size(const char* op, const char* name, const OptionalTensor& x, const std::vector<int64_t>& expected) {
+  if (!x.has_value()) return;
+  const std::vector<int64_t> sizes = sizes_of(*x);
+  TORCH_CHECK(sizes == expected, op, ": ", name, " must have the size ", at::IntArrayRef(expected), ", got ",
+              at::IntArrayRef(sizes));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def(
+      "row_norm(Tensor x, Tensor? weight, Tensor? bias, int trailing, int groups, float eps) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "row_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int trailing, int groups) -> "
+      "(Tensor, Tensor, Tensor)");
+}
+DLK_IMPL_CPU_META(row_norm)
+DLK_IMPL_CPU_META(row_norm_backward)
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("row_norm", TORCH_FN(row_norm_autograd)); }
+
+Tensor layer_norm(const Tensor& input, const std::vector<int64_t>& normalized_shape, const OptionalTensor& weight,
+                  const OptionalTensor& bias, double eps) {
+  if (!covered("layer_norm", {input, or_undefined(weight), or_undefined(bias)}))
+    return at::layer_norm(input, normalized_shape, weight, bias, eps);
+  const std::vector<int64_t> sizes = sizes_of(input);
+  const int64_t trailing = std::ssize(normalized_shape);
+  TORCH_CHECK(trailing >= 1 && trailing <= std::ssize(sizes) &&
+                  std::equal(normalized_shape.begin(), normalized_shape.end(), sizes.end() - trailing),
+              "layer_norm: normalized_shape must be the last sizes of input, got ", at::IntArrayRef(normalized_shape),
+              " for an input of size ", at::IntArrayRef(sizes));
+  check_size("layer_norm", "weight", weight, normalized_shape);
+  check_size("layer_norm", "bias", bias, normalized_shape);
+  return std::get<0>(DLK_OP(row_norm).call(input, weight, bias, trailing, 0, eps));
+}
+
+Tensor group_norm(const Tensor& input, int64_t num_groups, const OptionalTensor& weight, const OptionalTensor& bias,
+                  double eps) {
+  if (!covered("group_norm", {input, or_undefined(weight), or_undefined(bias)}))
+    return at::group_norm(input, num_groups, weight, bias, eps);
+  const std::vector<int64_t> sizes = sizes_of(input);
+  TORCH_CHECK(num_groups > 0 && sizes[1] % num_groups == 0, "group_norm: num_groups must divide the ", sizes[1],
+              " channels, got ", num_groups);
+  check_size("group_norm", "weight", weight, {sizes[1]});
+  check_size("group_norm", "bias", bias, {sizes[1]});
+  return std::get<0>(DLK_OP(row_norm).call(input, weight, bias, 0, num_groups, eps));
+}
+
+}  // namespace dlk::bindings

@@ -1,0 +1,157 @@
+// Elementwise losses: one op for both formulas, `dlkernels::elementwise_loss`, with its backward op.
+#include "csrc/cpu/loss.h"
+
+#include <ATen/ExpandUtils.h>
+#include <ATen/core/Reduction.h>
+#include <ATen/ops/binary_cross_entropy_with_logits.h>
+#include <ATen/ops/mse_loss.h>
+
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+
+namespace dlk::bindings {
+namespace {
+
+/// The arguments as the kernels want them: expanded to x and with the strides of `like`.
+struct Arguments {
+  Tensor x, target, weight, positive_weight;
+
+  Arguments(const Tensor& like, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+            const OptionalTensor& positive_weight)
+      : x(with_strides_of(x, like)),
+        target(with_strides_of(target, like)),
+        weight(expanded(weight, like)),
+        positive_weight(expanded(positive_weight, like)) {}
+
+  static Tensor expanded(const OptionalTensor& w, const Tensor& like) {
+    return w.has_value() ? with_strides_of(w->expand(like.sizes()), like) : Tensor();
+  }
+
+  template <class T>
+  cpu::LossInputs<T> inputs() const {
+    return {x.const_data_ptr<T>(), target.const_data_ptr<T>(), const_data_or_null<T>(weight),
+            const_data_or_null<T>(positive_weight)};
+  }
+};
+
+// elementwise_loss(Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int loss, int reduction) -> Tensor
+Tensor elementwise_loss(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& pos_weight, int64_t loss, int64_t reduction) {
+  // PyTorch's results have the strides of the argument that its first elementwise operation sees.
+  const Tensor like = allocate_like(static_cast<Loss>(loss) == Loss::mse ? x : target);
+  const Tensor y = reduction == at::Reduction::None ? like : allocate({}, x.options());
+  if (x.is_meta()) return y;
+  const Arguments arguments(like, x, target, weight, pos_weight);
+  const int64_t n = x.numel();
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto& table = kernels<cpu::LossKernels<T>>();
+    if (reduction == at::Reduction::None) {
+      table.forward(static_cast<Loss>(loss), n, arguments.inputs<T>(), y.mutable_data_ptr<T>());
+      return;
+    }
+    TensorScratch scratch;
+    const double sum = table.sum(static_cast<Loss>(loss), n, arguments.inputs<T>(), scratch);
+    *y.mutable_data_ptr<T>() = static_cast<T>(reduction == at::Reduction::Mean ? sum / static_cast<double>(n) : sum);
+  });
+  return y;
+}
+
+// elementwise_loss_backward(Tensor dy, Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int loss,
+//                           int reduction) -> Tensor
+Tensor elementwise_loss_backward(const Tensor& dy, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                                 const OptionalTensor& pos_weight, int64_t loss, int64_t reduction) {
+  const Tensor dx = allocate_like(x);
+  if (x.is_meta() || dx.numel() == 0) return dx;
+  const Arguments arguments(dx, x, target, weight, pos_weight);
+  const bool none = reduction == at::Reduction::None;
+  const Tensor dys = none ? with_strides_of(dy, dx) : dy;
+  const double scale = reduction == at::Reduction::Mean ? 1 / static_cast<double>(x.numel()) : 1;
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::LossKernels<T>>().backward(static_cast<Loss>(loss), x.numel(), arguments.inputs<T>(),
+                                            dys.const_data_ptr<T>(), none ? 1 : 0, scale, dx.mutable_data_ptr<T>());
+  });
+  return dx;
+}
+
+Tensor pytorch(const Tensor& x, const Tensor& target, const OptionalTensor& weight, const OptionalTensor& pos_weight,
+               int64_t loss, int64_t reduction) {
+  if (static_cast<Loss>(loss) == Loss::mse) return at::mse_loss(x, target, reduction);
+  return at::binary_cross_entropy_with_logits(x, target, weight, pos_weight, reduction);
+}
+
+struct LossFunction : torch::autograd::Function<LossFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& pos_weight, int64_t loss, int64_t reduction) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["loss"] = loss;
+    ctx->saved_data["reduction"] = reduction;
+    ctx->save_for_backward({x, target, or_undefined(weight), or_undefined(pos_weight)});
+    return DLK_OP(elementwise_loss).call(x, target, weight, pos_weight, loss, reduction);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &target = saved[1];
+    const OptionalTensor weight = optional(saved[2]), pos_weight = optional(saved[3]);
+    const int64_t loss = ctx->saved_data["loss"].toInt(), reduction = ctx->saved_data["reduction"].toInt();
+    const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    variable_list gradients(6);
+    if (create_graph() || needs[1]) {  // a gradient of the target is rare: PyTorch's
+      const at::AutoGradMode enable(true);
+      const variable_list found =
+          differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
+            return pytorch(inputs[0], inputs[1], weight, pos_weight, loss, reduction);
+          });
+      gradients[0] = found[0];
+      gradients[1] = found[1];
+      return gradients;
+    }
+    gradients[0] = DLK_OP(elementwise_loss_backward).call(grads[0], x, target, weight, pos_weight, loss, reduction);
+    return gradients;
+  }
+};
+
+Tensor elementwise_loss_autograd(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                                 const OptionalTensor& pos_weight, int64_t loss, int64_t reduction) {
+  return LossFunction::apply(x, target, weight, pos_weight, loss, reduction);
+}
+
+/// Whether w is absent, or a constant that broadcasts to x without enlarging it.
+bool constant_for(const Tensor& w, const Tensor& x) {
+  return !w.defined() || (!w.requires_grad() && at::is_expandable_to(sizes_of(w), sizes_of(x)));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def(
+      "elementwise_loss(Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int loss, int reduction) -> "
+      "Tensor");
+  m.def(
+      "elementwise_loss_backward(Tensor dy, Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int loss, "
+      "int reduction) -> Tensor");
+}
+DLK_IMPL_CPU_META(elementwise_loss)
+DLK_IMPL_CPU_META(elementwise_loss_backward)
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("elementwise_loss", TORCH_FN(elementwise_loss_autograd)); }
+
+Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                        const OptionalTensor& pos_weight, int64_t reduction) {
+  const int64_t loss = static_cast<int64_t>(Loss::binary_cross_entropy_with_logits);
+  const Tensor w = or_undefined(weight), p = or_undefined(pos_weight);
+  const bool supported = constant_for(w, input) && constant_for(p, input) && sizes_of(target) == sizes_of(input);
+  if (!covered("binary_cross_entropy_with_logits", {input, target, w, p}, supported))
+    return pytorch(input, target, weight, pos_weight, loss, reduction);
+  return DLK_OP(elementwise_loss).call(input, target, weight, pos_weight, loss, reduction);
+}
+
+Tensor mse_loss(const Tensor& input, const Tensor& target, int64_t reduction) {
+  const int64_t loss = static_cast<int64_t>(Loss::mse);
+  if (!covered("mse_loss", {input, target}, sizes_of(target) == sizes_of(input)))
+    return at::mse_loss(input, target, reduction);
+  return DLK_OP(elementwise_loss).call(input, target, std::nullopt, std::nullopt, loss, reduction);
+}
+
+}  // namespace dlk::bindings

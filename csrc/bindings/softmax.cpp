@@ -1,0 +1,93 @@
+// Softmax and log-softmax: one op, `dlkernels::softmax`, with its backward op; `log` chooses.
+#include "csrc/cpu/softmax.h"
+
+#include <ATen/ops/_log_softmax_backward_data.h>
+#include <ATen/ops/_softmax_backward_data.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/softmax.h>
+
+#include "csrc/bindings/common.h"
+#include "csrc/bindings/ops.h"
+
+namespace dlk::bindings {
+namespace {
+
+/// `sizes` around dimension `dim`, already wrapped; 0-d tensors have one element.
+SoftmaxShape shape_around(const std::vector<int64_t>& sizes, int64_t dim) {
+  SoftmaxShape shape;
+  for (int64_t i = 0; i < std::ssize(sizes); ++i)
+    (i < dim ? shape.outer : i == dim ? shape.C : shape.inner) *= sizes[i];
+  return shape;
+}
+
+// softmax(Tensor x, int dim, bool log) -> Tensor, contiguous as PyTorch's
+Tensor softmax(const Tensor& x, int64_t dim, bool log) {
+  const std::vector<int64_t> sizes = sizes_of(x);
+  const int64_t rank = std::max<int64_t>(1, std::ssize(sizes));
+  TORCH_CHECK_INDEX(-rank <= dim && dim < rank, "softmax: dim must be in [", -rank, ", ", rank - 1, "], got ", dim,
+                    " for an input with ", sizes.size(), " dimensions");
+  const Tensor y = allocate(sizes, x.options());
+  if (x.is_meta() || y.numel() == 0) return y;
+  const SoftmaxShape shape = shape_around(sizes, dim < 0 ? dim + rank : dim);
+  const Tensor xs = x.contiguous();
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::SoftmaxKernels<T>>().forward(shape, log, xs.const_data_ptr<T>(), y.mutable_data_ptr<T>());
+  });
+  return y;
+}
+
+// softmax_backward(Tensor dy, Tensor y, int dim, bool log) -> Tensor
+Tensor softmax_backward(const Tensor& dy, const Tensor& y, int64_t dim, bool log) {
+  const std::vector<int64_t> sizes = sizes_of(y);
+  const Tensor dx = allocate(sizes, y.options());
+  if (y.is_meta() || dx.numel() == 0) return dx;
+  const SoftmaxShape shape = shape_around(sizes, dim < 0 ? dim + std::max<int64_t>(1, std::ssize(sizes)) : dim);
+  const Tensor dys = dy.contiguous(), ys = y.contiguous();
+  dispatch_floating(y.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels<cpu::SoftmaxKernels<T>>().backward(shape, log, dys.const_data_ptr<T>(), ys.const_data_ptr<T>(),
+                                               dx.mutable_data_ptr<T>());
+  });
+  return dx;
+}
+
+struct SoftmaxFunction : torch::autograd::Function<SoftmaxFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t dim, bool log) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor y = DLK_OP(softmax).call(x, dim, log);
+    ctx->saved_data["dim"] = dim;
+    ctx->saved_data["log"] = log;
+    ctx->save_for_backward({y});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor y = ctx->get_saved_variables()[0];
+    const int64_t dim = ctx->saved_data["dim"].toInt();
+    const bool log = ctx->saved_data["log"].toBool();
+    if (!create_graph()) return {DLK_OP(softmax_backward).call(grads[0], y, dim, log), Tensor(), Tensor()};
+    const auto reference = log ? at::_log_softmax_backward_data : at::_softmax_backward_data;
+    return {reference(grads[0], y, dim, y.scalar_type()), Tensor(), Tensor()};
+  }
+};
+
+Tensor softmax_autograd(const Tensor& x, int64_t dim, bool log) { return SoftmaxFunction::apply(x, dim, log); }
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
+  m.def("softmax(Tensor x, int dim, bool log) -> Tensor");
+  m.def("softmax_backward(Tensor dy, Tensor y, int dim, bool log) -> Tensor");
+}
+DLK_IMPL_CPU_META(softmax)
+DLK_IMPL_CPU_META(softmax_backward)
+TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("softmax", TORCH_FN(softmax_autograd)); }
+
+Tensor softmax_entry(const Tensor& input, int64_t dim, bool log) {
+  if (!covered(log ? "log_softmax" : "softmax", {input}))
+    return log ? at::log_softmax(input, dim) : at::softmax(input, dim);
+  return DLK_OP(softmax).call(input, dim, log);
+}
+
+}  // namespace dlk::bindings

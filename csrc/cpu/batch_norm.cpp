@@ -1,0 +1,261 @@
+// Batch normalisation of x (N, C, inner), per channel over its M = N * inner elements:
+//     y = (x - mean) a + bias                               a = weight / sqrt(var + eps)
+//     dbias = sum dy,  dweight = r sum dy (x - mean)        r = 1 / sqrt(var + eps)
+//     training: dx = (dy - dbias / M - (x - mean) r dweight / M) a;   eval: dx = dy a
+//
+// inner > 1: vectors run along inner. A thread computes whole channels, statistics first, then y while the channel is
+// still in its cache; sums are over parts of a plane, combined in double.
+// inner == 1 (channels_last, 2-D): vectors run along C. Blocks of rows are summed by themselves, per channel, and
+// combined in order in double; then each row is normalised.
+#include "csrc/cpu/batch_norm.h"
+
+#include <cmath>
+
+#include "csrc/cpu/moments.h"
+#include "csrc/cpu/parallel.h"
+
+namespace dlk::cpu {
+namespace {
+
+// inner == 1: rows per block of sums. Longer sums in T would lose digits, shorter ones cost more to combine.
+constexpr int64_t kRows = 128;
+
+inline double inverse_std(double var, double eps) { return 1 / std::sqrt(var + eps); }
+
+/// y = (x - mean) a + b for each channel, as arrays over C.
+template <class T>
+struct Affine {
+  T *mean, *a, *b;
+
+  Affine(int64_t C, Scratch& scratch) : mean(scratch.array<T>(C)), a(scratch.array<T>(C)), b(scratch.array<T>(C)) {}
+
+  void set(int64_t c, T mean_c, T var, const T* weight, const T* bias, double eps) const {
+    mean[c] = mean_c;
+    a[c] = static_cast<T>((weight ? weight[c] : 1) * inverse_std(var, eps));
+    b[c] = bias ? bias[c] : 0;
+  }
+};
+
+/// Normalises the N planes of channel c.
+template <class T>
+void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>& affine, T* y) {
+  const T mean = affine.mean[c], a = affine.a[c], b = affine.b[c];
+  for (int64_t n = 0; n < s.N; ++n) {
+    const int64_t plane = (n * s.C + c) * s.inner;
+    for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
+      store_n(y + plane + i, (load_n(x + plane + i, lanes) - mean) * a + b, lanes);
+    });
+  }
+}
+
+/// Normalises rows of C channels.
+template <class T>
+void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y) {
+  parallel_for(s.N, s.C, [=](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
+        const Vec<T> d = load_n(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
+        store_n(y + n * s.C + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
+      });
+  });
+}
+
+/// Adds to sums (count, C), over rows [begin, end), what add(n, c, lanes, sum) adds to sum[0..count) for row n. Eight
+/// rows are added among themselves first: fewer loads and stores of the sums, and fewer roundings.
+template <int count, class T, class Add>
+DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add) {
+  for (int64_t n = begin; n < end; n += 8)
+    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+      Vec<T> sum[count] = {};
+      for (int64_t row = n; row < std::min(end, n + 8); ++row) add(row, c, lanes, sum);
+      for (int k = 0; k < count; ++k) store_n(sums + k * C + c, load_n(sums + k * C + c, lanes) + sum[k], lanes);
+    });
+}
+
+/// mean and var of each column of the N rows.
+template <class T>
+void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Scratch& scratch) {
+  const int64_t C = s.C, blocks = ceil_div(s.N, kRows);
+  T* partial = scratch.array<T>(blocks * 3 * C);  // per block: shift, s1, s2 of Moments::shifted
+  parallel_for(blocks, 2 * kRows * C, [=](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      const int64_t begin = k * kRows, end = std::min(s.N, begin + kRows);
+      T* shift = partial + k * 3 * C;
+      std::fill(shift, shift + 3 * C, T(0));
+      sum_rows<1>(C, begin, end, shift,
+                  [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_n(x + n * C + c, lanes); });
+      for (int64_t c = 0; c < C; ++c) shift[c] /= static_cast<T>(end - begin);
+      sum_rows<2>(C, begin, end, shift + C, [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) {
+        const Vec<T> d = load_n(x + n * C + c, lanes) - load_n(shift + c, lanes);
+        sum[0] += d;
+        sum[1] += d * d;
+      });
+    }
+  });
+  parallel_for(C, blocks * 8, [=](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      Moments moments;
+      for (int64_t k = 0; k < blocks; ++k) {
+        const T* p = partial + k * 3 * C + c;
+        moments.add(Moments::shifted(static_cast<double>(std::min(kRows, s.N - k * kRows)), p[0], p[C], p[2 * C]));
+      }
+      mean[c] = static_cast<T>(moments.mean);
+      var[c] = static_cast<T>(moments.variance());
+    }
+  });
+}
+
+template <class T>
+void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* var,
+                      Scratch& scratch) {
+  const Affine<T> affine(s.C, scratch);
+  if (s.inner == 1) {
+    column_statistics(s, x, mean, var, scratch);
+    for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
+    return normalise_rows(s, x, affine, y);
+  }
+  parallel_for(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      Moments moments;
+      for (int64_t n = 0; n < s.N; ++n) add_moments(moments, x + (n * s.C + c) * s.inner, s.inner);
+      mean[c] = static_cast<T>(moments.mean);
+      var[c] = static_cast<T>(moments.variance());
+      affine.set(c, mean[c], var[c], weight, bias, eps);
+      normalise_channel(s, c, x, affine, y);
+    }
+  });
+}
+
+template <class T>
+void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, const T* weight, const T* bias, double eps,
+                  T* y, Scratch& scratch) {
+  const Affine<T> affine(s.C, scratch);
+  for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
+  if (s.inner == 1) return normalise_rows(s, x, affine, y);
+  parallel_for(s.C, s.N * s.inner, [=](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) normalise_channel(s, c, x, affine, y);
+  });
+}
+
+// ---- Backward
+
+/// dx = (dy - k1 - (x - mean) k2) a for each channel, as arrays over C.
+template <class T>
+struct InputGradient {
+  T *k1, *k2, *a;
+
+  InputGradient(int64_t C, Scratch& scratch)
+      : k1(scratch.array<T>(C)), k2(scratch.array<T>(C)), a(scratch.array<T>(C)) {}
+};
+
+/// The arguments of backward.
+template <class T>
+struct Backward {
+  using V = Vec<T>;
+  BatchNormShape s;
+  bool training;
+  const T *dy, *x, *mean, *var, *weight;
+  double eps;
+  T *dx, *dweight, *dbias;
+  InputGradient<T> gradient;
+
+  bool needs_sums() const { return training || dweight != nullptr || dbias != nullptr; }
+
+  /// From the sums of channel c, its gradients and the constants for its dx.
+  void finish(int64_t c, GradientSums sums) const {
+    const double r = inverse_std(var[c], eps), M = static_cast<double>(s.N * s.inner);
+    if (dweight) dweight[c] = static_cast<T>(sums.dy_x * r);
+    if (dbias) dbias[c] = static_cast<T>(sums.dy);
+    gradient.k1[c] = static_cast<T>(sums.dy / M);
+    gradient.k2[c] = static_cast<T>(sums.dy_x * r * r / M);
+    gradient.a[c] = static_cast<T>((weight ? weight[c] : 1) * r);
+  }
+
+  GradientSums channel_sums(int64_t c) const {
+    GradientSums sums;
+    for (int64_t n = 0; n < s.N; ++n) {
+      const int64_t plane = (n * s.C + c) * s.inner;
+      add_gradient_sums(sums, dy + plane, x + plane, mean[c], s.inner);
+    }
+    return sums;
+  }
+
+  void channel_dx(int64_t c) const {
+    const T k1 = gradient.k1[c], k2 = gradient.k2[c], a = gradient.a[c];
+    for (int64_t n = 0; n < s.N; ++n) {
+      const int64_t plane = (n * s.C + c) * s.inner;
+      for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
+        V g = load_n(dy + plane + i, lanes);
+        if (training) g = g - k1 - (load_n(x + plane + i, lanes) - mean[c]) * k2;
+        store_n(dx + plane + i, g * a, lanes);
+      });
+    }
+  }
+
+  void by_channel() const {
+    parallel_for(s.C, 4 * s.N * s.inner, [this](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        finish(c, needs_sums() ? channel_sums(c) : GradientSums{});
+        channel_dx(c);
+      }
+    });
+  }
+
+  /// Sums over each block of rows: partial[block][0 or 1][C] = sum dy, sum dy (x - mean).
+  void row_sums(int64_t blocks, T* partial) const {
+    const int64_t C = s.C;
+    parallel_for(blocks, 2 * kRows * C, [=, this](int64_t first, int64_t last) {
+      for (int64_t k = first; k < last; ++k) {
+        T* sums = partial + k * 2 * C;
+        std::fill(sums, sums + 2 * C, T(0));
+        sum_rows<2>(C, k * kRows, std::min(s.N, (k + 1) * kRows), sums,
+                    [=, this](int64_t n, int64_t c, auto lanes, V* sum) {
+                      const V g = load_n(dy + n * C + c, lanes);
+                      sum[0] += g;
+                      sum[1] += g * (load_n(x + n * C + c, lanes) - load_n(mean + c, lanes));
+                    });
+      }
+    });
+  }
+
+  void by_row(Scratch& scratch) const {
+    const int64_t C = s.C, blocks = needs_sums() ? ceil_div(s.N, kRows) : 0;
+    T* partial = scratch.array<T>(blocks * 2 * C);
+    row_sums(blocks, partial);
+    parallel_for(C, blocks, [=, this](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        GradientSums sums;
+        for (int64_t k = 0; k < blocks; ++k) {
+          sums.dy += partial[k * 2 * C + c];
+          sums.dy_x += partial[k * 2 * C + C + c];
+        }
+        finish(c, sums);
+      }
+    });
+    parallel_for(s.N, 2 * C, [=, this](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+          V g = load_n(dy + n * C + c, lanes);
+          if (training) {
+            const V d = load_n(x + n * C + c, lanes) - load_n(mean + c, lanes);
+            g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
+          }
+          store_n(dx + n * C + c, g * load_n(gradient.a + c, lanes), lanes);
+        });
+    });
+  }
+};
+
+template <class T>
+void backward(BatchNormShape s, bool training, const T* dy, const T* x, const T* mean, const T* var, const T* weight,
+              double eps, T* dx, T* dweight, T* dbias, Scratch& scratch) {
+  const Backward<T> call{s,      training, dy, x,       mean,  var,
+                         weight, eps,      dx, dweight, dbias, InputGradient<T>(s.C, scratch)};
+  s.inner == 1 ? call.by_row(scratch) : call.by_channel();
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(BatchNormKernels<float>, {forward_training<float>, forward_eval<float>, backward<float>})
+DLK_KERNEL_TABLE(BatchNormKernels<double>, {forward_training<double>, forward_eval<double>, backward<double>})

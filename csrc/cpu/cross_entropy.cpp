@@ -1,0 +1,216 @@
+// Cross-entropy over C of x (N, C, inner), contiguous; one loss per position (n, i) of (N, inner).
+//
+// With l_c = (x_c - m) - log sum_k exp(x_k - m), m = max_k x_k, the log-probability of class c (l_c = x_c if x holds
+// log-probabilities already), e the label smoothing and w the class weights:
+//     loss = -sum_c a_c l_c         a_c = w_c ((1 - e) t_c + e / C),  t_c = 1 for the target class or its probability
+//     dx_c = dloss (A p_c - a_c)    A = sum_c a_c,  p_c = exp(l_c)
+// For log-probabilities, which come with indices and no smoothing only, dx_c = -dloss a_c.
+// The probabilities are never stored: backward recomputes them from x and two numbers per position, m and the log of
+// the sum. They are kept apart because their sum would lose the digits that matter where m is large.
+//
+// For class indices the one term of the target is picked and the rest, needed only with label smoothing, is the
+// "dense" part. A thread computes whole rows, or tiles of columns where inner > 1 (softmax_passes.h). Indices must have
+// passed check().
+#include "csrc/cpu/cross_entropy.h"
+
+#include "csrc/cpu/reduce.h"
+#include "csrc/cpu/softmax_passes.h"
+
+namespace dlk::cpu {
+namespace {
+
+/// The coefficients a_c of one call, split into picked and dense: a_c = picked [c = target] + dense_c, with picked = (1
+/// - e) w_c for indices, and dense_c the rest.
+template <class T>
+struct Coefficients {
+  using V = Vec<T>;
+  CrossEntropyTargets<T> targets;
+  T sharp;               // 1 - e
+  T uniform[kLanes<T>];  // e / C; an array, so that load_n gives 0 beyond the end of a row
+  bool has_dense;
+
+  Coefficients(const CrossEntropyParams& p, const CrossEntropyTargets<T>& targets)
+      : targets(targets),
+        sharp(static_cast<T>(1 - p.label_smoothing)),
+        has_dense(targets.probability != nullptr || p.label_smoothing > 0) {
+    for (T& u : uniform) u = static_cast<T>(p.label_smoothing / static_cast<double>(p.C));
+  }
+
+  T weight(int64_t c) const { return targets.weight ? targets.weight[c] : T(1); }
+
+  /// The dense part for classes c, c + 1, ... of the row that starts at `row`.
+  template <class Count>
+  DLK_INLINE V along_row(int64_t row, int64_t c, Count lanes) const {
+    V a = load_n(uniform, lanes);
+    if (targets.probability) a += load_n(targets.probability + row + c, lanes) * sharp;
+    return targets.weight ? a * load_n(targets.weight + c, lanes) : a;
+  }
+
+  /// The dense part of class c for the positions that start at element `at`.
+  template <class Count>
+  DLK_INLINE V along_columns(int64_t at, int64_t c, Count lanes) const {
+    V a = load_n(uniform, lanes);
+    if (targets.probability) a += load_n(targets.probability + at, lanes) * sharp;
+    return a * weight(c);
+  }
+};
+
+template <class T>
+bool check(const CrossEntropyParams& p, const CrossEntropyTargets<T>& targets, double* total, int64_t* bad) {
+  *total = 0;
+  for (int64_t i = 0; i < p.N * p.inner; ++i) {
+    const int64_t t = targets.index[i];
+    if (t == p.ignore_index) continue;
+    if (t < 0 || t >= p.C) {
+      *bad = t;
+      return false;
+    }
+    *total += targets.weight ? targets.weight[t] : T(1);
+  }
+  return true;
+}
+
+/// The loss of position i, whose logits start at x and are `inner` apart, given the dense part of its sum.
+template <class T>
+T finish(const CrossEntropyParams& p, const Coefficients<T>& a, int64_t i, const T* x, T m, T log_sum, T dense) {
+  if (a.targets.index == nullptr) return dense;
+  const int64_t t = a.targets.index[i];
+  if (t == p.ignore_index) return 0;
+  return dense + a.sharp * a.weight(t) * ((m - x[t * p.inner]) + log_sum);
+}
+
+template <class T>
+void forward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, T* maximum, T* log_sum,
+                 T* loss) {
+  T m = 0, sum = 1;
+  if (p.logits) row_max_sum(p.C, x + i * p.C, m, sum, [](auto...) {});
+  const T log = std::log(sum);
+  Vec<T> dense = {};
+  if (a.has_dense)
+    for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+      dense += a.along_row(i * p.C, c, lanes) * ((m - load_n(x + i * p.C + c, lanes)) + log);
+    });
+  maximum[i] = m;
+  log_sum[i] = log;
+  loss[i] = finish(p, a, i, x + i * p.C, m, log, reduce_sum(dense));
+}
+
+template <class T>
+void forward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t n, int64_t j0,
+                  int64_t width, T* maximum, T* log_sum, T* loss) {
+  const int64_t start = n * p.C * p.inner + j0, i = n * p.inner + j0;
+  T m[kTile] = {}, log[kTile] = {}, dense[kTile] = {};
+  if (p.logits) {
+    tile_max_sum(p.C, p.inner, width, x + start, m, log, [](auto...) {});
+    for (int64_t j = 0; j < width; ++j) log[j] = std::log(log[j]);
+  }
+  for (int64_t c = 0; c < p.C && a.has_dense; ++c)
+    for_each_vec<T>(width, [&](int64_t j, auto lanes) {
+      const int64_t at = start + c * p.inner + j;
+      const Vec<T> loss_c = (load(m + j) - load_n(x + at, lanes)) + load(log + j);
+      store(dense + j, load(dense + j) + a.along_columns(at, c, lanes) * loss_c);
+    });
+  for (int64_t j = 0; j < width; ++j) {
+    maximum[i + j] = m[j];
+    log_sum[i + j] = log[j];
+    loss[i + j] = finish(p, a, i + j, x + start + j, m[j], log[j], dense[j]);
+  }
+}
+
+template <class T>
+double forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, T* maximum, T* log_sum,
+               T* loss, Scratch& scratch) {
+  const Coefficients<T> a(p, targets);
+  for_each_row_or_tile(
+      {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
+      [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
+  return sum_blocks<T>(p.N * p.inner, 1, scratch, [=](int64_t begin, int64_t end) {
+    Vec<T> sum = {};
+    for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) { sum += load_n(loss + begin + i, lanes); });
+    return reduce_sum(sum);
+  });
+}
+
+/// The gradient of a position: its dloss, and A split as Coefficients are.
+template <class T>
+struct Position {
+  T dloss;
+  int64_t target;  // -1: ignored, or probabilities
+  T picked;        // the picked part of A
+};
+
+template <class T>
+Position<T> position(const CrossEntropyParams& p, const Coefficients<T>& a, int64_t i, T dloss) {
+  if (a.targets.index == nullptr) return {dloss, -1, 0};
+  const int64_t t = a.targets.index[i];
+  if (t == p.ignore_index) return {0, -1, 0};
+  return {dloss, t, a.sharp * a.weight(t)};
+}
+
+template <class T>
+void backward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, T m, T log_sum, T dloss,
+                  T* dx) {
+  using V = Vec<T>;
+  const int64_t row = i * p.C;
+  const Position<T> here = position(p, a, i, dloss);
+  V sums = {};
+  if (a.has_dense) for_each_vec<T>(p.C, [&](int64_t c, auto lanes) { sums += a.along_row(row, c, lanes); });
+  const T A = here.picked + reduce_sum(sums);
+  for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+    V d = {};
+    if (p.logits) d = (exp((load_n(x + row + c, lanes) - m) - log_sum) * A - a.along_row(row, c, lanes)) * here.dloss;
+    store_n(dx + row + c, d, lanes);
+  });
+  if (here.target >= 0) dx[row + here.target] -= here.dloss * here.picked;
+}
+
+template <class T>
+void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t n, int64_t j0,
+                   int64_t width, const T* maximum, const T* log_sum, const T* dloss, int64_t step, T scale, T* dx) {
+  using V = Vec<T>;
+  const int64_t start = n * p.C * p.inner + j0, i = n * p.inner + j0;
+  Position<T> here[kTile];
+  T g[kTile] = {}, A[kTile] = {}, m[kTile] = {}, log[kTile] = {};
+  for (int64_t j = 0; j < width; ++j) {
+    here[j] = position(p, a, i + j, dloss[(i + j) * step] * scale);
+    g[j] = here[j].dloss;
+    A[j] = here[j].picked;
+    m[j] = maximum[i + j];
+    log[j] = log_sum[i + j];
+  }
+  for (int64_t c = 0; c < p.C && a.has_dense; ++c)
+    for_each_vec<T>(width, [&](int64_t j, auto lanes) {
+      store(A + j, load(A + j) + a.along_columns(start + c * p.inner + j, c, lanes));
+    });
+  for (int64_t c = 0; c < p.C; ++c)
+    for_each_vec<T>(width, [&](int64_t j, auto lanes) {
+      const int64_t at = start + c * p.inner + j;
+      V d = {};
+      if (p.logits) {
+        const V probability = exp((load_n(x + at, lanes) - load(m + j)) - load(log + j));
+        d = (probability * load(A + j) - a.along_columns(at, c, lanes)) * load(g + j);
+      }
+      store_n(dx + at, d, lanes);
+    });
+  for (int64_t j = 0; j < width; ++j)
+    if (here[j].target >= 0) dx[start + here[j].target * p.inner + j] -= g[j] * here[j].picked;
+}
+
+template <class T>
+void backward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, const T* maximum,
+              const T* log_sum, const T* dloss, int64_t step, double scale, T* dx) {
+  const Coefficients<T> a(p, targets);
+  const T s = static_cast<T>(scale);
+  for_each_row_or_tile(
+      {p.N, p.C, p.inner},
+      [&](int64_t i) { backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx); },
+      [&](int64_t n, int64_t j, int64_t width) {
+        backward_tile(p, x, a, n, j, width, maximum, log_sum, dloss, step, s, dx);
+      });
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(CrossEntropyKernels<float>, {check<float>, forward<float>, backward<float>})
+DLK_KERNEL_TABLE(CrossEntropyKernels<double>, {check<double>, forward<double>, backward<double>})

@@ -1,0 +1,173 @@
+// Layer and group normalisation of rows of D = channels * inner elements:
+//     h = (x - mean) rstd,  y = h weight + bias          mean, rstd: of the row; rstd = 1 / sqrt(var + eps)
+//     dx = rstd (g - sum(g) / D - h sum(g h) / D)        g = dy weight, sums over the row
+//     dweight = sum dy h,  dbias = sum dy                over all elements that share a weight
+//
+// inner == 1 (layer normalisation): weights run along the row with x, and so do vectors. Sums over rows are kept per
+// block of kRows rows. inner > 1 (group normalisation): vectors run along a plane, whose weight is one number, and
+// everything follows from two sums per plane. A thread computes whole rows, or blocks of them; rows stay in its cache
+// from one pass to the next. Blocks are combined in order, in double.
+#include "csrc/cpu/layer_norm.h"
+
+#include "csrc/cpu/moments.h"
+#include "csrc/cpu/parallel.h"
+
+namespace dlk::cpu {
+namespace {
+
+constexpr int64_t kRows = 32;
+constexpr int64_t kColumns = 64;  // columns of one task when blocks of rows are combined
+
+/// `lanes` elements of p from i on, or `otherwise` if p is null.
+template <class T, class Count>
+DLK_INLINE Vec<T> load_or(const T* p, int64_t i, Count lanes, T otherwise) {
+  return p ? load_n(p + i, lanes) : splat(otherwise);
+}
+
+template <class T>
+void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* rstd) {
+  const int64_t D = s.channels * s.inner;
+  parallel_for(s.rows, 3 * D, [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T* xr = x + row * D;
+      T* yr = y + row * D;
+      Moments moments;
+      add_moments(moments, xr, D);
+      const T m = static_cast<T>(moments.mean), r = static_cast<T>(1 / std::sqrt(moments.variance() + eps));
+      mean[row] = m;
+      rstd[row] = r;
+      if (s.inner == 1) {
+        const int64_t first = row % s.groups * s.channels;
+        for_each_vec<T>(D, [&](int64_t i, auto lanes) {
+          const Vec<T> h = (load_n(xr + i, lanes) - m) * r;
+          store_n(yr + i, h * load_or(weight, first + i, lanes, T(1)) + load_or(bias, first + i, lanes, T(0)), lanes);
+        });
+        continue;
+      }
+      for (int64_t k = 0; k < s.channels; ++k) {
+        const int64_t c = row % s.groups * s.channels + k, plane = k * s.inner;
+        const T a = weight ? weight[c] * r : r, b = bias ? bias[c] : 0;
+        for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
+          store_n(yr + plane + i, (load_n(xr + plane + i, lanes) - m) * a + b, lanes);
+        });
+      }
+    }
+  });
+}
+
+// ---- inner == 1
+
+/// dx of one row, and dweight += dy h, dbias += dy.
+template <class T>
+void backward_row(int64_t D, const T* dy, const T* x, T mean, T rstd, const T* weight, T* dx, T* dweight, T* dbias) {
+  using V = Vec<T>;
+  double sum_g = 0, sum_gh = 0;
+  for (int64_t begin = 0; begin < D; begin += kMomentsBlock) {
+    V sums_g = {}, sums_gh = {};
+    for_each_vec<T>(std::min(kMomentsBlock, D - begin), [&](int64_t i, auto lanes) {
+      const V d = load_n(dy + begin + i, lanes), h = (load_n(x + begin + i, lanes, mean) - mean) * rstd;
+      const V g = d * load_or(weight, begin + i, lanes, T(1));
+      sums_g += g;
+      sums_gh += g * h;
+      store_n(dweight + begin + i, load_n(dweight + begin + i, lanes) + d * h, lanes);
+      store_n(dbias + begin + i, load_n(dbias + begin + i, lanes) + d, lanes);
+    });
+    sum_g += reduce_sum(sums_g);
+    sum_gh += reduce_sum(sums_gh);
+  }
+  const T k1 = static_cast<T>(sum_g / static_cast<double>(D)), k2 = static_cast<T>(sum_gh / static_cast<double>(D));
+  for_each_vec<T>(D, [&](int64_t i, auto lanes) {
+    const V h = (load_n(x + i, lanes) - mean) * rstd;
+    const V g = load_n(dy + i, lanes) * load_or(weight, i, lanes, T(1));
+    store_n(dx + i, (g - k1 - h * k2) * rstd, lanes);
+  });
+}
+
+/// sum[i] = the sum over blocks of partial[block * stride + i], for i in [0, D).
+template <class T>
+void combine_blocks(int64_t blocks, int64_t stride, int64_t D, const T* partial, T* sum) {
+  parallel_for(ceil_div(D, kColumns), blocks * kColumns, [=](int64_t first, int64_t last) {
+    for (int64_t begin = first * kColumns; begin < std::min(D, last * kColumns); begin += kColumns) {
+      const int64_t width = std::min(kColumns, D - begin);
+      double total[kColumns] = {};
+      for (int64_t k = 0; k < blocks; ++k)
+        for (int64_t i = 0; i < width; ++i) total[i] += partial[k * stride + begin + i];
+      for (int64_t i = 0; i < width; ++i) sum[begin + i] = static_cast<T>(total[i]);
+    }
+  });
+}
+
+template <class T>
+void backward_rows(int64_t rows, int64_t D, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight,
+                   T* dx, T* dweight, T* dbias, Scratch& scratch) {
+  const int64_t blocks = ceil_div(rows, kRows);
+  T* partial = scratch.array<T>(blocks * 2 * D);  // per block: dweight, dbias
+  parallel_for(blocks, 4 * std::min(rows, kRows) * D, [=](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      T* sums = partial + k * 2 * D;
+      std::fill(sums, sums + 2 * D, T(0));
+      for (int64_t row = k * kRows; row < std::min(rows, (k + 1) * kRows); ++row)
+        backward_row(D, dy + row * D, x + row * D, mean[row], rstd[row], weight, dx + row * D, sums, sums + D);
+    }
+  });
+  combine_blocks(blocks, 2 * D, D, partial, dweight);
+  combine_blocks(blocks, 2 * D, D, partial + D, dbias);
+}
+
+// ---- inner > 1, or several groups
+
+template <class T>
+void backward_planes(RowNormShape s, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight, T* dx,
+                     T* dweight, T* dbias, Scratch& scratch) {
+  const int64_t D = s.channels * s.inner, C = s.groups * s.channels;
+  GradientSums* sums = scratch.array<GradientSums>(s.rows * s.channels);  // of each plane
+  parallel_for(s.rows, 4 * D, [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t first = row % s.groups * s.channels;
+      const T m = mean[row], r = rstd[row];
+      GradientSums total;
+      for (int64_t k = 0; k < s.channels; ++k) {
+        GradientSums plane;
+        add_gradient_sums(plane, dy + row * D + k * s.inner, x + row * D + k * s.inner, m, s.inner);
+        sums[row * s.channels + k] = plane;
+        const double w = weight ? weight[first + k] : T(1);
+        total.dy += w * plane.dy;
+        total.dy_x += w * plane.dy_x;
+      }
+      const double count = static_cast<double>(D), rr = r;
+      const T k1 = static_cast<T>(total.dy / count), k2 = static_cast<T>(total.dy_x * rr * rr / count);
+      for (int64_t k = 0; k < s.channels; ++k) {
+        const T w = weight ? weight[first + k] : T(1);
+        const int64_t at = row * D + k * s.inner;
+        for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
+          const Vec<T> g = load_n(dy + at + i, lanes) * w;
+          store_n(dx + at + i, (g - k1 - (load_n(x + at + i, lanes) - m) * k2) * r, lanes);
+        });
+      }
+    }
+  });
+  for (int64_t c = 0; c < C; ++c) {
+    double sum_dy = 0, sum_dy_h = 0;
+    for (int64_t plane = c; plane < s.rows * s.channels; plane += C) {
+      sum_dy += sums[plane].dy;
+      sum_dy_h += sums[plane].dy_x * rstd[plane / s.channels];
+    }
+    dweight[c] = static_cast<T>(sum_dy_h);
+    dbias[c] = static_cast<T>(sum_dy);
+  }
+}
+
+template <class T>
+void backward(RowNormShape s, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight, T* dx, T* dweight,
+              T* dbias, Scratch& scratch) {
+  if (s.inner == 1 && s.groups == 1)
+    backward_rows(s.rows, s.channels, dy, x, mean, rstd, weight, dx, dweight, dbias, scratch);
+  else
+    backward_planes(s, dy, x, mean, rstd, weight, dx, dweight, dbias, scratch);
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(RowNormKernels<float>, {forward<float>, backward<float>})
+DLK_KERNEL_TABLE(RowNormKernels<double>, {forward<double>, backward<double>})

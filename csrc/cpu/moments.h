@@ -1,0 +1,76 @@
+// Sums for normalisation, forward and backward: mean and variance without cancellation, the same for every number of
+// threads: blocks of a fixed size, each about its own mean in T, combined in order in double (Chan, Golub & LeVeque
+// 1983).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "csrc/cpu/simd.h"
+
+namespace dlk::cpu {
+namespace {
+
+constexpr int64_t kMomentsBlock = 2048;  // elements: 8-16 KiB, so that the second pass over a block reads L1
+
+/// Count, mean and sum of squared deviations of a set of numbers.
+struct Moments {
+  double n = 0, mean = 0, m2 = 0;
+
+  /// Of n numbers x from s1 = sum(x - shift) and s2 = sum((x - shift)^2), shift being near their mean.
+  static Moments shifted(double n, double shift, double s1, double s2) {
+    // Inf among the numbers: the mean is shift, Inf or NaN, and the variance NaN.
+    const double m2 = s2 - s1 * s1 / n;
+    return {n, std::isfinite(shift) ? shift + s1 / n : shift, m2 < 0 ? 0 : m2};
+  }
+
+  void add(const Moments& b) {
+    const double delta = b.mean - mean, total = n + b.n;
+    m2 += b.m2 + delta * delta * (n * b.n / total);
+    mean = (n * mean + b.n * b.mean) / total;
+    n = total;
+  }
+
+  double variance() const { return m2 / n; }
+};
+
+/// Adds the n contiguous numbers at x.
+template <class T>
+void add_moments(Moments& moments, const T* x, int64_t n) {
+  for (int64_t begin = 0; begin < n; begin += kMomentsBlock) {
+    const T* block = x + begin;
+    const int64_t count = std::min(kMomentsBlock, n - begin);
+    Vec<T> sum = {}, s1 = {}, s2 = {};
+    for_each_vec<T>(count, [&](int64_t i, auto lanes) { sum += load_n(block + i, lanes); });
+    const T shift = reduce_sum(sum) / static_cast<T>(count);
+    for_each_vec<T>(count, [&](int64_t i, auto lanes) {
+      const Vec<T> d = load_n(block + i, lanes, shift) - shift;
+      s1 += d;
+      s2 += d * d;
+    });
+    moments.add(Moments::shifted(static_cast<double>(count), shift, reduce_sum(s1), reduce_sum(s2)));
+  }
+}
+
+/// The sums over normalised elements that gradients need: of dy, and of dy (x - mean).
+struct GradientSums {
+  double dy = 0, dy_x = 0;
+};
+
+/// Adds n contiguous elements.
+template <class T>
+void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, int64_t n) {
+  for (int64_t begin = 0; begin < n; begin += kMomentsBlock) {
+    Vec<T> sum_dy = {}, sum_dy_x = {};
+    for_each_vec<T>(std::min(kMomentsBlock, n - begin), [&](int64_t i, auto lanes) {
+      const Vec<T> g = load_n(dy + begin + i, lanes);
+      sum_dy += g;
+      sum_dy_x += g * (load_n(x + begin + i, lanes, mean) - mean);
+    });
+    sums.dy += reduce_sum(sum_dy);
+    sums.dy_x += reduce_sum(sum_dy_x);
+  }
+}
+
+}  // namespace
+}  // namespace dlk::cpu

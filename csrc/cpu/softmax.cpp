@@ -1,0 +1,115 @@
+// Softmax over C of a contiguous (outer, C, inner) tensor:
+//     softmax      y_c = exp(x_c - m) / s        dx_c = y_c (dy_c - sum_k dy_k y_k)
+//     log-softmax  y_c = (x_c - m) - log(s)      dx_c = dy_c - exp(y_c) sum_k dy_k
+// with m = max_k x_k and s = sum_k exp(x_k - m) >= 1, so that nothing overflows.
+//
+// A thread computes whole rows, or whole tiles of columns where inner > 1 (softmax_passes.h). NaN anywhere makes its
+// row NaN, as do +Inf and a row of -Inf only.
+#include "csrc/cpu/softmax.h"
+
+#include "csrc/cpu/softmax_passes.h"
+
+namespace dlk::cpu {
+namespace {
+
+template <bool log, class T>
+void forward_row(int64_t C, const T* x, T* y) {
+  T m, sum;
+  row_max_sum(C, x, m, sum, [&](int64_t c, Vec<T> e, auto lanes) {
+    if constexpr (!log) store_n(y + c, e, lanes);
+  });
+  const T log_sum = std::log(sum);
+  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+    if constexpr (log)
+      store_n(y + c, (load_n(x + c, lanes) - m) - log_sum, lanes);
+    else
+      store_n(y + c, load_n(y + c, lanes) / sum, lanes);
+  });
+}
+
+template <bool log, class T>
+void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
+  using V = Vec<T>;
+  V sums = {};
+  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+    const V g = load_n(dy + c, lanes);
+    sums += log ? g : g * load_n(y + c, lanes);
+  });
+  const T sum = reduce_sum(sums);
+  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+    const V g = load_n(dy + c, lanes), v = load_n(y + c, lanes);
+    store_n(dx + c, log ? g - exp(v) * sum : v * (g - sum), lanes);
+  });
+}
+
+template <bool log, class T>
+void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* y) {
+  T m[kTile], sum[kTile];
+  tile_max_sum(C, inner, width, x, m, sum, [&](int64_t c, int64_t j, Vec<T> e, auto lanes) {
+    if constexpr (!log) store_n(y + c * inner + j, e, lanes);
+  });
+  T log_sum[kTile] = {};
+  if constexpr (log)
+    for (int64_t j = 0; j < width; ++j) log_sum[j] = std::log(sum[j]);
+  for (int64_t c = 0; c < C; ++c)
+    for_each_vec<T>(width, [&](int64_t j, auto lanes) {
+      const int64_t at = c * inner + j;
+      if constexpr (log)
+        store_n(y + at, (load_n(x + at, lanes) - load(m + j)) - load(log_sum + j), lanes);
+      else
+        store_n(y + at, load_n(y + at, lanes) / load(sum + j), lanes);
+    });
+}
+
+template <bool log, class T>
+void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T* y, T* dx) {
+  using V = Vec<T>;
+  T sum[kTile] = {};
+  for (int64_t c = 0; c < C; ++c)
+    for_each_vec<T>(width, [&](int64_t j, auto lanes) {
+      const V g = load_n(dy + c * inner + j, lanes);
+      store(sum + j, load(sum + j) + (log ? g : g * load_n(y + c * inner + j, lanes)));
+    });
+  for (int64_t c = 0; c < C; ++c)
+    for_each_vec<T>(width, [&](int64_t j, auto lanes) {
+      const int64_t at = c * inner + j;
+      const V g = load_n(dy + at, lanes), v = load_n(y + at, lanes), total = load(sum + j);
+      store_n(dx + at, log ? g - exp(v) * total : v * (g - total), lanes);
+    });
+}
+
+template <bool log, class T>
+void forward_as(SoftmaxShape s, const T* x, T* y) {
+  for_each_row_or_tile(
+      s, [=](int64_t i) { forward_row<log>(s.C, x + i * s.C, y + i * s.C); },
+      [=](int64_t i, int64_t j, int64_t width) {
+        const int64_t at = i * s.C * s.inner + j;
+        forward_tile<log>(s.C, s.inner, width, x + at, y + at);
+      });
+}
+
+template <bool log, class T>
+void backward_as(SoftmaxShape s, const T* dy, const T* y, T* dx) {
+  for_each_row_or_tile(
+      s, [=](int64_t i) { backward_row<log>(s.C, dy + i * s.C, y + i * s.C, dx + i * s.C); },
+      [=](int64_t i, int64_t j, int64_t width) {
+        const int64_t at = i * s.C * s.inner + j;
+        backward_tile<log>(s.C, s.inner, width, dy + at, y + at, dx + at);
+      });
+}
+
+template <class T>
+void forward(SoftmaxShape shape, bool log, const T* x, T* y) {
+  log ? forward_as<true>(shape, x, y) : forward_as<false>(shape, x, y);
+}
+
+template <class T>
+void backward(SoftmaxShape shape, bool log, const T* dy, const T* y, T* dx) {
+  log ? backward_as<true>(shape, dy, y, dx) : backward_as<false>(shape, dy, y, dx);
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(SoftmaxKernels<float>, {forward<float>, backward<float>})
+DLK_KERNEL_TABLE(SoftmaxKernels<double>, {forward<double>, backward<double>})

@@ -1,0 +1,77 @@
+// What softmax and cross-entropy share: the walk over a contiguous (outer, C, inner) tensor, and the maximum m and the
+// sum of exp(x - m) over C.
+//
+// inner == 1: each row of C is contiguous, vectors run along it and their lanes are combined at the end.
+// inner > 1: vectors run along inner, one sum per lane, on tiles of kTile columns: each row of a tile is a run of whole
+// cache lines, and a tile of C rows stays in cache from one pass to the next.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "csrc/core/softmax.h"
+#include "csrc/cpu/parallel.h"
+#include "csrc/cpu/vmath.h"
+
+namespace dlk::cpu {
+namespace {
+
+constexpr int64_t kTile = 64;    // columns; a multiple of every vector width
+constexpr int64_t kExpCost = 4;  // an exp and three passes, in elements of streaming work
+template <class T>
+constexpr T kLowest = -std::numeric_limits<T>::infinity();
+
+/// row(i) for each of the `outer` rows, or tile(i, j, width) for columns [j, j + width) of each i, over the threads.
+template <class Row, class Tile>
+void for_each_row_or_tile(SoftmaxShape s, Row row, Tile tile) {
+  if (s.inner == 1) {
+    parallel_for(s.outer, s.C * kExpCost, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) row(i);
+    });
+    return;
+  }
+  const int64_t tiles = ceil_div(s.inner, kTile);
+  parallel_for(s.outer * tiles, s.C * std::min(s.inner, kTile) * kExpCost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t j = i % tiles * kTile;
+      tile(i / tiles, j, std::min(kTile, s.inner - j));
+    }
+  });
+}
+
+/// m = max x and the sum of e = exp(x - m), handing each e to keep(c, e, lanes). A NaN is passed over by the maximum
+/// and comes back in the sum, as does Inf - Inf: m = +Inf, or a row of -Inf only.
+template <class T, class Keep>
+DLK_INLINE void row_max_sum(int64_t C, const T* x, T& m, T& sum, Keep keep) {
+  Vec<T> top = splat(kLowest<T>), sums = {};
+  for_each_vec<T>(C, [&](int64_t c, auto lanes) { top = max(load_n(x + c, lanes, kLowest<T>), top); });
+  m = reduce_max(top);
+  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+    const Vec<T> e = exp(load_n(x + c, lanes, kLowest<T>) - m);
+    keep(c, e, lanes);
+    sums += e;
+  });
+  sum = reduce_sum(sums);
+}
+
+/// The same for `width` <= kTile columns whose rows are `inner` apart: m[j], sum[j]; keep(c, j, e, lanes).
+template <class T, class Keep>
+DLK_INLINE void tile_max_sum(int64_t C, int64_t inner, int64_t width, const T* x, T (&m)[kTile], T (&sum)[kTile],
+                             Keep keep) {
+  for (int64_t j = 0; j < kTile; j += kLanes<T>) {
+    store(m + j, splat(kLowest<T>));
+    store(sum + j, Vec<T>{});
+  }
+  for (int64_t c = 0; c < C; ++c)
+    for_each_vec<T>(width,
+                    [&](int64_t j, auto lanes) { store(m + j, max(load_n(x + c * inner + j, lanes), load(m + j))); });
+  for (int64_t c = 0; c < C; ++c)
+    for_each_vec<T>(width, [&](int64_t j, auto lanes) {
+      const Vec<T> e = exp(load_n(x + c * inner + j, lanes) - load(m + j));
+      keep(c, j, e, lanes);
+      store(sum + j, load(sum + j) + e);
+    });
+}
+
+}  // namespace
+}  // namespace dlk::cpu

@@ -1,0 +1,205 @@
+"""Batch and instance normalisation: statistics, running statistics, layouts, gradients, errors."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, rand
+
+import dlkernels.functional as DF
+
+NAMES = ["batch_norm", "instance_norm"]
+
+
+def parameters(C, dtype=torch.float32):  # noqa: N803
+    """running_mean, running_var, weight, bias"""
+    mean, var, weight, bias = (rand(C, dtype=dtype, seed=i) for i in range(1, 5))
+    return mean, var.exp(), weight.requires_grad_(), bias.requires_grad_()
+
+
+def compare(name, x, affine=True, running=True, training=True, dys=None, **options):
+    """Output, gradients and, as further outputs, the running statistics after the call."""
+    mean, var, weight, bias = parameters(x.size(1), x.dtype)
+    inputs = [
+        x,
+        mean if running else None,
+        var if running else None,
+        weight if affine else None,
+        bias if affine else None,
+    ]
+
+    def call(library):
+        def function(x, mean, var, weight, bias):
+            mean, var = (t.clone() if running else None for t in (mean, var))
+            y = getattr(library, name)(x, mean, var, weight, bias, training, **options)
+            return (y, mean, var) if running else y
+
+        return function
+
+    check(call(DF), call(F), inputs, op=name, dys=dys, roundings=4 if x.dtype == torch.float32 else 32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(name, training, layout, dtype):
+    x = LAYOUTS[layout](rand(4, 19, 7, 9, dtype=dtype)).requires_grad_()
+    for affine in (True, False):
+        compare(name, x, affine=affine, training=training)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "shape", [(40, 7), (9, 7, 6), (5, 7, 4, 3), (3, 7, 4, 3, 5), (2, 1, 3, 3), (1, 5, 3, 3), (3, 4, 1, 1)]
+)
+def test_ranks(name, shape):
+    if name == "instance_norm" and shape[2:] in ((), (1, 1)):
+        return
+    for training, running in ((True, True), (True, False), (False, True)):
+        compare(name, rand(*shape).requires_grad_(), training=training, running=running)
+
+
+def test_channels_last_3d():
+    x = rand(2, 17, 3, 4, 5).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    for training in (True, False):
+        compare("batch_norm", x, training=training)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_lengths(layout):
+    for n in [*range(2, 36), 64, 65]:
+        compare("batch_norm", LAYOUTS[layout](rand(2, 5, 1, n, seed=n)).requires_grad_())
+        compare("batch_norm", LAYOUTS[layout](rand(9, n, 1, 2, seed=n)).requires_grad_())
+    for shape in ((3, 2, 47, 91), (2500, 2, 1, 1), (700, 33, 2, 2)):  # several blocks
+        compare("batch_norm", LAYOUTS[layout](rand(*shape)).requires_grad_())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mean", [1000, -1e4])
+def test_variance_far_from_zero(layout, mean):
+    compare("batch_norm", LAYOUTS[layout](rand(8, 5, 30, 40) + mean).requires_grad_())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 1.0}, {"momentum": 0.3, "eps": 0.1}])
+def test_options(name, options):
+    compare(name, rand(4, 5, 6, 7).requires_grad_(), **options)
+
+
+def test_weight_or_bias_alone():
+    x = rand(4, 5, 6, 7).requires_grad_()
+    _, _, weight, bias = parameters(5)
+    for w, b in ((weight, None), (None, bias)):
+        check(
+            lambda x, w, b: DF.batch_norm(x, None, None, w, b, True),
+            lambda x, w, b: F.batch_norm(x, None, None, w, b, True),
+            [x, w, b],
+            op="batch_norm",
+        )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(0, 5, 3, 3), (0, 5), (2, 5, 0, 3)])
+def test_empty(shape, training):
+    compare("batch_norm", rand(*shape).requires_grad_(), training=training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_nan_and_inf(layout, training):
+    x = rand(2, 40, 3, 5)
+    for i, special in enumerate([float("nan"), float("inf"), -float("inf")]):
+        x[1, 7 * i, 2, 1] = special
+    compare("batch_norm", LAYOUTS[layout](x).requires_grad_(), training=training)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_gradcheck(layout, training, affine):
+    mean, var, *weights = parameters(3, torch.float64)
+    x = LAYOUTS[layout](rand(3, 3, 2, 2, dtype=torch.float64)).requires_grad_()
+    weights = weights if affine else []
+    running = (None, None) if training else (mean, var)
+    check_gradients(lambda x, *w: DF.batch_norm(x, *running, *w, training=training), [x, *weights])
+    if layout == "contiguous":
+        check_gradients(lambda x, *w: DF.instance_norm(x, *running, *w, use_input_stats=training), [x, *weights])
+
+
+def test_create_graph_leaves_running_statistics():
+    mean, var, weight, bias = parameters(5)
+    x = rand(4, 5, 6, 7).requires_grad_()
+    y = DF.batch_norm(x, mean, var, weight, bias, True)
+    after = mean.clone(), var.clone()
+    torch.autograd.grad((y * rand(4, 5, 6, 7)).sum(), x, create_graph=True)
+    assert torch.equal(mean, after[0]) and torch.equal(var, after[1])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("training", [True, False])
+def test_expanded_output_gradient(layout, training):
+    x = LAYOUTS[layout](rand(4, 5, 6, 7)).requires_grad_()
+    compare("batch_norm", x, training=training, dys=[rand(4, 5, 1, 1).expand(4, 5, 6, 7)])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(8, 9, 50, 60), (3000, 17, 1, 2)])
+def test_threads(layout, shape):
+    _, _, weight, bias = parameters(shape[1])
+    x = LAYOUTS[layout](rand(*shape)).requires_grad_()
+    check_threads(lambda x, w, b: DF.batch_norm(x, None, None, w, b, True), [x, weight, bias])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "shape, overrides, exception, message",
+    [
+        ((1, 5, 1, 1), {}, ValueError, "Expected more than 1"),
+        ((4, 5, 6), {0: rand(4)}, RuntimeError, "running_mean"),
+        ((4, 5, 6), {1: rand(4)}, RuntimeError, "running_var"),
+        ((4, 5, 6), {2: rand(4)}, RuntimeError, "weight"),
+        ((4, 5, 6), {3: rand(4)}, RuntimeError, "bias"),
+        ((4, 5, 6), {1: None}, ValueError, "running_mean"),
+        ((4, 5, 6), {0: None, 1: None, 4: False}, RuntimeError, "running_mean"),
+    ],
+)
+def test_errors(name, shape, overrides, exception, message):
+    arguments = [*parameters(5), True]
+    for i, value in overrides.items():
+        arguments[i] = value
+    with pytest.raises(exception):
+        getattr(F, name)(rand(*shape), *arguments)
+    with pytest.raises(exception, match=message):
+        getattr(DF, name)(rand(*shape), *arguments)
+
+
+def test_eps_must_be_positive():
+    for library, (training, eps) in itertools.product((F, DF), ((True, 0.0), (False, -1.0))):
+        with pytest.raises(ValueError, match="eps"):
+            library.batch_norm(rand(4, 5), rand(5), rand(5).exp(), training=training, eps=eps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+def test_compile(name, training):
+    mean, var, weight, bias = parameters(5)
+    x = rand(4, 5, 6, 7).requires_grad_()
+    ours, theirs = [mean.clone(), var.clone()], [mean.clone(), var.clone()]
+    compiled = torch.compile(
+        lambda x, w, b: getattr(DF, name)(x, *ours, w, b, training), fullgraph=True, backend="aot_eager"
+    )
+    y, expected = compiled(x, weight, bias), getattr(F, name)(x, *theirs, weight, bias, training)
+    torch.testing.assert_close([y, *ours], [expected, *theirs])
+    dy = rand(4, 5, 6, 7, seed=9)
+    gradients = torch.autograd.grad(y, [x, weight, bias], dy)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, [x, weight, bias], dy))
+
+
+def test_saves_only_input_and_statistics():
+    saved = []
+    x = rand(4, 5, 6, 7).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        DF.batch_norm(x, None, None, training=True)
+    assert sorted(t.numel() for t in saved) == [5, 5, x.numel()]
