@@ -28,7 +28,7 @@ Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ?
 // batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor var)
 std::tuple<Tensor, Tensor, Tensor> batch_norm_training(const Tensor& x, const OptionalTensor& weight,
                                                        const OptionalTensor& bias, double eps) {
-  const std::vector<int64_t> sizes = sizes_of(x);
+  const at::DimVector sizes = sizes_of(x);
   const at::MemoryFormat format = x.suggest_memory_format();
   const Tensor y = allocate(sizes, x.options(), format);
   const Tensor mean = allocate({sizes[1]}, x.options()), var = allocate({sizes[1]}, x.options());
@@ -67,7 +67,7 @@ Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, c
 std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
                                                        const Tensor& var, const OptionalTensor& weight, bool training,
                                                        double eps) {
-  const std::vector<int64_t> sizes = sizes_of(x);
+  const at::DimVector sizes = sizes_of(x);
   const at::MemoryFormat format = x.suggest_memory_format();
   const Tensor dx = allocate(sizes, x.options(), format);
   const Tensor dweight = allocate({sizes[1]}, x.options()), dbias = allocate({sizes[1]}, x.options());
@@ -148,8 +148,8 @@ Tensor batch_norm_eval_autograd(const Tensor& x, const Tensor& mean, const Tenso
 
 void check_size(const char* name, const Tensor& x, int64_t C) {
   if (!x.defined()) return;
-  const std::vector<int64_t> sizes = sizes_of(x);
-  TORCH_CHECK(sizes == std::vector<int64_t>{C}, "batch_norm: ", name, " must have one element for each of the ", C,
+  const at::DimVector sizes = sizes_of(x);
+  TORCH_CHECK(sizes == at::DimVector{C}, "batch_norm: ", name, " must have one element for each of the ", C,
               " channels, got size ", at::IntArrayRef(sizes));
 }
 
@@ -163,7 +163,7 @@ void update(const Tensor& running, const Tensor& batch, double momentum) {
 Tensor batch_norm_covered(const Tensor& x, const Tensor& running_mean, const Tensor& running_var,
                           const OptionalTensor& weight, const OptionalTensor& bias, bool training, double momentum,
                           double eps) {
-  const std::vector<int64_t> sizes = sizes_of(x);
+  const at::DimVector sizes = sizes_of(x);
   TORCH_CHECK_VALUE(running_mean.defined() == running_var.defined(),
                     "batch_norm: running_mean and running_var must be given both or neither");
   check_size("running_mean", running_mean, sizes[1]);
@@ -219,13 +219,13 @@ Tensor instance_norm(const Tensor& input, const OptionalTensor& running_mean, co
     return at::instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, false);
   TORCH_CHECK(use_input_stats || (mean.defined() && var.defined()),
               "instance_norm: running_mean and running_var must be given when use_input_stats is False");
-  const std::vector<int64_t> sizes = sizes_of(input);
+  const at::DimVector sizes = sizes_of(input);
   const int64_t N = sizes[0], C = sizes[1];
   check_size("running_mean", mean, C);
   check_size("running_var", var, C);
   check_size("weight", or_undefined(weight), C);
   check_size("bias", or_undefined(bias), C);
-  std::vector<int64_t> as_channels = sizes;
+  at::DimVector as_channels = sizes;
   as_channels[0] = 1;
   as_channels[1] = N * C;
   const auto repeated = [&](const Tensor& t) { return t.defined() ? t.repeat({N}) : t; };

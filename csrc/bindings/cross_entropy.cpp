@@ -18,7 +18,7 @@ bool is_index(const Tensor& target) { return !target.is_floating_point(); }
 CrossEntropyParams checked_params(const Tensor& x, const Tensor& target, const Tensor& weight, bool logits,
                                   int64_t ignore_index, double label_smoothing) {
   const char* op = logits ? "cross_entropy" : "nll_loss";
-  const std::vector<int64_t> sizes = sizes_of(x), targets = sizes_of(target);
+  const at::DimVector sizes = sizes_of(x), targets = sizes_of(target);
   const int64_t rank = std::ssize(sizes), class_dim = rank == 1 ? 0 : 1;
   TORCH_CHECK_VALUE(rank >= 1, op, ": input must have 1 or more dimensions, got a scalar");
   TORCH_CHECK(label_smoothing <= 1, op, ": label_smoothing must be between 0 and 1, got ", label_smoothing);
@@ -31,13 +31,13 @@ CrossEntropyParams checked_params(const Tensor& x, const Tensor& target, const T
   for (int64_t i = 2; i < rank; ++i) p.inner *= sizes[i];
 
   if (is_index(target)) {
-    std::vector<int64_t> expected = sizes;
+    at::DimVector expected = sizes;
     expected.erase(expected.begin() + class_dim);
     TORCH_CHECK_VALUE(rank == 1 || (!targets.empty() && targets[0] == p.N), op,
                       ": target must have input's batch size ", p.N, ", got a target of size ",
                       at::IntArrayRef(targets));
     // One unbatched target may be 0-d or have the size (1).
-    TORCH_CHECK(targets == expected || (rank == 1 && targets == std::vector<int64_t>{1}), op,
+    TORCH_CHECK(targets == expected || (rank == 1 && targets == at::DimVector{1}), op,
                 ": target must hold class indices of size ", at::IntArrayRef(expected), " for an input of size ",
                 at::IntArrayRef(sizes), ", got ", at::IntArrayRef(targets));
   } else {
@@ -46,8 +46,8 @@ CrossEntropyParams checked_params(const Tensor& x, const Tensor& target, const T
     TORCH_CHECK(ignore_index < 0, op, ": ignore_index needs class indices, got a target of class probabilities");
   }
   if (weight.defined()) {
-    const std::vector<int64_t> weights = sizes_of(weight);
-    TORCH_CHECK(weights == std::vector<int64_t>{p.C}, op, ": weight must have one element for each of the ", p.C,
+    const at::DimVector weights = sizes_of(weight);
+    TORCH_CHECK(weights == at::DimVector{p.C}, op, ": weight must have one element for each of the ", p.C,
                 " classes, got size ", at::IntArrayRef(weights));
   }
   return p;
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& 
                                                  double label_smoothing) {
   const Tensor w = contiguous_or_undefined(weight);
   const CrossEntropyParams p = checked_params(x, target, w, logits, ignore_index, label_smoothing);
-  std::vector<int64_t> positions = sizes_of(target);
+  at::DimVector positions = sizes_of(target);
   if (!is_index(target)) positions.erase(positions.begin() + (positions.size() == 1 ? 0 : 1));
   const bool reduced = reduction != at::Reduction::None;
   const Tensor losses = allocate(positions, x.options());

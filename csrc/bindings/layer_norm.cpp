@@ -11,7 +11,7 @@
 namespace dlk::bindings {
 namespace {
 
-RowNormShape shape_of(const std::vector<int64_t>& sizes, int64_t trailing, int64_t groups) {
+RowNormShape shape_of(const at::DimVector& sizes, int64_t trailing, int64_t groups) {
   RowNormShape s;
   const int64_t rank = std::ssize(sizes);
   if (groups == 0) {
@@ -36,7 +36,7 @@ Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ?
 //     -> (Tensor y, Tensor mean, Tensor rstd)
 std::tuple<Tensor, Tensor, Tensor> row_norm(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                                             int64_t trailing, int64_t groups, double eps) {
-  const std::vector<int64_t> sizes = sizes_of(x);
+  const at::DimVector sizes = sizes_of(x);
   const RowNormShape s = shape_of(sizes, trailing, groups);
   const at::MemoryFormat format = result_format(x, groups);
   const Tensor mean = allocate({s.rows}, x.options()), rstd = allocate({s.rows}, x.options());
@@ -57,10 +57,10 @@ std::tuple<Tensor, Tensor, Tensor> row_norm(const Tensor& x, const OptionalTenso
 std::tuple<Tensor, Tensor, Tensor> row_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
                                                      const Tensor& rstd, const OptionalTensor& weight, int64_t trailing,
                                                      int64_t groups) {
-  const std::vector<int64_t> sizes = sizes_of(x);
+  const at::DimVector sizes = sizes_of(x);
   const RowNormShape s = shape_of(sizes, trailing, groups);
-  const std::vector<int64_t> weights =
-      groups == 0 ? std::vector<int64_t>(sizes.end() - trailing, sizes.end()) : std::vector<int64_t>{sizes[1]};
+  const at::DimVector weights =
+      groups == 0 ? at::DimVector(sizes.end() - trailing, sizes.end()) : at::DimVector{sizes[1]};
   const at::MemoryFormat format = result_format(x, groups);
   const Tensor dx = allocate(sizes, x.options(), x.is_meta() ? format : at::MemoryFormat::Contiguous);
   const Tensor dweight = allocate(weights, x.options()), dbias = allocate(weights, x.options());
@@ -129,9 +129,9 @@ std::tuple<Tensor, Tensor, Tensor> row_norm_autograd(const Tensor& x, const Opti
   return {outputs[0], outputs[1], outputs[2]};
 }
 
-void check_size(const char* op, const char* name, const OptionalTensor& x, const std::vector<int64_t>& expected) {
+void check_size(const char* op, const char* name, const OptionalTensor& x, const at::DimVector& expected) {
   if (!x.has_value()) return;
-  const std::vector<int64_t> sizes = sizes_of(*x);
+  const at::DimVector sizes = sizes_of(*x);
   TORCH_CHECK(sizes == expected, op, ": ", name, " must have the size ", at::IntArrayRef(expected), ", got ",
               at::IntArrayRef(sizes));
 }
@@ -150,11 +150,11 @@ DLK_IMPL_CPU_META(row_norm)
 DLK_IMPL_CPU_META(row_norm_backward)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("row_norm", TORCH_FN(row_norm_autograd)); }
 
-Tensor layer_norm(const Tensor& input, const std::vector<int64_t>& normalized_shape, const OptionalTensor& weight,
+Tensor layer_norm(const Tensor& input, const at::DimVector& normalized_shape, const OptionalTensor& weight,
                   const OptionalTensor& bias, double eps) {
   if (!covered("layer_norm", {input, or_undefined(weight), or_undefined(bias)}))
     return at::layer_norm(input, normalized_shape, weight, bias, eps);
-  const std::vector<int64_t> sizes = sizes_of(input);
+  const at::DimVector sizes = sizes_of(input);
   const int64_t trailing = std::ssize(normalized_shape);
   TORCH_CHECK(trailing >= 1 && trailing <= std::ssize(sizes) &&
                   std::equal(normalized_shape.begin(), normalized_shape.end(), sizes.end() - trailing),
@@ -169,7 +169,7 @@ Tensor group_norm(const Tensor& input, int64_t num_groups, const OptionalTensor&
                   double eps) {
   if (!covered("group_norm", {input, or_undefined(weight), or_undefined(bias)}))
     return at::group_norm(input, num_groups, weight, bias, eps);
-  const std::vector<int64_t> sizes = sizes_of(input);
+  const at::DimVector sizes = sizes_of(input);
   TORCH_CHECK(num_groups > 0 && sizes[1] % num_groups == 0, "group_norm: num_groups must divide the ", sizes[1],
               " channels, got ", num_groups);
   check_size("group_norm", "weight", weight, {sizes[1]});

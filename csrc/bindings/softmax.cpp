@@ -13,7 +13,7 @@ namespace dlk::bindings {
 namespace {
 
 /// `sizes` around dimension `dim`, already wrapped; 0-d tensors have one element.
-SoftmaxShape shape_around(const std::vector<int64_t>& sizes, int64_t dim) {
+SoftmaxShape shape_around(const at::DimVector& sizes, int64_t dim) {
   SoftmaxShape shape;
   for (int64_t i = 0; i < std::ssize(sizes); ++i)
     (i < dim ? shape.outer : i == dim ? shape.C : shape.inner) *= sizes[i];
@@ -22,7 +22,7 @@ SoftmaxShape shape_around(const std::vector<int64_t>& sizes, int64_t dim) {
 
 // softmax(Tensor x, int dim, bool log) -> Tensor, contiguous as PyTorch's
 Tensor softmax(const Tensor& x, int64_t dim, bool log) {
-  const std::vector<int64_t> sizes = sizes_of(x);
+  const at::DimVector sizes = sizes_of(x);
   const int64_t rank = std::max<int64_t>(1, std::ssize(sizes));
   TORCH_CHECK_INDEX(-rank <= dim && dim < rank, "softmax: dim must be in [", -rank, ", ", rank - 1, "], got ", dim,
                     " for an input with ", sizes.size(), " dimensions");
@@ -39,7 +39,7 @@ Tensor softmax(const Tensor& x, int64_t dim, bool log) {
 
 // softmax_backward(Tensor dy, Tensor y, int dim, bool log) -> Tensor
 Tensor softmax_backward(const Tensor& dy, const Tensor& y, int64_t dim, bool log) {
-  const std::vector<int64_t> sizes = sizes_of(y);
+  const at::DimVector sizes = sizes_of(y);
   const Tensor dx = allocate(sizes, y.options());
   if (y.is_meta() || dx.numel() == 0) return dx;
   const SoftmaxShape shape = shape_around(sizes, dim < 0 ? dim + std::max<int64_t>(1, std::ssize(sizes)) : dim);
