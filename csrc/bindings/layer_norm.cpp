@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor> row_norm_autograd(const Tensor& x, const Opti
   return {outputs[0], outputs[1], outputs[2]};
 }
 
-void check_size(const char* op, const char* name, const OptionalTensor& x, const at::DimVector& expected) {
+void check_size(const char* op, const char* name, const OptionalTensor& x, at::IntArrayRef expected) {
   if (!x.has_value()) return;
   const at::DimVector sizes = sizes_of(*x);
   TORCH_CHECK(sizes == expected, op, ": ", name, " must have the size ", at::IntArrayRef(expected), ", got ",
@@ -150,7 +150,7 @@ DLK_IMPL_CPU_META(row_norm)
 DLK_IMPL_CPU_META(row_norm_backward)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("row_norm", TORCH_FN(row_norm_autograd)); }
 
-Tensor layer_norm(const Tensor& input, const at::DimVector& normalized_shape, const OptionalTensor& weight,
+Tensor layer_norm(const Tensor& input, const std::vector<int64_t>& normalized_shape, const OptionalTensor& weight,
                   const OptionalTensor& bias, double eps) {
   if (!covered("layer_norm", {input, or_undefined(weight), or_undefined(bias)}))
     return at::layer_norm(input, normalized_shape, weight, bias, eps);

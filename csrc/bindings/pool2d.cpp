@@ -122,7 +122,7 @@ Positions positions_of(const Tensor& positions) {
 // max_pool2d(Tensor x, int[] window, bool want_positions) -> (Tensor y, Tensor positions)
 // Positions as in core/pool2d.h; empty if not wanted.
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, IntArrayRef window, bool want_positions) {
-  const Ints x_sizes = sizes_of(x);
+  const at::DimVector x_sizes = sizes_of(x);
   Pool2d p = sliding_geometry("max_pool2d", x_sizes, window);
   p.channels_last = channels_last(x);
   const Ints y_sizes = image_like(x_sizes, p.OH, p.OW);
@@ -175,7 +175,7 @@ struct MaxPool2dFunction : torch::autograd::Function<MaxPool2dFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, IntArrayRef window, bool want_positions) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, positions] = DLK_OP(max_pool2d).call(x, window, want_positions);
-    ctx->saved_data["x_sizes"] = sizes_of(x);
+    ctx->saved_data["x_sizes"] = IntArrayRef(sizes_of(x));
     ctx->saved_data["x_channels_last"] = channels_last(x);
     ctx->saved_data["window"] = window;
     ctx->mark_non_differentiable({positions});
@@ -208,7 +208,7 @@ std::tuple<Tensor, Tensor> max_pool2d_autograd(const Tensor& x, IntArrayRef wind
 // avg_pool2d(Tensor x, int[] window, bool count_include_pad, int divisor_override) -> Tensor
 // divisor_override 0: none.
 Tensor avg_pool2d(const Tensor& x, IntArrayRef window, bool count_include_pad, int64_t divisor_override) {
-  const Ints x_sizes = sizes_of(x);
+  const at::DimVector x_sizes = sizes_of(x);
   AvgPool2d p = avg_geometry(x_sizes, window, count_include_pad, divisor_override);
   p.channels_last = channels_last(x);
   const Tensor y = allocate(image_like(x_sizes, p.OH, p.OW), x.options(), format(p.channels_last));
@@ -245,7 +245,7 @@ Tensor avg_pool2d_backward(const Tensor& dy, IntArrayRef x_sizes, bool x_channel
 struct AvgPool2dFunction : torch::autograd::Function<AvgPool2dFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, IntArrayRef window, bool count_include_pad,
                         int64_t divisor_override) {
-    ctx->saved_data["x_sizes"] = sizes_of(x);
+    ctx->saved_data["x_sizes"] = IntArrayRef(sizes_of(x));
     ctx->saved_data["x_channels_last"] = channels_last(x);
     ctx->saved_data["window"] = window;
     ctx->saved_data["count_include_pad"] = count_include_pad;
