@@ -17,7 +17,7 @@ EPOCHS ?=
 export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
 export DLKERNELS_CPP_TESTS := ON
 
-.PHONY: all build demo test test-cpp test-python check format clean
+.PHONY: all build demo test test-cpp test-python test-sanitize check format clean
 
 all: build
 
@@ -43,6 +43,12 @@ test: test-cpp test-python
 
 test-cpp: build
 	$(VENV)/bin/ctest --test-dir $(DLKERNELS_BUILD_DIR) --output-on-failure
+
+# The C++ tests under the address and undefined-behaviour sanitizers (assertions on): needs no torch.
+test-sanitize: $(VENV)/tools
+	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DDLK_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja
+	$(VENV)/bin/cmake --build build/sanitize
+	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
 
 test-python: build
 	$(PY) -m pytest -q

@@ -14,7 +14,7 @@ struct Case {
   Activation formula;
   ActivationParams params;
   std::function<double(double)> function;
-  double ulps;  // of float results; double results come from the C library
+  double ulps;  // of float results; in double the reference rounds as much as we do, see kDoubleFactor
 };
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -28,6 +28,9 @@ const Case kCases[] = {
     {"softplus", Activation::softplus, {1, 20}, [](double x) { return x > 20 ? x : std::log1p(std::exp(x)); }, 3},
     {"gelu", Activation::gelu, {}, [](double x) { return x * std::erfc(-x / std::sqrt(2.0)) / 2; }, 8},
 };
+
+/// erfc and exp magnify the rounding of their argument, which reference and kernel compute in different ways.
+constexpr double kDoubleFactor = 4;
 
 /// Distance in units of the last place of T.
 template <class T>
@@ -45,7 +48,8 @@ void check_case(const Case& c, test::Buffer<T>& x, int64_t offset) {
     // exp overflows where sigmoid and silu are this small; where gelu is, PyTorch itself has no correct digits.
     const double tiny = c.formula == Activation::gelu ? 1e-6 : 1e-36;
     const bool negligible = std::abs(expected) < tiny && std::abs(y[i]) < tiny;
-    if (same_special || negligible || ulps<T>(y[i], expected) <= c.ulps + 2 * (sizeof(T) == 8)) continue;
+    if (same_special || negligible || ulps<T>(y[i], expected) <= c.ulps * (sizeof(T) == 8 ? kDoubleFactor : 1))
+      continue;
     test::fail(std::string(c.name) + " of " + std::to_string(x[i]) + " is " + std::to_string(y[i]) + ", expected " +
                std::to_string(expected));
   }
