@@ -17,7 +17,7 @@ EPOCHS ?=
 export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
 export DLKERNELS_CPP_TESTS := ON
 
-.PHONY: all build demo test test-cpp test-python test-sanitize check format clean
+.PHONY: all build demo test test-cpp test-python test-sanitize test-install check format clean
 
 all: build
 
@@ -49,6 +49,10 @@ test-sanitize: $(VENV)/tools
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DDLK_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
+
+# Every way of installing, in a fresh venv, against TORCH.
+test-install:
+	tests/install.sh "$(TORCH)"
 
 test-python: build
 	$(PY) -m pytest -q
