@@ -24,7 +24,7 @@ from tqdm import tqdm
 import dlkernels
 
 DEFAULT_EPOCHS = {"digits": 20, "fashion-mnist": 3}
-PEAK_LEARNING_RATE = 0.05
+PEAK_LEARNING_RATE = 0.02
 EVALUATION_BATCH = 500
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ends
 
@@ -242,9 +242,10 @@ def main(arguments=None):
     if options.threads:
         torch.set_num_threads(options.threads)
     epochs = options.epochs or DEFAULT_EPOCHS[options.data]
+    instruction_set = dlkernels.info()["instruction set"].split()[0]
     title = (
-        f"{options.data}: {len(data.train_labels)} training and {len(data.test_labels)} test images, "
-        f"batches of {options.batch_size}, {torch.get_num_threads()} threads, {dlkernels.info()['instruction set']}"
+        f"{options.data}: {len(data.train_labels)} training and {len(data.test_labels)} test images, batches of "
+        f"{options.batch_size}, threads: {torch.get_num_threads()}, {instruction_set}"
     )
     print(title, flush=True)
 
