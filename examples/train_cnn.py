@@ -85,7 +85,7 @@ class Contender:
             loss = self.train_step(data.train_images[batch], data.train_labels[batch])
             total += loss * len(batch)
             after_step(loss)
-        return total / len(data.train_labels), time.perf_counter() - start
+        return total / sum(map(len, batches)), time.perf_counter() - start
 
     @torch.no_grad()
     def test_accuracy(self, data):
@@ -212,19 +212,22 @@ def plot(contenders, title, path):
 
 
 def parse_arguments(arguments):
-    def positive(text):
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-        return int(text)
+    def at_least(least):
+        def integer(text):
+            if int(text) < least:
+                raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+            return int(text)
+
+        return integer
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=DEFAULT_EPOCHS, default="digits")
     parser.add_argument("--data-dir", type=Path, help="folder of Fashion-MNIST's four .gz files")
-    parser.add_argument("--epochs", type=positive, help="default: 20 for digits, 3 for fashion-mnist")
-    parser.add_argument("--batch-size", type=positive, default=64)
-    parser.add_argument("--threads", type=positive, help="default: PyTorch's")
+    parser.add_argument("--epochs", type=at_least(1), help="default: 20 for digits, 3 for fashion-mnist")
+    parser.add_argument("--batch-size", type=at_least(2), default=64)
+    parser.add_argument("--threads", type=at_least(1), help="default: PyTorch's")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout")
-    parser.add_argument("--limit", type=positive, help="only this many training and test images")
+    parser.add_argument("--limit", type=at_least(2), help="only this many training and test images")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the plot")
     return parser.parse_args(arguments)
 
