@@ -23,7 +23,7 @@ def classes_for(x):
 
 
 def probabilities_for(x):
-    return torch.sigmoid(x.detach() + 1)
+    return torch.sigmoid(2 * x.detach() - 0.5)
 
 
 def _running_statistics(x, *affine):

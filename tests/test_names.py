@@ -12,6 +12,8 @@ from util import DTYPES, kernel_ran
 import dlkernels.functional as DF
 import dlkernels.nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FUNCTION_NAMES = """
     matmul linear conv1d conv2d conv_transpose2d max_pool2d avg_pool2d adaptive_avg_pool2d batch_norm layer_norm
     group_norm instance_norm dropout dropout2d relu relu6 leaky_relu elu hardtanh sigmoid tanh gelu silu softplus
@@ -62,9 +64,9 @@ def test_signature(name):
 # What our ops may ask of PyTorch for any op: memory, views, copies.
 HELPERS = """
     empty empty_like empty_strided new_empty new_empty_strided new_zeros zeros zeros_like ones ones_like full resize_
-    view view_as reshape _reshape_alias _unsafe_view as_strided expand expand_as broadcast_tensors select slice slice_backward narrow
-    unfold transpose t permute squeeze unsqueeze flatten alias detach contiguous clone copy_ to _to_copy item
-    _local_scalar_dense fill_ zero_
+    view view_as reshape _reshape_alias _unsafe_view as_strided expand expand_as broadcast_tensors select slice
+    slice_backward narrow unfold transpose t permute squeeze unsqueeze flatten alias detach contiguous clone copy_ to
+    _to_copy item _local_scalar_dense fill_ zero_
 """
 # And for some ops, arithmetic on few numbers (the statistics of channels, a seed, the sum over a broadcast dimension),
 # the sign of mse_loss's other gradient, and the padding modes, which are torch.nn's own functions.

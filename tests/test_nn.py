@@ -14,6 +14,8 @@ from util import DTYPES, assert_close_to_exact, rand, to_double
 import dlkernels.functional as DF
 import dlkernels.nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RANDOM = ["Dropout", "Dropout2d"]  # in training their values are not PyTorch's
 every_layer = pytest.mark.parametrize("case", LAYERS)
 
