@@ -79,7 +79,7 @@ def coverage(model):
     _check_module("coverage", model)
     rows = Coverage()
     for name, module in model.named_modules():
-        layer = f"{type(module).__module__.removesuffix('.modules')}.{type(module).__name__}"
+        layer = _class_name(type(module))
         if type(module) in _TO_TORCH:
             rows.append(LayerCoverage(name, layer, "converted", _fallback_reason(module)))
         elif (reason := _why_not(module)) is None:
@@ -87,6 +87,14 @@ def coverage(model):
         elif not any(True for _ in module.children()) or isinstance(module, tuple(_TO_OURS)):
             rows.append(LayerCoverage(name, layer, "left alone", reason))
     return rows
+
+
+def _class_name(cls):
+    """The name that a user writes: torch.nn.Linear, not torch.nn.modules.linear.Linear."""
+    for namespace in (torch.nn, dlkernels.nn):
+        if getattr(namespace, cls.__name__, None) is cls:
+            return f"{namespace.__name__}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _fallback_reason(module):

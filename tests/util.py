@@ -64,7 +64,7 @@ def _run(function, inputs, dys):
     return outputs, list(grads)
 
 
-def _to_double(inputs):
+def to_double(inputs):
     return [
         x.detach().double().requires_grad_(x.requires_grad)
         if isinstance(x, torch.Tensor) and x.is_floating_point()
@@ -106,7 +106,7 @@ def check(ours, theirs, inputs, *, op, dys=None, strides=True, roundings=4):
     float64 too, where the reference rounds as much as ours, need more `roundings`.
     """
     their_outputs, their_grads = _run(theirs, inputs, dys)
-    exact_outputs, exact_grads = _run(theirs, _to_double(inputs), dys)
+    exact_outputs, exact_grads = _run(theirs, to_double(inputs), dys)
     with kernel_ran(op):
         our_outputs, our_grads = _run(ours, inputs, dys)
     for i, values in enumerate(zip(our_outputs, their_outputs, exact_outputs, strict=True)):

@@ -128,11 +128,16 @@ Tensor bias_gradient(const Tensor& dy) {
   return channel_sum_op(dy.flatten(2));
 }
 
-/// PyTorch's convolution, for gradients of gradients.
+/// x with the zeros that 'same' wants after it and not before: PyTorch's convolutions pad both sides alike.
+Tensor pad_uneven(const Tensor& x, at::IntArrayRef pad) {
+  const bool even = std::all_of(pad.begin(), pad.end(), [](int64_t n) { return n == 0; });
+  return even ? x : at::constant_pad_nd(x, pad);
+}
+/// PyTorch's convolution, for inputs that are not covered and for gradients of gradients.
 Tensor reference(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Geometry& g) {
   const auto& pad = g.padding;
-  return at::conv2d(at::constant_pad_nd(x, {pad[2], pad[3], pad[0], pad[1]}), w, bias, g.stride,
-                    at::IntArrayRef({0, 0}), g.dilation, g.groups);
+  return at::conv2d(pad_uneven(x, {0, pad[3] - pad[2], 0, pad[1] - pad[0]}), w, bias, g.stride,
+                    at::IntArrayRef({pad[0], pad[2]}), g.dilation, g.groups);
 }
 /// PyTorch's transposed convolution to an image of size x_size: the full one, less the padding.
 Tensor reference_transposed(const Tensor& dy, const Tensor& w, const OptionalTensor& bias, at::IntArrayRef x_size,
@@ -292,10 +297,9 @@ TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
 
 Tensor conv1d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride,
                     std::array<int64_t, 2> padding, int64_t dilation, int64_t groups) {
-  if (!covered("conv1d", {input, weight, or_undefined(bias)})) {
-    const Tensor x = at::constant_pad_nd(input, padding);
-    return at::conv1d(x, weight, bias, stride, at::IntArrayRef(0), dilation, groups);
-  }
+  if (!covered("conv1d", {input, weight, or_undefined(bias)}))
+    return at::conv1d(pad_uneven(input, {0, padding[1] - padding[0]}), weight, bias, stride, padding[0], dilation,
+                      groups);
   return convolve("conv1d", 1, input, weight, bias,
                   Geometry({1, stride}, {0, 0, padding[0], padding[1]}, {1, dilation}, groups));
 }

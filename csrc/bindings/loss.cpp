@@ -98,7 +98,8 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
     const int64_t loss = ctx->saved_data["loss"].toInt(), reduction = ctx->saved_data["reduction"].toInt();
     const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
     variable_list gradients(6);
-    if (create_graph() || needs[1]) {  // a gradient of the target is rare: PyTorch's
+    const bool mse = static_cast<Loss>(loss) == Loss::mse;
+    if (create_graph() || (needs[1] && !mse)) {  // a gradient of probabilities is rare: PyTorch's
       const at::AutoGradMode enable(true);
       const variable_list found =
           differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
@@ -109,6 +110,7 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
       return gradients;
     }
     gradients[0] = DLK_OP(elementwise_loss_backward).call(grads[0], x, target, weight, pos_weight, loss, reduction);
+    if (needs[1]) gradients[1] = gradients[0].neg();
     return gradients;
   }
 };

@@ -18,12 +18,15 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
-/// TORCH_CHECK's errors as the Python exceptions that torch's own functions raise. torch registers the same for its
+/// TORCH_CHECK's errors as the Python exceptions that torch's own functions raise, and exceptions of Python code that
+/// our ops called into (hooks of saved tensors: torch.utils.checkpoint) as they are. torch registers the same for its
 /// modules, but shares it only with extensions built with its very version of pybind11.
 void translate_torch_errors(std::exception_ptr error) {
   try {
     std::rethrow_exception(error);
   } catch (const c10::Error&) {
+    torch::translate_exception_to_python(std::current_exception());
+  } catch (const python_error&) {
     torch::translate_exception_to_python(std::current_exception());
   }
 }

@@ -1,0 +1,41 @@
+"""Every function gives the same outputs and gradients, bit by bit, for 1 to 4 threads, at sizes that threads share."""
+
+import time
+
+import pytest
+import torch
+from cases import FUNCTIONS, functions_of
+from util import DTYPES, check_threads
+
+N = 140  # samples: every case has then more than four times the elements or multiplications that one thread takes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_bitwise_equal(case, dtype):
+    check_threads(FUNCTIONS[case].bind(functions_of(case)[0]), FUNCTIONS[case].inputs(N, dtype))
+
+
+def others_seconds():
+    """Processor time of this process's threads other than the calling one, once they rest (OpenMP's spin a while)."""
+    time.sleep(0.02)
+    return time.process_time() - time.thread_time()
+
+
+NOT_SHARED = ["flatten", "matmul vectors"]  # a view; one dot product, one task
+
+
+@pytest.mark.parametrize("case", [case for case in FUNCTIONS if case not in NOT_SHARED])
+def test_work_is_shared(case):
+    """The sizes above do make a second thread work."""
+    function, inputs = FUNCTIONS[case].bind(functions_of(case)[0]), FUNCTIONS[case].inputs(N, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with torch.no_grad():
+            function(*inputs)
+            start = others_seconds()
+            function(*inputs)
+            assert others_seconds() - start > 5e-6
+    finally:
+        torch.set_num_threads(before)
