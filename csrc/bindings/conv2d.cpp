@@ -7,6 +7,7 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv_transpose2d.h>
 
+#include <algorithm>
 #include <array>
 
 #include "csrc/bindings/channel_sum.h"
