@@ -170,7 +170,7 @@ def table(contenders, saved):
         (
             "median time per epoch",
             *(f"{s:.2f} s" for s in seconds),
-            f"ratio {statistics.median(time_ratios(contenders)):.2f}",
+            f"median ratio {statistics.median(time_ratios(contenders)):.2f}",
         ),
         ("saved for backward", *(f"{b / 1e6:.2f} MB" for b in saved), f"ratio {saved[0] / saved[1]:.2f}"),
     ]
