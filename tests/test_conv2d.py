@@ -190,6 +190,21 @@ def test_gradcheck(function, shapes, options):
     check_gradients(lambda *a: function(*a, **options), inputs)
 
 
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("function", [DF.conv2d, DF.conv_transpose2d])
+def test_gradients_of_some(function, wanted):
+    """Frozen operands: right gradients of the others, of second order too, and no input saved that none needs."""
+    inputs = [rand(2, 4, 6, 5), rand(4, 4, 3, 3, seed=1), rand(4, seed=2)]
+    inputs = [x.double().requires_grad_(w) for x, w in zip(inputs, wanted)]
+    check(function, getattr(F, function.__name__), inputs, op=function.__name__, roundings=16)
+    if not wanted[2]:  # the gradient to the bias is constant
+        check_gradients(lambda *a: function(*a).sin(), inputs)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.data_ptr()) or x, lambda x: x):
+        function(*inputs)
+    assert (inputs[0].data_ptr() in saved) == wanted[1]
+
+
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", ["3x3", "7x7_stride_2", "groups", "depthwise"])
 def test_threads(case, x_format):

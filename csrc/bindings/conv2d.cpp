@@ -6,6 +6,7 @@
 #include <ATen/ops/conv1d.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv_transpose2d.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <array>
@@ -149,6 +150,18 @@ Tensor reference_transposed(const Tensor& dy, const Tensor& w, const OptionalTen
   return bias ? x + bias->view({1, -1, 1, 1}) : x;
 }
 
+/// Saves what both convolutions need: x only for the gradient to w, which also needs w's shape and strides.
+void save(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  ctx->save_for_backward({w.requires_grad() ? x : Tensor(), w});
+  ctx->saved_data["x_size"] = at::IntArrayRef(sizes_of(x));
+  ctx->saved_data["has_bias"] = bias.has_value();
+}
+
+/// The x to differentiate at: the convolutions are linear in it, so where it was not saved any values do.
+Tensor saved_or_zeros(const Tensor& x, at::IntArrayRef x_size, const Tensor& dy) {
+  return x.defined() ? x : at::zeros(x_size, dy.options()).requires_grad_();
+}
+
 /// Which of x, w, bias a backward pass needs gradients of.
 std::vector<bool> needs(AutogradContext* ctx, bool has_bias) {
   return {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)};
@@ -158,8 +171,7 @@ struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         at::IntArrayRef geometry) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({x, w});
-    ctx->saved_data["has_bias"] = bias.has_value();
+    save(ctx, x, w, bias);
     ctx->saved_data["geometry"] = geometry.vec();
     return DLK_OP(convolution).call(x, w, bias, geometry);
   }
@@ -167,16 +179,16 @@ struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &w = saved[1], &dy = grads[0];
-    const auto geometry = ctx->saved_data["geometry"].toIntVector();
+    const auto x_size = ctx->saved_data["x_size"].toIntVector(), geometry = ctx->saved_data["geometry"].toIntVector();
     const auto need = needs(ctx, ctx->saved_data["has_bias"].toBool());
     Tensor dx, dw, db;
     if (create_graph()) {
-      const auto d = differentiable_gradients({x, w}, {need[0], need[1]}, dy, [&](const variable_list& in) {
-        return reference(in[0], in[1], {}, Geometry(geometry));
-      });
+      const auto d = differentiable_gradients(
+          {saved_or_zeros(x, x_size, dy), w}, {need[0], need[1]}, dy,
+          [&](const variable_list& in) { return reference(in[0], in[1], {}, Geometry(geometry)); });
       dx = d[0], dw = d[1];
     } else {
-      if (need[0]) dx = DLK_OP(convolution_backward_input).call(dy, w, {}, sizes_of(x), geometry);
+      if (need[0]) dx = DLK_OP(convolution_backward_input).call(dy, w, {}, x_size, geometry);
       if (need[1]) dw = DLK_OP(convolution_backward_weight).call(x, dy, w, geometry);
     }
     if (need[2]) db = bias_gradient(dy);
@@ -188,8 +200,7 @@ struct TransposedConvolutionFunction : torch::autograd::Function<TransposedConvo
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         at::IntArrayRef y_size, at::IntArrayRef geometry) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({x, w});
-    ctx->saved_data["has_bias"] = bias.has_value();
+    save(ctx, x, w, bias);
     ctx->saved_data["y_size"] = y_size.vec();
     ctx->saved_data["geometry"] = geometry.vec();
     return DLK_OP(convolution_backward_input).call(x, w, bias, y_size, geometry);
@@ -198,17 +209,18 @@ struct TransposedConvolutionFunction : torch::autograd::Function<TransposedConvo
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &w = saved[1], &dy = grads[0];
-    const auto y_size = ctx->saved_data["y_size"].toIntVector(), geometry = ctx->saved_data["geometry"].toIntVector();
+    const auto x_size = ctx->saved_data["x_size"].toIntVector(), y_size = ctx->saved_data["y_size"].toIntVector(),
+               geometry = ctx->saved_data["geometry"].toIntVector();
     const auto need = needs(ctx, ctx->saved_data["has_bias"].toBool());
     Tensor dx, dw, db;
     if (create_graph()) {
-      const auto d = differentiable_gradients({x, w}, {need[0], need[1]}, dy, [&](const variable_list& in) {
-        return reference_transposed(in[0], in[1], {}, y_size, Geometry(geometry));
-      });
+      const auto d = differentiable_gradients(
+          {saved_or_zeros(x, x_size, dy), w}, {need[0], need[1]}, dy,
+          [&](const variable_list& in) { return reference_transposed(in[0], in[1], {}, y_size, Geometry(geometry)); });
       dx = d[0], dw = d[1];
     } else {
       // x is what the convolution of y would give: the operands swap roles.
-      if (need[0]) dx = DLK_OP(convolution).call(dy, w, {}, geometry).narrow(2, 0, x.size(2)).narrow(3, 0, x.size(3));
+      if (need[0]) dx = DLK_OP(convolution).call(dy, w, {}, geometry).narrow(2, 0, x_size[2]).narrow(3, 0, x_size[3]);
       if (need[1]) dw = DLK_OP(convolution_backward_weight).call(dy, x, w, geometry);
     }
     if (need[2]) db = bias_gradient(dy);
