@@ -4,6 +4,7 @@ Each runs our kernels on dense CPU tensors in float32 or float64 and PyTorch's o
 (``dlkernels.counts()`` tells which); all are differentiable, twice too.
 """
 
+import operator
 import warnings
 
 import torch
@@ -37,6 +38,8 @@ def _tuple(op, name, value, length):
     """`value` as a tuple of `length` integers: an integer stands for all of them."""
     if isinstance(value, int):
         return (value,) * length
+    if hasattr(value, "__index__"):  # NumPy's integers, 0-d tensors
+        return (operator.index(value),) * length
     value = tuple(value)
     if len(value) == 1:
         return value * length
@@ -109,6 +112,8 @@ def _ints(name, value):
     """A size as PyTorch takes it, an int or a sequence of ints, as a list."""
     if isinstance(value, int):
         return [value, value]
+    if hasattr(value, "__index__"):  # NumPy's integers, 0-d tensors
+        return [operator.index(value)] * 2
     if isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value):
         return list(value)
     raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}")

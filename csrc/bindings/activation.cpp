@@ -25,42 +25,50 @@
 namespace dlk::bindings {
 namespace {
 
+/// What a formula saves for backward: the same as PyTorch's, so that changing a tensor in place breaks no model that
+/// trains there. Where the derivative could be told from either, PyTorch keeps the input and, in place, the output.
+enum class Saves { input, output, output_if_inplace };
+
 /// What PyTorch offers for a formula: its op, and its differentiable backward from what the formula saves.
 struct Reference {
   const char* name;
   Activation formula;
-  bool saves_output;
+  Saves saves;
   Tensor (*forward)(const Tensor& x, double a, double b);
   Tensor (*backward)(const Tensor& dy, const Tensor& saved, double a, double b);
 };
 
 constexpr Reference kReferences[] = {
-    {"relu", Activation::relu, true, [](const Tensor& x, double, double) { return at::relu(x); },
+    {"relu", Activation::relu, Saves::output, [](const Tensor& x, double, double) { return at::relu(x); },
      [](const Tensor& dy, const Tensor& y, double, double) { return at::threshold_backward(dy, y, 0); }},
-    {"leaky_relu", Activation::leaky_relu, true, [](const Tensor& x, double a, double) { return at::leaky_relu(x, a); },
+    {"leaky_relu", Activation::leaky_relu, Saves::output_if_inplace,
+     [](const Tensor& x, double a, double) { return at::leaky_relu(x, a); },
      [](const Tensor& dy, const Tensor& saved, double a, double) {
        return at::leaky_relu_backward(dy, saved, a, /*self_is_result=*/false);
      }},
-    {"elu", Activation::elu, true, [](const Tensor& x, double a, double) { return at::elu(x, a); },
+    {"elu", Activation::elu, Saves::output_if_inplace, [](const Tensor& x, double a, double) { return at::elu(x, a); },
      [](const Tensor& dy, const Tensor& saved, double a, double b) {
        return at::elu_backward(dy, a, 1, 1, /*is_result=*/b == 1, saved);
      }},
-    {"hardtanh", Activation::hardtanh, true, [](const Tensor& x, double a, double b) { return at::hardtanh(x, a, b); },
+    {"hardtanh", Activation::hardtanh, Saves::output_if_inplace,
+     [](const Tensor& x, double a, double b) { return at::hardtanh(x, a, b); },
      [](const Tensor& dy, const Tensor& y, double a, double b) { return at::hardtanh_backward(dy, y, a, b); }},
-    {"sigmoid", Activation::sigmoid, true, [](const Tensor& x, double, double) { return at::sigmoid(x); },
+    {"sigmoid", Activation::sigmoid, Saves::output, [](const Tensor& x, double, double) { return at::sigmoid(x); },
      [](const Tensor& dy, const Tensor& y, double, double) { return at::sigmoid_backward(dy, y); }},
-    {"tanh", Activation::tanh, true, [](const Tensor& x, double, double) { return at::tanh(x); },
+    {"tanh", Activation::tanh, Saves::output, [](const Tensor& x, double, double) { return at::tanh(x); },
      [](const Tensor& dy, const Tensor& y, double, double) { return at::tanh_backward(dy, y); }},
-    {"gelu", Activation::gelu, false, [](const Tensor& x, double, double) { return at::gelu(x, "none"); },
+    {"gelu", Activation::gelu, Saves::input, [](const Tensor& x, double, double) { return at::gelu(x, "none"); },
      [](const Tensor& dy, const Tensor& x, double, double) { return at::gelu_backward(dy, x, "none"); }},
-    {"gelu_tanh", Activation::gelu_tanh, false, [](const Tensor& x, double, double) { return at::gelu(x, "tanh"); },
+    {"gelu_tanh", Activation::gelu_tanh, Saves::input,
+     [](const Tensor& x, double, double) { return at::gelu(x, "tanh"); },
      [](const Tensor& dy, const Tensor& x, double, double) { return at::gelu_backward(dy, x, "tanh"); }},
-    {"silu", Activation::silu, false, [](const Tensor& x, double, double) { return at::silu(x); },
+    {"silu", Activation::silu, Saves::input, [](const Tensor& x, double, double) { return at::silu(x); },
      [](const Tensor& dy, const Tensor& x, double, double) {  // at::silu_backward has no derivative
        const Tensor s = at::sigmoid(x);
        return dy * s * (1 + x * (1 - s));
      }},
-    {"softplus", Activation::softplus, false, [](const Tensor& x, double a, double b) { return at::softplus(x, a, b); },
+    {"softplus", Activation::softplus, Saves::input,
+     [](const Tensor& x, double a, double b) { return at::softplus(x, a, b); },
      [](const Tensor& dy, const Tensor& x, double a, double b) { return at::softplus_backward(dy, x, a, b); }},
 };
 
@@ -84,6 +92,7 @@ Tensor activation(const Tensor& x, int64_t formula, double a, double b) {
 
 // activation_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)
 Tensor& activation_(Tensor& x, int64_t formula, double a, double b) {
+  check_inference_tensor(x);
   if (!x.is_non_overlapping_and_dense()) return x.copy_(activation(x, formula, a, b));
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -107,17 +116,17 @@ Tensor activation_backward(const Tensor& dy, const Tensor& saved, int64_t formul
   return dx;
 }
 
-/// Formulas whose output does not tell the derivative for every `a` save their input there.
-bool saves_output(const Reference& ref, double a) {
-  const bool sign_is_kept = a >= 0;
+/// Whether the output is saved; with a negative slope it does not tell the derivative.
+bool saves_output(const Reference& ref, double a, bool inplace) {
   const bool by_slope = ref.formula == Activation::leaky_relu || ref.formula == Activation::elu;
-  return ref.saves_output && (!by_slope || sign_is_kept);
+  if (by_slope && !(a >= 0)) return false;
+  return ref.saves == Saves::output || (ref.saves == Saves::output_if_inplace && inplace);
 }
 
 struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
   static Tensor forward(AutogradContext* ctx, Tensor x, int64_t formula, double a, double b, bool inplace) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const bool from_output = saves_output(reference(formula), a);
+    const bool from_output = saves_output(reference(formula), a, inplace);
     if (static_cast<Activation>(formula) == Activation::elu) b = from_output;
     ctx->saved_data["formula"] = formula;
     ctx->saved_data["a"] = a;
@@ -149,7 +158,18 @@ Tensor activation_autograd(const Tensor& x, int64_t formula, double a, double b)
 }
 
 Tensor& activation_inplace_autograd(Tensor& x, int64_t formula, double a, double b) {
+  check_inplace(x);
   ActivationFunction::apply(x, formula, a, b, true);
+  return x;
+}
+
+/// In inference mode, where autograd is off but other tensors' saved versions still count.
+Tensor& activation_inplace_counted(Tensor& x, int64_t formula, double a, double b) {
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    DLK_OP(activation_).call(x, formula, a, b);
+  }
+  torch::autograd::impl::bump_version(x);
   return x;
 }
 
@@ -163,6 +183,7 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
 DLK_IMPL_CPU_META(activation)
 DLK_IMPL_CPU_META(activation_backward)
 TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl("activation_", TORCH_FN(activation_)); }
+TORCH_LIBRARY_IMPL(dlkernels, ADInplaceOrView, m) { m.impl("activation_", TORCH_FN(activation_inplace_counted)); }
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("activation", TORCH_FN(activation_autograd));
   m.impl("activation_", TORCH_FN(activation_inplace_autograd));

@@ -23,8 +23,6 @@ BatchNormShape shape_of(const Tensor& x, at::MemoryFormat format) {
   return {s.N * s.inner, s.C, 1};
 }
 
-Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
-
 // batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor var)
 std::tuple<Tensor, Tensor, Tensor> batch_norm_training(const Tensor& x, const OptionalTensor& weight,
                                                        const OptionalTensor& bias, double eps) {
@@ -106,7 +104,8 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["has_bias"] = bias.has_value();
     if (!training) {
-      ctx->save_for_backward({x, or_undefined(weight), *mean, *var});
+      // Copies: training later updates the buffers, and must not make this backward raise.
+      ctx->save_for_backward({x, or_undefined(weight), mean->clone(), var->clone()});
       return {DLK_OP(batch_norm_eval).call(x, *mean, *var, weight, bias, eps)};
     }
     const auto [y, batch_mean, batch_var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);

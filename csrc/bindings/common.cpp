@@ -2,8 +2,10 @@
 
 #include <ATen/TensorUtils.h>
 #include <ATen/autocast_mode.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/SymInt.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <mutex>
@@ -34,6 +36,7 @@ bool kernels_apply(at::ArrayRef<Tensor> inputs) {
   for (const Tensor& x : inputs) {
     if (!x.defined()) continue;
     if (!x.is_cpu() || !plain(x)) return false;
+    if (x._fw_grad(/*level=*/0).defined()) return false;  // forward-mode AD: C++ Functions have no jvp
     if (first == nullptr) {
       if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return false;
       first = &x;
@@ -66,6 +69,8 @@ void reset_counts() {
 
 variable_list differentiable_gradients(const variable_list& inputs, const std::vector<bool>& needs, const Tensor& dy,
                                        const std::function<Tensor(const variable_list&)>& reference) {
+  const bool differentiable = create_graph();
+  const at::AutoGradMode enable(true);
   // Aliases: the gradient of each argument apart, even where one tensor is passed twice.
   variable_list arguments, wanted, gradients(inputs.size());
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -73,11 +78,20 @@ variable_list differentiable_gradients(const variable_list& inputs, const std::v
     if (needs[i]) wanted.push_back(arguments.back());
   }
   const Tensor y = reference(arguments);
-  const variable_list found = torch::autograd::grad({y}, wanted, {dy}, /*retain_graph=*/true, /*create_graph=*/true,
-                                                    /*allow_unused=*/true);
+  const variable_list found =
+      torch::autograd::grad({y}, wanted, {dy}, /*retain_graph=*/differentiable, differentiable, /*allow_unused=*/true);
   for (size_t i = 0, next = 0; i < inputs.size(); ++i)
     if (needs[i]) gradients[i] = found[next++];
   return gradients;
+}
+
+void check_inplace(const Tensor& x) {
+  torch::autograd::check_inplace(x, at::GradMode::is_enabled() && x.requires_grad());
+}
+
+void check_inference_tensor(const Tensor& x) {
+  TORCH_CHECK(!x.is_inference() || c10::InferenceMode::is_enabled(),
+              "Inplace update to inference tensor outside InferenceMode is not allowed.");
 }
 
 at::DimVector sizes_of(const Tensor& x) {

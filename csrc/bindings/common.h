@@ -17,7 +17,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <initializer_list>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -33,8 +33,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 /// True if our kernels compute `op` on these inputs: dense CPU tensors of one dtype, float32 or float64, outside
-/// functorch transforms and autocast. Otherwise the caller runs PyTorch's own op. Counts either way (see `counts`).
-/// Undefined tensors (absent weights, biases) are skipped.
+/// functorch transforms, forward-mode AD and autocast. Otherwise the caller runs PyTorch's own op. Counts either way
+/// (see `counts`). Undefined tensors (absent weights, biases) are skipped.
 bool covered(const char* op, at::ArrayRef<Tensor> inputs, bool supported = true);
 
 struct Counts {
@@ -48,10 +48,16 @@ void reset_counts();
 /// Whether gradients must themselves be differentiable here: the backward pass runs under create_graph=True.
 inline bool create_graph() { return at::GradMode::is_enabled(); }
 
-/// The gradients of `inputs` (undefined for those with needs[i] false) as differentiable functions, taken from PyTorch:
+/// The gradients of `inputs` (undefined for those with needs[i] false) from PyTorch, differentiable under create_graph:
 /// `reference` is PyTorch's own forward op on the inputs.
 variable_list differentiable_gradients(const variable_list& inputs, const std::vector<bool>& needs, const Tensor& dy,
                                        const std::function<Tensor(const variable_list&)>& reference);
+
+/// Raises what PyTorch raises for a tensor that must not change in place (a leaf that requires grad, some views),
+/// before anything is written.
+void check_inplace(const Tensor& x);
+/// Likewise for a tensor made in inference mode and used outside of it.
+void check_inference_tensor(const Tensor& x);
 
 /// Sizes as plain integers; under torch.compile with dynamic shapes they become guards.
 at::DimVector sizes_of(const Tensor& x);
@@ -88,15 +94,12 @@ const Table& kernels() {
 }
 
 template <class T>
-T* data_or_null(const Tensor& x) {
-  return x.defined() ? x.mutable_data_ptr<T>() : nullptr;
-}
-template <class T>
 const T* const_data_or_null(const Tensor& x) {
   return x.defined() ? x.const_data_ptr<T>() : nullptr;
 }
 
 inline OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
+inline Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
 inline Tensor or_undefined(const OptionalTensor& x) { return x.has_value() ? *x : Tensor(); }
 
 }  // namespace dlk::bindings

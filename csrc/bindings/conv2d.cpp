@@ -53,7 +53,13 @@ Conv2d describe(at::IntArrayRef x, at::IntArrayRef w, const Geometry& g) {
   return p;
 }
 
-void set_strides(Conv2d& p, at::MemoryFormat format, const Tensor& w) {
+/// Fills in what describe() cannot know. A stride or dilation that nothing is multiplied with becomes 1, since kernels
+/// size their buffers by them.
+void complete(Conv2d& p, at::MemoryFormat format, const Tensor& w) {
+  if (p.OH == 1) p.stride_h = 1;
+  if (p.OW == 1) p.stride_w = 1;
+  if (p.R == 1) p.dilation_h = 1;
+  if (p.S == 1) p.dilation_w = 1;
   p.channels_last = format == at::MemoryFormat::ChannelsLast;
   p.w_k = w.stride(0), p.w_c = w.stride(1), p.w_r = w.stride(2), p.w_s = w.stride(3);
 }
@@ -72,7 +78,7 @@ Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
   const Tensor y = allocate({p.N, p.K, p.OH, p.OW}, x.options(), format);
   if (y.is_meta() || y.numel() == 0) return y;
   const Tensor xs = x.contiguous(format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
-  set_strides(p, format, ws);
+  complete(p, format, ws);
   TensorScratch scratch;
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -92,7 +98,7 @@ Tensor convolution_backward_input(const Tensor& dy, const Tensor& w, const Optio
   const Tensor dx = allocate(x_size, dy.options(), format);
   if (dx.is_meta() || dx.numel() == 0) return dx;
   const Tensor dys = dy.contiguous(format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
-  set_strides(p, format, ws);
+  complete(p, format, ws);
   TensorScratch scratch;
   dispatch_floating(dy.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -112,7 +118,7 @@ Tensor convolution_backward_weight(const Tensor& x, const Tensor& dy, const Tens
   if (x.numel() == 0 || dy.numel() == 0) return dw.zero_();
   const at::MemoryFormat format = format_of_either(x, dy);
   const Tensor xs = x.contiguous(format), dys = dy.contiguous(format);
-  set_strides(p, format, dw);
+  complete(p, format, dw);
   TensorScratch scratch;
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -288,6 +294,9 @@ Tensor convolve(const char* op, int64_t spatial, const Tensor& x, const Tensor& 
   TORCH_CHECK(p.OH > 0 && p.OW > 0, "Calculated padded input size per channel: (", padded[0], " x ", padded[1],
               "). Kernel size: (", p.dilation_h * (p.R - 1) + 1, " x ", p.dilation_w * (p.S - 1) + 1,
               "). Kernel size can't be greater than actual input size");
+  constexpr int64_t kMostPadded = int64_t{1} << 40;
+  TORCH_CHECK(padded[1] <= kMostPadded / padded[0], op, ": padding gives images of ", padded[0], " x ", padded[1],
+              ", which is too large");
   Tensor y = DLK_OP(convolution).call(images, filters, bias, g.list());
   if (spatial == 1) y = y.squeeze(2);
   return batched ? y : y.squeeze(0);

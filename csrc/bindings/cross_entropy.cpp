@@ -62,7 +62,6 @@ cpu::CrossEntropyTargets<T> targets_of(const Tensor& target, const Tensor& weigh
 
 /// Indices as int64, everything contiguous.
 Tensor for_kernel(const Tensor& target) { return (is_index(target) ? target.to(at::kLong) : target).contiguous(); }
-Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
 
 // cross_entropy(Tensor x, Tensor target, Tensor? weight, bool logits, int reduction, int ignore_index,
 //               float label_smoothing) -> (Tensor loss, Tensor statistics, Tensor total)
@@ -156,7 +155,6 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
     variable_list gradients(7);
     const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
     if (create_graph() || needs[1]) {  // a gradient of probabilities is rare: PyTorch's
-      const at::AutoGradMode enable(true);
       const variable_list found =
           differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
             return pytorch(inputs[0], inputs[1], weight, logits, reduction, ignore_index, label_smoothing);

@@ -101,6 +101,7 @@ Tensor drop_inplace(Tensor& x, const Tensor& seed, double p, bool channels) {
 
 // dropout_(Tensor(a!) x, Tensor seed, float p, bool channels) -> Tensor(a!)
 Tensor& dropout_(Tensor& x, const Tensor& seed, double p, bool channels) {
+  check_inference_tensor(x);
   drop_inplace(x, seed, p, channels);
   return x;
 }
@@ -167,7 +168,18 @@ std::tuple<Tensor, Tensor> dropout_autograd(const Tensor& x, const Tensor& seed,
 }
 
 Tensor& dropout_inplace_autograd(Tensor& x, const Tensor& seed, double p, bool channels) {
+  check_inplace(x);
   DropoutFunction::apply(x, seed, p, channels, /*inplace=*/true);
+  return x;
+}
+
+/// In inference mode: see activation.cpp.
+Tensor& dropout_inplace_counted(Tensor& x, const Tensor& seed, double p, bool channels) {
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    DLK_OP(dropout_).call(x, seed, p, channels);
+  }
+  torch::autograd::impl::bump_version(x);
   return x;
 }
 
@@ -185,6 +197,7 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
 DLK_IMPL_CPU_META(dropout)
 DLK_IMPL_CPU_META(dropout_backward)
 TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl("dropout_", TORCH_FN(dropout_)); }
+TORCH_LIBRARY_IMPL(dlkernels, ADInplaceOrView, m) { m.impl("dropout_", TORCH_FN(dropout_inplace_counted)); }
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("dropout", TORCH_FN(dropout_autograd));
   m.impl("dropout_", TORCH_FN(dropout_inplace_autograd));

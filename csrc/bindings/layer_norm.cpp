@@ -30,8 +30,6 @@ at::MemoryFormat result_format(const Tensor& x, int64_t groups) {
   return groups == 0 ? at::MemoryFormat::Contiguous : x.suggest_memory_format();
 }
 
-Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
-
 // row_norm(Tensor x, Tensor? weight, Tensor? bias, int trailing, int groups, float eps)
 //     -> (Tensor y, Tensor mean, Tensor rstd)
 std::tuple<Tensor, Tensor, Tensor> row_norm(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,

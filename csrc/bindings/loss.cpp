@@ -100,7 +100,6 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
     variable_list gradients(6);
     const bool mse = static_cast<Loss>(loss) == Loss::mse;
     if (create_graph() || (needs[1] && !mse)) {  // a gradient of probabilities is rare: PyTorch's
-      const at::AutoGradMode enable(true);
       const variable_list found =
           differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
             return pytorch(inputs[0], inputs[1], weight, pos_weight, loss, reduction);

@@ -70,7 +70,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias)
   out.back() = sw[0];
   const Tensor y = allocate(out, x.options());
   if (y.is_meta() || y.numel() == 0) return y;
-  multiply(x.reshape({-1, sw[1]}), weight.t(), or_undefined(bias), y.view({-1, sw[0]}));
+  const int64_t rows = y.numel() / sw[0];
+  multiply(x.reshape({rows, sw[1]}), weight.t(), or_undefined(bias), y.view({rows, sw[0]}));
   return y;
 }
 
@@ -112,7 +113,9 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const c10::SymInt K = ctx->saved_data["K"].toSymInt();
     const auto shape = grads[0].sym_sizes();
     const c10::SymInt N = shape.back();
-    const Tensor dy = grads[0].reshape_symint({grads[0].sym_numel() / (N == 0 ? c10::SymInt(1) : N), N});
+    c10::SymInt rows = 1;
+    for (size_t i = 0; i + 1 < shape.size(); ++i) rows = rows * shape[i];
+    const Tensor dy = grads[0].reshape_symint({rows, N});
     Tensor dx, dweight, dbias;
     if (ctx->needs_input_grad(0)) {
       std::vector<c10::SymInt> sizes(shape.begin(), shape.end());
@@ -158,7 +161,8 @@ TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
 }
 
 Tensor linear_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  if (!covered("linear", {input, weight, or_undefined(bias)}, input.dim() > 0 && weight.dim() == 2))
+  const bool plain_bias = !bias || (bias->dim() == 1 && (bias->sym_size(0) != 1 || weight.sym_size(0) == 1));
+  if (!covered("linear", {input, weight, or_undefined(bias)}, input.dim() > 0 && weight.dim() == 2 && plain_bias))
     return at::linear(input, weight, bias);
   return DLK_OP(linear).call(input, weight, bias);
 }

@@ -315,16 +315,24 @@ TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("avg_pool2d_backward", TORCH_FN(avg_pool2d_backward_autograd));
 }
 
+/// A position within a window is kept in 32 bits.
+static bool positions_fit(IntArrayRef kernel_size) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const int64_t r = kernel_size.empty() ? 1 : kernel_size.front(), s = kernel_size.empty() ? 1 : kernel_size.back();
+  return r <= 0 || s <= 0 || r <= kMost / s;
+}
+
 Tensor max_pool2d_entry(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
                         bool ceil_mode) {
-  if (!covered("max_pool2d", {input})) return at::max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
+  if (!covered("max_pool2d", {input}, positions_fit(kernel_size)))
+    return at::max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
   const Ints window = make_window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode);
   return std::get<0>(DLK_OP(max_pool2d).call(input, window, /*want_positions=*/false));
 }
 
 std::tuple<Tensor, Tensor> max_pool2d_with_indices_entry(const Tensor& input, Ints kernel_size, Ints stride,
                                                          Ints padding, Ints dilation, bool ceil_mode) {
-  if (!covered("max_pool2d", {input}))
+  if (!covered("max_pool2d", {input}, positions_fit(kernel_size)))
     return at::max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode);
   const Ints window = make_window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode);
   const auto [y, positions] = DLK_OP(max_pool2d).call(input, window, /*want_positions=*/true);

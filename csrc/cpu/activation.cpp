@@ -1,8 +1,8 @@
 // Activations: y = f(x), dx = dy f'(x), over n contiguous elements.
 //
 // One struct per formula; `forward` and `backward` take vectors. backward gets what the formula saves for it: the
-// output y where f' can be told from it (the next layer keeps y anyway, so it costs no memory), else the input x.
-// Streaming work: cut into ranges of whole vectors, one per thread. NaN propagates everywhere.
+// output y or the input x, as csrc/bindings/activation.cpp says (y costs no memory where the next layer keeps it
+// anyway). Streaming work: cut into ranges of whole vectors, one per thread. NaN propagates everywhere.
 #include "csrc/cpu/activation.h"
 
 #include "csrc/cpu/parallel.h"
@@ -19,7 +19,7 @@ struct Relu {
   V backward(V dy, V y) const { return y <= T(0) ? V{} : dy; }
 };
 
-/// x > 0 ? x : a x. Saves y for a >= 0, else x.
+/// x > 0 ? x : a x. Saves x, or y if a >= 0.
 template <class T>
 struct LeakyRelu {
   using V = Vec<T>;
@@ -41,7 +41,7 @@ struct Elu {
   }
 };
 
-/// x clipped to [a, b] (relu6: [0, 6]). Saves y (or x).
+/// x clipped to [a, b] (relu6: [0, 6]). Saves x or y.
 template <class T>
 struct Hardtanh {
   using V = Vec<T>;

@@ -1,0 +1,133 @@
+"""Where PyTorch's rules are easy to miss: extreme sizes, in-place changes, gradients of other kinds."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from util import check, kernel_ran, rand
+
+import dlkernels
+import dlkernels.functional as DF
+
+
+@pytest.mark.parametrize("in_features, out_features", [(0, 3), (3, 0), (0, 0)])
+def test_linear_without_features(in_features, out_features):
+    inputs = [rand(2, in_features), rand(out_features, in_features), rand(out_features, seed=1)]
+    check(DF.linear, F.linear, [x.requires_grad_() for x in inputs], op="linear")
+
+
+def test_linear_broadcasts_its_bias_as_pytorch():
+    x, w = rand(4, 3), rand(2, 3, seed=1)
+    for bias in (rand(1), rand(4, 2)):
+        torch.testing.assert_close(DF.linear(x, w, bias), F.linear(x, w, bias))
+
+
+@pytest.mark.parametrize("stride", [7, 5000, 2**31 - 1])
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_strides_past_the_image(stride, x_format, groups):
+    x = rand(2, 3, 6, 7).contiguous(memory_format=x_format).requires_grad_()
+    w = rand(6 if groups == 1 else 3, 3 // groups, 3, 3, seed=1).requires_grad_()
+    check(
+        lambda x, w: DF.conv2d(x, w, stride=stride, padding=1, groups=groups),
+        lambda x, w: F.conv2d(x, w, stride=min(stride, 9), padding=1, groups=groups),
+        [x, w],
+        op="conv2d",
+        roundings=16,
+    )
+
+
+def test_pointwise_with_extreme_dilation():
+    x, w = rand(2, 3, 6, 7).requires_grad_(), rand(4, 3, 1, 1, seed=1).requires_grad_()
+    check(lambda x, w: DF.conv2d(x, w, dilation=2**31 - 1), F.conv2d, [x, w], op="conv2d", roundings=16)
+
+
+def test_pooling_windows_too_large_for_positions_go_to_pytorch():
+    x = rand(1, 1, 4, 4).requires_grad_()
+    y, indices = DF.max_pool2d(x, 65536, 1, 32768, return_indices=True)
+    assert torch.equal(y.flatten(), x.max().expand(y.numel())) and (indices == x.argmax()).all()
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.sum() == y.numel()
+
+
+@pytest.mark.parametrize("size", [np.int64(2), torch.tensor(2)], ids=["numpy", "tensor"])
+def test_other_integers(size):
+    x, w = rand(1, 2, 6, 6), rand(3, 2, 3, 3)
+    assert torch.equal(DF.conv2d(x, w, stride=size), DF.conv2d(x, w, stride=2))
+    assert torch.equal(DF.max_pool2d(x, size), DF.max_pool2d(x, 2))
+
+
+INPLACE = {
+    "relu": lambda x: DF.relu(x, inplace=True),
+    "silu": lambda x: DF.silu(x, inplace=True),
+    "dropout": lambda x: DF.dropout(x, 0.5, inplace=True),
+}
+
+
+@pytest.mark.parametrize("name", INPLACE)
+def test_forbidden_inplace_changes_nothing(name):
+    leaf = rand(9).requires_grad_()
+    before = leaf.detach().clone()
+    with pytest.raises(RuntimeError, match="leaf"):
+        INPLACE[name](leaf)
+    assert torch.equal(leaf, before)
+
+
+@pytest.mark.parametrize("name", INPLACE)
+def test_inplace_in_inference_mode_is_noticed(name):
+    other, saved = rand(9).requires_grad_(), rand(9, seed=1)
+    y = other * saved
+    with torch.inference_mode():
+        INPLACE[name](saved)
+        made_there = rand(9)
+        INPLACE[name](made_there)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    with pytest.raises(RuntimeError, match="inference tensor outside InferenceMode"):
+        INPLACE[name](made_there)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "elu", "hardtanh", "relu6", "gelu", "silu"])
+def test_output_may_be_changed_in_place(name):
+    """PyTorch saves these ops' inputs: models that change the output train there, so they must here."""
+    x = rand(9).requires_grad_()
+    grads = []
+    for module in (DF, F):
+        y = getattr(module, name)(x)
+        y.add_(1)
+        grads.append(torch.autograd.grad(y.sum(), x)[0])
+    torch.testing.assert_close(*grads)
+
+
+def test_batch_norm_in_eval_mode_then_training():
+    """The first backward comes after the buffers changed, but is that of the statistics that its forward used."""
+    x = rand(4, 3, 5, 5)
+    apart, together = torch.nn.BatchNorm2d(3), dlkernels.nn.BatchNorm2d(3)
+    apart.eval()(x).sum().backward()
+    apart.train()(x).square().sum().backward()
+    (together.eval()(x).sum() + together.train()(x).square().sum()).backward()
+    torch.testing.assert_close(together.weight.grad, apart.weight.grad, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(together.bias.grad, apart.bias.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("function", [DF.cross_entropy, DF.binary_cross_entropy_with_logits, DF.mse_loss])
+def test_gradients_carry_no_graph(function):
+    x, target = rand(4, 5).requires_grad_(), torch.softmax(rand(4, 5, seed=1), 1).requires_grad_()
+    gradients = torch.autograd.grad(function(x, target), (x, target))
+    assert not any(g.requires_grad for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["relu", "softmax", "linear", "mse_loss"])
+def test_forward_mode_goes_to_pytorch(name):
+    options = {"dim": 1} if name == "softmax" else {}
+    x = rand(4, 5)
+    inputs = [x, rand(4, 5, seed=1)] if name in ("linear", "mse_loss") else [x]
+    tangents = []
+    for module in (DF, F):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, rand(4, 5, seed=2))
+            y = getattr(module, name)(dual, *inputs[1:], **options)
+            tangents.append(torch.autograd.forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(*tangents)
+    with kernel_ran(name):
+        getattr(DF, name)(*inputs, **options)
