@@ -315,11 +315,12 @@ TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("avg_pool2d_backward", TORCH_FN(avg_pool2d_backward_autograd));
 }
 
-/// A position within a window is kept in 32 bits.
+/// A position within a window is kept in 32 bits. Sizes that are refused anyway are left to make_window's message.
 static bool positions_fit(IntArrayRef kernel_size) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   const int64_t r = kernel_size.empty() ? 1 : kernel_size.front(), s = kernel_size.empty() ? 1 : kernel_size.back();
-  return r <= 0 || s <= 0 || r <= kMost / s;
+  const bool refused = r <= 0 || s <= 0 || r > kMost || s > kMost;
+  return refused || r <= kMost / s;
 }
 
 Tensor max_pool2d_entry(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
