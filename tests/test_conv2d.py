@@ -27,6 +27,17 @@ def roundings(inputs, y):
     return 4 + max(y.numel() / y.shape[1], inputs[1][0].numel()) ** 0.5
 
 
+def check_conv2d(inputs, options):
+    y = F.conv2d(*inputs, **options)
+    check(
+        lambda *a: DF.conv2d(*a, **options),
+        lambda *a: F.conv2d(*a, **options),
+        inputs,
+        op="conv2d",
+        roundings=roundings(inputs, y),
+    )
+
+
 # x (N, C, H, W), w (K, C / groups, R, S), options
 CASES = {
     "3x3": ((2, 16, 11, 13), (20, 16, 3, 3), {"padding": 1}),
@@ -59,14 +70,7 @@ CASES = {
 def test_conv2d(case, x_format, bias, dtype):
     x, w, options = CASES[case]
     inputs = operands(x, w, w[0] if bias else 0, dtype, x_format)
-    y = F.conv2d(*inputs, **options)
-    check(
-        lambda *a: DF.conv2d(*a, **options),
-        lambda *a: F.conv2d(*a, **options),
-        inputs,
-        op="conv2d",
-        roundings=roundings(inputs, y),
-    )
+    check_conv2d(inputs, options)
 
 
 @pytest.mark.parametrize("w_format", FORMATS, ids=["w_nchw", "w_nhwc"])
@@ -99,14 +103,7 @@ def test_random_shapes(seed):
         choose.choice(FORMATS),
         choose.choice(FORMATS),
     )
-    y = F.conv2d(*inputs, **options)
-    check(
-        lambda *a: DF.conv2d(*a, **options),
-        lambda *a: F.conv2d(*a, **options),
-        inputs,
-        op="conv2d",
-        roundings=roundings(inputs, y),
-    )
+    check_conv2d(inputs, options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
