@@ -1,27 +1,35 @@
-// The element types of tensors, and what sums over them are kept in.
+// Number types that C++ lacks, as plain bits, and the type in which sums over each type are kept. No torch, no CUDA.
 #pragma once
 
 #include <cstdint>
 
 namespace dlk {
 
-/// IEEE half precision and bfloat16, as bits: kernels compute in float and convert at the edges of memory.
-struct f16 {
+struct f16 {  // IEEE 754 binary16
   uint16_t bits;
 };
-struct bf16 {
+struct bf16 {  // the upper half of a float
   uint16_t bits;
 };
 
 template <class T>
-struct AccumulateOf {
+struct AccumulateOf;
+template <>
+struct AccumulateOf<f16> {
+  using type = float;
+};
+template <>
+struct AccumulateOf<bf16> {
+  using type = float;
+};
+template <>
+struct AccumulateOf<float> {
   using type = float;
 };
 template <>
 struct AccumulateOf<double> {
   using type = double;
 };
-/// What arithmetic on T is done in; also the type of statistics such as a mean.
 template <class T>
 using Accumulate = typename AccumulateOf<T>::type;
 

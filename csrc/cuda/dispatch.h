@@ -1,24 +1,42 @@
-// The entry points of an op's CUDA kernels: the tables of csrc/core/<op>.h, as csrc/cpu/dispatch.h has them for the
-// CPU.
+// One table of entry points per op and device; `kernels<Table>()` is the set to call. Plain C++: no CUDA headers.
 //
-// Each .cu of this folder is compiled by nvcc (namespace cuda) and by the host compiler (namespace simt: its kernels
-// run on the CPU, by csrc/simt), and ends with DLK_DEVICE_TABLE(SoftmaxKernels<float>, {forward<float>,
-// backward<float>}).
+// An op's header (csrc/cuda/softmax.h) declares a table in namespace dlk::device, shared by both devices:
+//     template <class T> struct SoftmaxKernels { void (*forward)(..., Stream); void (*backward)(..., Stream); };
+// Its .cu is compiled twice: by nvcc for GPUs (namespace dlk::cuda) and by the host's compiler for the executor of
+// csrc/simt (namespace dlk::simt). It ends with
+//     DLK_DEVICE_TABLE(SoftmaxKernels<float>, {forward<float>, backward<float>})
+// Callers write `cuda::kernels<SoftmaxKernels<float>>().forward(...)`. A missing definition is a link error.
 #pragma once
 
-namespace dlk::cuda {
+namespace dlk {
+
+/// A cudaStream_t, without its header. The host executor ignores it: its launches are synchronous.
+using Stream = void*;
+
+namespace device {}  // namespace device
+
+namespace cuda {
+using namespace device;
+/// The entry points of `Table` that nvcc compiled.
 template <class Table>
 const Table& kernels();
-}  // namespace dlk::cuda
+}  // namespace cuda
 
-namespace dlk::simt {
+namespace simt {
+using namespace device;
+/// The entry points of `Table` that run under the host executor.
 template <class Table>
 const Table& kernels();
-}  // namespace dlk::simt
+}  // namespace simt
 
-#define DLK_DEVICE_TABLE(Table, ...)                         \
-  template <>                                                \
-  const dlk::Table& dlk::DLK_DEVICE::kernels<dlk::Table>() { \
-    static constexpr dlk::Table table __VA_ARGS__;           \
-    return table;                                            \
+}  // namespace dlk
+
+/// To be used at global scope, in a .cu file.
+#define DLK_DEVICE_TABLE(Table, ...)          \
+  namespace dlk::DLK_DEVICE {                 \
+  template <>                                 \
+  const Table& kernels<Table>() {             \
+    static constexpr Table table __VA_ARGS__; \
+    return table;                             \
+  }                                           \
   }
