@@ -36,9 +36,9 @@ struct Wait {
 
 struct Thread {
   Index3 index;
-  Fiber* fiber = nullptr;  // none yet: not started
-  Wait wait;
-  bool exited = false;
+  Fiber* fiber;  // none yet: not started
+  Wait wait;     // kind is null: for nothing
+  bool exited;
 };
 
 /// Lanes of a warp that have called the same collective, with the same mask.
@@ -231,7 +231,12 @@ void run_block() {
   reset_copies();
   race::begin_block();
   block.exited = block.at_barrier = 0;
-  for (unsigned i = 0; i < block.threads; ++i) block.thread[i] = {.index = unflatten(i, blockDim), .wait = {}};
+  for (unsigned i = 0; i < block.threads; ++i) {
+    Thread& thread = block.thread[i];
+    thread.fiber = nullptr;
+    thread.wait.kind = nullptr;
+    thread.exited = false;
+  }
   for (unsigned i = 0; i < block.threads / kWarp; ++i) block.warp[i].open = block.warp[i].exited = 0;
   ready.clear();
   ready.push_all();
@@ -261,6 +266,7 @@ void run(const Launch& launch) {
   blockDim = launch.block;
   gridDim = launch.grid;
   block.threads = blockDim.x * blockDim.y * blockDim.z;
+  for (unsigned i = 0; i < block.threads; ++i) block.thread[i].index = unflatten(i, blockDim);
   arena.begin_launch(launch.smem);
   race::begin_launch();
   const uint64_t blocks = uint64_t(gridDim.x) * gridDim.y * gridDim.z;
@@ -287,6 +293,8 @@ void set_order(const std::string& name) {
     throw std::runtime_error("the order of simulated threads is forward, reverse or random:SEED, not " + name);
   }
 }
+
+bool in_kernel() { return self; }
 
 unsigned this_thread() {
   if (!self) fail("called outside of a kernel");
