@@ -38,6 +38,13 @@ uint32_t __ballot_sync(uint32_t mask, int predicate, Place place) {
                                    uint32_t(predicate != 0));
 }
 
+std::string first_argument(const char* text) {
+  int depth = 0;
+  const char* end = text;
+  for (; *end && (*end != ',' || depth > 0); ++end) depth += (*end == '<' || *end == '(') - (*end == '>' || *end == ')');
+  return std::string(text, end);
+}
+
 void* declared_shared(const void* site, const char* name, size_t bytes) {
   this_thread();
   return arena.declared(site, name, bytes);

@@ -155,13 +155,16 @@ T __ldg(const T* p) {
 
 // ---- Launch.
 
-/// The launch() of device.cuh, with the text of its arguments, of which the first is the kernel's name.
+/// The first one of a macro's arguments: "scale<float, 4>" of "scale<float, 4>, dim3(8), ...".
+std::string first_argument(const char* text);
+
+/// The launch() of device.cuh, with the text of its arguments, which has the kernel's name.
 template <class... Parameters, class... Arguments>
 void launch_named(const char* text, Place place, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t smem,
                   void* /*stream*/, Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernels take pointers and plain structs");
   const auto call = [&] { kernel(static_cast<Parameters>(arguments)...); };
-  run({text, place, grid, block, smem, [](const void* call_) { (*static_cast<const decltype(call)*>(call_))(); },
+  run({first_argument(text), place, grid, block, smem, [](const void* call_) { (*static_cast<const decltype(call)*>(call_))(); },
        &call});
 }
 

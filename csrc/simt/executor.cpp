@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -195,18 +196,18 @@ std::string text(const Wait& wait) {
          ":" + std::to_string(wait.place.line()) + ")";
 }
 
-/// "threads (0,0,0) to (15,0,0) wait at __syncthreads (softmax.cu:12); ...", neighbours with the same wait together.
+/// "thread (0,0,0) and each to (15,0,0) waits at __syncthreads (softmax.cu:12), ...".
 std::string describe_waiting() {
   std::string result;
   const auto state = [](const Thread& thread) {
-    return thread.exited ? "exited" : thread.wait.kind ? "wait at " + text(thread.wait) : "";
+    return thread.exited ? "exited before" : thread.wait.kind ? "waits at " + text(thread.wait) : "";
   };
   for (unsigned i = 0, end; i < block.threads; i = end) {
     const std::string what = state(block.thread[i]);
     for (end = i + 1; end < block.threads && state(block.thread[end]) == what;) ++end;
     if (what.empty()) continue;
-    result += (result.empty() ? "threads " : "; threads ") + text(block.thread[i].index) + " to " +
-              text(block.thread[end - 1].index) + " " + what;
+    result += (result.empty() ? "" : ", ") + thread_name(i) +
+              (end > i + 1 ? " and each to " + text(block.thread[end - 1].index) : "") + " " + what;
   }
   return result;
 }
@@ -373,3 +374,15 @@ void block_barrier(Place place) {
 }
 
 }  // namespace dlk::simt
+
+#ifdef __SANITIZE_ADDRESS__
+#define DLK_EXPORT __attribute__((visibility("default")))  // to be found by its runtime
+extern "C" {
+/// Called before AddressSanitizer reports: adds which thread it was.
+DLK_EXPORT void __asan_on_error() {
+  if (dlk::simt::launch) std::fprintf(stderr, "\nIn %s:\n", dlk::simt::where().c_str());
+}
+/// A thread that fails does not clean up its stack: the text of its message is lost, as are the other threads' stacks.
+DLK_EXPORT const char* __asan_default_options() { return "detect_leaks=0"; }
+}
+#endif

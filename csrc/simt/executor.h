@@ -28,7 +28,7 @@ using Place = std::source_location;  // where a kernel calls a function that wai
 
 /// One launch. `run(arguments)` calls the kernel.
 struct Launch {
-  std::string kernel;  // for messages
+  std::string kernel;  // its name, for messages
   Place place;
   dim3 grid, block;
   size_t smem;

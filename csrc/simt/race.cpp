@@ -104,7 +104,7 @@ void check(const Region& region, const std::byte* p, Cell& cell, const Access& n
     fail(verb(now.kind) + " " + place(region, p) + " (" + source(now.pc) + ") while cp.async of " +
          thread_name(cell.write.thread) + " fills it: cp_wait is missing");
   if (region.shared && now.kind == Kind::read && cell.write.block != block)
-    fail("uninitialised: reads " + place(region, p) + " (" + source(now.pc) + "), which no thread has written");
+    fail("uninitialised: reads " + place(region, p) + " (" + source(now.pc) + "), which no thread has written yet");
 
   const bool both_atomic = now.kind == Kind::atomic && cell.write.kind == Kind::atomic;
   if (counts(region, cell.write) && !both_atomic && !ordered(cell.write, now)) report(region, p, cell.write, now);
