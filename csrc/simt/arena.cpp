@@ -1,7 +1,6 @@
 #include "csrc/simt/arena.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -20,11 +19,8 @@ size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multipl
 
 Arena arena;
 
-Arena::Arena() : memory_(static_cast<std::byte*>(std::aligned_alloc(128, round_up(kSize, 128)))) {
-  poison(memory_, kSize);
-}
-
 void Arena::begin_launch(size_t dynamic_bytes) {
+  poison(memory_, kSize);
   count_ = 0;
   used_ = 0;
   add({nullptr, "dynamic shared memory", kRedZone, dynamic_bytes});

@@ -14,7 +14,6 @@ class Arena {
   static constexpr size_t kLimit = 227 << 10;       // of a block, on Hopper
   static constexpr size_t kStaticLimit = 48 << 10;  // of SHARED: ptxas refuses more
 
-  Arena();
   /// Forgets the last kernel's areas; makes the dynamic one.
   void begin_launch(size_t dynamic_bytes);
   void begin_block();
@@ -48,7 +47,7 @@ class Arena {
   void add(const Area& area);
   const Area& closest(const void* p) const;
 
-  std::byte* memory_;
+  alignas(128) std::byte memory_[kSize];
   Area areas_[kMaxAreas];
   int count_ = 0;
   size_t used_ = 0;  // up to the end of the last red zone

@@ -31,16 +31,17 @@ bool any = false;     // to be reset
 
 void start_copy(void* shared, const void* source, size_t bytes, bool valid) {
   Copies& mine = copies[this_thread()];
+  const void* pc = __builtin_return_address(0);
   const std::string name = "cp.async of " + std::to_string(bytes) + " bytes: ";
   if (!arena.contains(shared, bytes)) fail(name + "the destination is not in shared memory");
   if (reinterpret_cast<uintptr_t>(shared) % bytes) fail(name + "misaligned destination, " + arena.describe(shared));
   if (valid && reinterpret_cast<uintptr_t>(source) % bytes) fail(name + "misaligned source");
   Copy copy{shared, bytes, {}, mine.groups};
   if (valid) {
-    race::access(source, bytes, false, __builtin_return_address(0));
+    race::access(source, bytes, race::Kind::read, pc);
     std::memcpy(copy.data, source, bytes);
   }
-  race::begin_copy(shared, bytes);
+  race::begin_copy(shared, bytes, pc);
   std::memset(shared, 0xff, bytes);
   mine.started.push_back(copy);
   any = true;
@@ -56,7 +57,7 @@ void wait_for_copies(int pending) {
   while (!mine.started.empty() && mine.started.front().group + pending < mine.groups) {
     const Copy& copy = mine.started.front();
     std::memcpy(copy.shared, copy.data, copy.bytes);
-    race::end_copy(copy.shared, copy.bytes);
+    race::end_copy(copy.shared, copy.bytes, __builtin_return_address(0));
     mine.started.pop_front();
   }
 }

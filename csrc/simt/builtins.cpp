@@ -20,6 +20,15 @@ struct CombineBallot {
   }
 };
 
+// Threads take turns, so plain code is atomic.
+template <class T, class F>
+T update(T* p, const void* pc, F value_after) {
+  race::access(p, sizeof(T), race::Kind::atomic, pc);
+  const T before = *p;
+  *p = value_after(before);
+  return before;
+}
+
 }  // namespace
 
 void __syncwarp(uint32_t mask, Place place) { collective<CombineSyncwarp>(mask, "__syncwarp", place, 0); }
@@ -27,6 +36,13 @@ void __syncwarp(uint32_t mask, Place place) { collective<CombineSyncwarp>(mask, 
 uint32_t __ballot_sync(uint32_t mask, int predicate, Place place) {
   return collective<CombineBallot>(mask, "a vote (__ballot_sync, __any_sync, __all_sync)", place,
                                    uint32_t(predicate != 0));
+}
+
+std::string first_argument(const char* text) {
+  int depth = 0;
+  const char* end = text;
+  for (; *end && (*end != ',' || depth > 0); ++end) depth += (*end == '<' || *end == '(') - (*end == '>' || *end == ')');
+  return std::string(text, end);
 }
 
 void* declared_shared(const void* site, const char* name, size_t bytes) {
@@ -46,6 +62,30 @@ void check_alignment(const void* p, size_t alignment, const char* what) {
        (shared ? ": " + arena.describe(p) : ""));
 }
 
-void note_atomic(const void*, size_t) {}
+template <AtomicInteger T>
+T atomicAdd(T* p, std::type_identity_t<T> value) {
+  return update(p, __builtin_return_address(0), [&](T before) { return before + value; });
+}
+template <AtomicInteger T>
+T atomicMax(T* p, std::type_identity_t<T> value) {
+  return update(p, __builtin_return_address(0), [&](T before) { return before > value ? before : value; });
+}
+template <AtomicInteger T>
+T atomicMin(T* p, std::type_identity_t<T> value) {
+  return update(p, __builtin_return_address(0), [&](T before) { return before < value ? before : value; });
+}
+template <AtomicInteger T>
+T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  return update(p, __builtin_return_address(0), [&](T before) { return before == expected ? value : before; });
+}
+
+#define DLK_SIMT_ATOMICS(T)                             \
+  template T atomicAdd<T>(T*, std::type_identity_t<T>); \
+  template T atomicMax<T>(T*, std::type_identity_t<T>); \
+  template T atomicMin<T>(T*, std::type_identity_t<T>); \
+  template T atomicCAS<T>(T*, std::type_identity_t<T>, std::type_identity_t<T>);
+DLK_SIMT_ATOMICS(int)
+DLK_SIMT_ATOMICS(unsigned)
+DLK_SIMT_ATOMICS(unsigned long long)
 
 }  // namespace dlk::simt

@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <type_traits>
-#include <utility>
 
 #include "csrc/core/types.h"
 #include "csrc/simt/collectives.h"
@@ -102,28 +101,19 @@ inline int __all_sync(uint32_t mask, int predicate, Place place = Place::current
   return __ballot_sync(mask, predicate, place) == mask;
 }
 
-// ---- Integer atomics. Threads take turns, so plain code is atomic. Floats have none: results must not depend on
-// order.
+// ---- Integer atomics, which return the value before. Floats have none: results must not depend on the order.
 
 template <class T>
 concept AtomicInteger = std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>;
 
 template <AtomicInteger T>
-T atomicAdd(T* p, std::type_identity_t<T> value) {
-  return std::exchange(*atomic_access(p), *atomic_access(p) + value);
-}
+T atomicAdd(T* p, std::type_identity_t<T> value);
 template <AtomicInteger T>
-T atomicMax(T* p, std::type_identity_t<T> value) {
-  return std::exchange(*atomic_access(p), *atomic_access(p) > value ? *atomic_access(p) : value);
-}
+T atomicMax(T* p, std::type_identity_t<T> value);
 template <AtomicInteger T>
-T atomicMin(T* p, std::type_identity_t<T> value) {
-  return std::exchange(*atomic_access(p), *atomic_access(p) < value ? *atomic_access(p) : value);
-}
+T atomicMin(T* p, std::type_identity_t<T> value);
 template <AtomicInteger T>
-T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  return std::exchange(*atomic_access(p), *atomic_access(p) == expected ? value : *atomic_access(p));
-}
+T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> value);
 
 // ---- Arithmetic beyond <math.h>.
 
@@ -165,13 +155,16 @@ T __ldg(const T* p) {
 
 // ---- Launch.
 
-/// The launch() of device.cuh, with the text of its arguments, of which the first is the kernel's name.
+/// The first one of a macro's arguments: "scale<float, 4>" of "scale<float, 4>, dim3(8), ...".
+std::string first_argument(const char* text);
+
+/// The launch() of device.cuh, with the text of its arguments, which has the kernel's name.
 template <class... Parameters, class... Arguments>
 void launch_named(const char* text, Place place, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t smem,
                   void* /*stream*/, Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernels take pointers and plain structs");
   const auto call = [&] { kernel(static_cast<Parameters>(arguments)...); };
-  run({text, place, grid, block, smem, [](const void* call_) { (*static_cast<const decltype(call)*>(call_))(); },
+  run({first_argument(text), place, grid, block, smem, [](const void* call_) { (*static_cast<const decltype(call)*>(call_))(); },
        &call});
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -36,9 +37,9 @@ struct Wait {
 
 struct Thread {
   Index3 index;
-  Fiber* fiber = nullptr;  // none yet: not started
-  Wait wait;
-  bool exited = false;
+  Fiber* fiber;  // none yet: not started
+  Wait wait;     // kind is null: for nothing
+  bool exited;
 };
 
 /// Lanes of a warp that have called the same collective, with the same mask.
@@ -195,18 +196,18 @@ std::string text(const Wait& wait) {
          ":" + std::to_string(wait.place.line()) + ")";
 }
 
-/// "threads (0,0,0) to (15,0,0) wait at __syncthreads (softmax.cu:12); ...", neighbours with the same wait together.
+/// "thread (0,0,0) and each to (15,0,0) waits at __syncthreads (softmax.cu:12), ...".
 std::string describe_waiting() {
   std::string result;
   const auto state = [](const Thread& thread) {
-    return thread.exited ? "exited" : thread.wait.kind ? "wait at " + text(thread.wait) : "";
+    return thread.exited ? "exited before" : thread.wait.kind ? "waits at " + text(thread.wait) : "";
   };
   for (unsigned i = 0, end; i < block.threads; i = end) {
     const std::string what = state(block.thread[i]);
     for (end = i + 1; end < block.threads && state(block.thread[end]) == what;) ++end;
     if (what.empty()) continue;
-    result += (result.empty() ? "threads " : "; threads ") + text(block.thread[i].index) + " to " +
-              text(block.thread[end - 1].index) + " " + what;
+    result += (result.empty() ? "" : ", ") + thread_name(i) +
+              (end > i + 1 ? " and each to " + text(block.thread[end - 1].index) : "") + " " + what;
   }
   return result;
 }
@@ -231,7 +232,12 @@ void run_block() {
   reset_copies();
   race::begin_block();
   block.exited = block.at_barrier = 0;
-  for (unsigned i = 0; i < block.threads; ++i) block.thread[i] = {.index = unflatten(i, blockDim), .wait = {}};
+  for (unsigned i = 0; i < block.threads; ++i) {
+    Thread& thread = block.thread[i];
+    thread.fiber = nullptr;
+    thread.wait.kind = nullptr;
+    thread.exited = false;
+  }
   for (unsigned i = 0; i < block.threads / kWarp; ++i) block.warp[i].open = block.warp[i].exited = 0;
   ready.clear();
   ready.push_all();
@@ -261,6 +267,7 @@ void run(const Launch& launch) {
   blockDim = launch.block;
   gridDim = launch.grid;
   block.threads = blockDim.x * blockDim.y * blockDim.z;
+  for (unsigned i = 0; i < block.threads; ++i) block.thread[i].index = unflatten(i, blockDim);
   arena.begin_launch(launch.smem);
   race::begin_launch();
   const uint64_t blocks = uint64_t(gridDim.x) * gridDim.y * gridDim.z;
@@ -287,6 +294,8 @@ void set_order(const std::string& name) {
     throw std::runtime_error("the order of simulated threads is forward, reverse or random:SEED, not " + name);
   }
 }
+
+bool in_kernel() { return self; }
 
 unsigned this_thread() {
   if (!self) fail("called outside of a kernel");
@@ -365,3 +374,15 @@ void block_barrier(Place place) {
 }
 
 }  // namespace dlk::simt
+
+#ifdef __SANITIZE_ADDRESS__
+#define DLK_EXPORT __attribute__((visibility("default")))  // to be found by its runtime
+extern "C" {
+/// Called before AddressSanitizer reports: adds which thread it was.
+DLK_EXPORT void __asan_on_error() {
+  if (dlk::simt::launch) std::fprintf(stderr, "\nIn %s:\n", dlk::simt::where().c_str());
+}
+/// A thread that fails does not clean up its stack: the text of its message is lost, as are the other threads' stacks.
+DLK_EXPORT const char* __asan_default_options() { return "detect_leaks=0"; }
+}
+#endif

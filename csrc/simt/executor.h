@@ -28,7 +28,7 @@ using Place = std::source_location;  // where a kernel calls a function that wai
 
 /// One launch. `run(arguments)` calls the kernel.
 struct Launch {
-  std::string kernel;  // for messages
+  std::string kernel;  // its name, for messages
   Place place;
   dim3 grid, block;
   size_t smem;
@@ -44,6 +44,8 @@ void set_order(const std::string& order);
 /// Ends the running launch: throws from it. Outside of launches, throws here.
 [[noreturn]] void fail(const std::string& what);
 
+/// Whether a thread of a kernel is running.
+bool in_kernel();
 /// The running thread: its number in the block.
 unsigned this_thread();
 /// Kernel, block and thread that run, or "" outside of launches.

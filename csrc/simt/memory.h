@@ -13,12 +13,4 @@ void* dynamic_shared();
 /// Fails if p is not a multiple of `alignment`.
 void check_alignment(const void* p, size_t alignment, const char* what);
 
-/// For the race detector, which does not see accesses through the pointer that this returns.
-void note_atomic(const void* p, size_t bytes);
-template <class T>
-T* atomic_access(T* p) {
-  note_atomic(p, sizeof(T));
-  return p;
-}
-
 }  // namespace dlk::simt

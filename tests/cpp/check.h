@@ -14,6 +14,13 @@
 #include "csrc/core/context.h"
 #include "csrc/cpu/isa.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(p, bytes)
+#endif
+
 namespace test {
 
 inline int failures = 0;
@@ -27,12 +34,16 @@ inline std::mt19937& generator() {
   return engine;
 }
 
-/// n elements, `offset` elements past an aligned address, between guard zones that must stay as they are.
+/// n elements, `offset` elements past an aligned address, between guard zones that must stay as they are, and which
+/// AddressSanitizer does not let be read either.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t n, int64_t offset = 0)
-      : n_(n), start_(kGuard + offset), data_(n + 2 * kGuard + offset, T(kGuardValue)) {}
+      : n_(n), start_(kGuard + offset), data_(n + 2 * kGuard + offset, T(kGuardValue)) {
+    forbid_guards();
+  }
+  Buffer(Buffer&&) = default;  // the memory stays where it is
 
   static Buffer random(int64_t n, int64_t offset = 0) {
     Buffer buffer(n, offset);
@@ -47,11 +58,20 @@ class Buffer {
 
   /// Fails if something was written outside of the n elements.
   void check_guards(const std::string& what) {
+    ASAN_UNPOISON_MEMORY_REGION(data_.data(), data_.size() * sizeof(T));
+    bool written = false;
     for (int64_t i = 0; i < static_cast<int64_t>(data_.size()); ++i)
-      if ((i < start_ || i >= start_ + n_) && data_[i] != T(kGuardValue)) return fail(what + ": wrote out of bounds");
+      written |= (i < start_ || i >= start_ + n_) && data_[i] != T(kGuardValue);
+    forbid_guards();
+    if (written) fail(what + ": wrote out of bounds");
   }
 
  private:
+  void forbid_guards() {
+    ASAN_POISON_MEMORY_REGION(data_.data(), start_ * sizeof(T));
+    ASAN_POISON_MEMORY_REGION(data() + n_, (data_.size() - start_ - n_) * sizeof(T));
+  }
+
   static constexpr int64_t kGuard = 64;
   static constexpr double kGuardValue = 12345;
   int64_t n_, start_;
