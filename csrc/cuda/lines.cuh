@@ -15,7 +15,6 @@
 namespace dlk::DLK_DEVICE {
 namespace {
 
-constexpr int kMaxRowThreads = 1024;
 template <class A>
 constexpr A kLowest = -std::numeric_limits<A>::infinity();
 
@@ -26,14 +25,6 @@ struct LineGrid {
   bool aligned = false;
   dim3 blocks, threads;
 };
-
-/// The width of teams for rows of n elements, of which a lane reads kLanes at a time: parts of a warp, or a block.
-template <class T>
-int row_team(int64_t n) {
-  const int64_t vectors = ceil_div(n, kLanes<T>);
-  if (vectors <= 32 * 8) return team_width(vectors, 1, 32);
-  return vectors <= kThreads * 8 ? kThreads : kMaxRowThreads;
-}
 
 template <class T>
 LineGrid line_grid(SoftmaxShape s, bool pointers_aligned) {
