@@ -21,6 +21,10 @@ namespace dlk::simt {
 Index3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
+}  // namespace dlk::simt
+
+namespace dlk::simt::executor {
+
 namespace {
 
 constexpr unsigned kWarp = 32;
@@ -282,7 +286,10 @@ void run(const Launch& launch) {
   }
 }
 
-void set_order(const std::string& name) {
+}  // namespace dlk::simt::executor
+
+void dlk::simt::set_order(const std::string& name) {
+  using namespace executor;
   if (name == "forward") {
     order = Order::forward;
   } else if (name == "reverse") {
@@ -294,6 +301,8 @@ void set_order(const std::string& name) {
     throw std::runtime_error("the order of simulated threads is forward, reverse or random:SEED, not " + name);
   }
 }
+
+namespace dlk::simt::executor {
 
 bool in_kernel() { return self; }
 
@@ -373,14 +382,15 @@ void block_barrier(Place place) {
   self->wait.kind = nullptr;
 }
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor
 
 #ifdef __SANITIZE_ADDRESS__
 #define DLK_EXPORT __attribute__((visibility("default")))  // to be found by its runtime
 extern "C" {
 /// Called before AddressSanitizer reports: adds which thread it was.
 DLK_EXPORT void __asan_on_error() {
-  if (dlk::simt::launch) std::fprintf(stderr, "\nIn %s:\n", dlk::simt::where().c_str());
+  using namespace dlk::simt::executor;
+  if (launch) std::fprintf(stderr, "\nIn %s:\n", where().c_str());
 }
 /// A thread that fails does not clean up its stack: the text of its message is lost, as are the other threads' stacks.
 DLK_EXPORT const char* __asan_default_options() { return "detect_leaks=0"; }
