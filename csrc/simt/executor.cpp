@@ -200,18 +200,20 @@ std::string text(const Wait& wait) {
          ":" + std::to_string(wait.place.line()) + ")";
 }
 
-/// "thread (0,0,0) and each to (15,0,0) waits at __syncthreads (softmax.cu:12), ...".
+/// "threads (0,0,0) to (15,0,0): waiting in __syncthreads (softmax.cu:12), thread (16,0,0): exited".
 std::string describe_waiting() {
   std::string result;
   const auto state = [](const Thread& thread) {
-    return thread.exited ? "exited before" : thread.wait.kind ? "waits at " + text(thread.wait) : "";
+    return thread.exited ? "exited" : thread.wait.kind ? "waiting in " + text(thread.wait) : "";
   };
   for (unsigned i = 0, end; i < block.threads; i = end) {
     const std::string what = state(block.thread[i]);
     for (end = i + 1; end < block.threads && state(block.thread[end]) == what;) ++end;
     if (what.empty()) continue;
-    result += (result.empty() ? "" : ", ") + thread_name(i) +
-              (end > i + 1 ? " and each to " + text(block.thread[end - 1].index) : "") + " " + what;
+    const std::string who = end == i + 1
+                                ? thread_name(i)
+                                : "threads " + text(block.thread[i].index) + " to " + text(block.thread[end - 1].index);
+    result += (result.empty() ? "" : ", ") + who + ": " + what;
   }
   return result;
 }
