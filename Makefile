@@ -16,6 +16,7 @@ EPOCHS ?=
 
 export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
 export DLKERNELS_CPP_TESTS := ON
+export DLKERNELS_SIMT := ON
 
 .PHONY: all build demo test test-cpp test-python test-sanitize test-install check format clean
 

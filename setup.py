@@ -46,6 +46,7 @@ class CMakeBuild(build_ext):
             "DLK_TORCH_CXX_FLAGS": f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
             "DLK_EXTENSION_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "DLK_TESTS": os.environ.get("DLKERNELS_CPP_TESTS", "OFF"),
+            "DLK_SIMT": os.environ.get("DLKERNELS_SIMT", "OFF"),
         }
         arguments = [f"-D{name}={value}" for name, value in configure.items()]
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *arguments], check=True)

@@ -1,6 +1,29 @@
 import pytest
 import torch
 
+import dlkernels
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        choices=["cpu", "simt", "cuda"],
+        default="cpu",
+        help="which kernels the tests run: the CPU's, the CUDA ones on the CPU (csrc/simt), or those on a GPU",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def backend(request):
+    """The kernels under test, for the whole run."""
+    backend = request.config.getoption("--backend")
+    if backend == "cuda":
+        torch.set_default_device("cuda")
+    if backend == "simt":
+        assert dlkernels._C.use_simt(True), "dlkernels was built without csrc/simt: set DLKERNELS_SIMT=ON to build"
+    yield backend
+    dlkernels._C.use_simt(False)
+
 
 @pytest.fixture
 def one_thread():

@@ -1,5 +1,5 @@
 // Activations: one op for all formulas, `dlkernels::activation`, with its backward op and in-place form.
-#include "csrc/cpu/activation.h"
+#include "csrc/core/activation.h"
 
 #include <ATen/ops/elu.h>
 #include <ATen/ops/elu_backward.h>
@@ -82,10 +82,9 @@ Tensor activation(const Tensor& x, int64_t formula, double a, double b) {
   const Tensor y = allocate_like(x);
   if (x.is_meta() || y.numel() == 0) return y;
   const Tensor xs = with_strides_of(x, y);
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::ActivationKernels<T>>().forward(static_cast<Activation>(formula), {a, b}, y.numel(),
-                                                 xs.const_data_ptr<T>(), y.mutable_data_ptr<T>());
+  with_kernels<ActivationKernels>(x, [&]<class T>(const ActivationKernels<T>& kernels, Context& context) {
+    kernels.forward(static_cast<Activation>(formula), {a, b}, y.numel(), const_data<T>(xs), mutable_data<T>(y),
+                    context);
   });
   return y;
 }
@@ -94,10 +93,9 @@ Tensor activation(const Tensor& x, int64_t formula, double a, double b) {
 Tensor& activation_(Tensor& x, int64_t formula, double a, double b) {
   check_inference_tensor(x);
   if (!x.is_non_overlapping_and_dense()) return x.copy_(activation(x, formula, a, b));
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    T* data = x.mutable_data_ptr<T>();
-    kernels<cpu::ActivationKernels<T>>().forward(static_cast<Activation>(formula), {a, b}, x.numel(), data, data);
+  with_kernels<ActivationKernels>(x, [&]<class T>(const ActivationKernels<T>& kernels, Context& context) {
+    T* data = mutable_data<T>(x);
+    kernels.forward(static_cast<Activation>(formula), {a, b}, x.numel(), data, data, context);
   });
   return x;
 }
@@ -107,11 +105,9 @@ Tensor activation_backward(const Tensor& dy, const Tensor& saved, int64_t formul
   const Tensor dx = allocate_like(saved);
   if (dy.is_meta() || dx.numel() == 0) return dx;
   const Tensor dys = with_strides_of(dy, dx), saveds = with_strides_of(saved, dx);
-  dispatch_floating(dx.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::ActivationKernels<T>>().backward(static_cast<Activation>(formula), {a, b}, dx.numel(),
-                                                  dys.const_data_ptr<T>(), saveds.const_data_ptr<T>(),
-                                                  dx.mutable_data_ptr<T>());
+  with_kernels<ActivationKernels>(dx, [&]<class T>(const ActivationKernels<T>& kernels, Context& context) {
+    kernels.backward(static_cast<Activation>(formula), {a, b}, dx.numel(), const_data<T>(dys), const_data<T>(saveds),
+                     mutable_data<T>(dx), context);
   });
   return dx;
 }
@@ -180,9 +176,9 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("activation_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)");
   m.def("activation_backward(Tensor dy, Tensor saved, int formula, float a, float b) -> Tensor");
 }
-DLK_IMPL_CPU_META(activation)
-DLK_IMPL_CPU_META(activation_backward)
-TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl("activation_", TORCH_FN(activation_)); }
+DLK_IMPL(activation)
+DLK_IMPL(activation_backward)
+DLK_IMPL_INPLACE(activation_)
 TORCH_LIBRARY_IMPL(dlkernels, ADInplaceOrView, m) { m.impl("activation_", TORCH_FN(activation_inplace_counted)); }
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("activation", TORCH_FN(activation_autograd));

@@ -3,7 +3,7 @@
 //
 // The training op returns the batch's statistics; the entry point updates the running ones from them with PyTorch's
 // in-place operations, which torch.compile can follow, on tensors of C elements.
-#include "csrc/cpu/batch_norm.h"
+#include "csrc/core/batch_norm.h"
 
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/instance_norm.h>
@@ -23,21 +23,24 @@ BatchNormShape shape_of(const Tensor& x, at::MemoryFormat format) {
   return {s.N * s.inner, s.C, 1};
 }
 
+/// Running statistics have the dtype of x, kernels take them in that of sums.
+Tensor as_statistics(const Tensor& statistics, const Tensor& x) {
+  return statistics.to(accumulate_options(x)).contiguous();
+}
+
 // batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor var)
 std::tuple<Tensor, Tensor, Tensor> batch_norm_training(const Tensor& x, const OptionalTensor& weight,
                                                        const OptionalTensor& bias, double eps) {
   const at::DimVector sizes = sizes_of(x);
   const at::MemoryFormat format = x.suggest_memory_format();
   const Tensor y = allocate(sizes, x.options(), format);
-  const Tensor mean = allocate({sizes[1]}, x.options()), var = allocate({sizes[1]}, x.options());
+  const Tensor mean = allocate({sizes[1]}, accumulate_options(x)), var = allocate({sizes[1]}, accumulate_options(x));
   if (x.is_meta()) return {y, mean, var};
   const Tensor xs = x.contiguous(format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    TensorScratch scratch;
-    kernels<cpu::BatchNormKernels<T>>().forward_training(
-        shape_of(x, format), xs.const_data_ptr<T>(), const_data_or_null<T>(w), const_data_or_null<T>(b), eps,
-        y.mutable_data_ptr<T>(), mean.mutable_data_ptr<T>(), var.mutable_data_ptr<T>(), scratch);
+  with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
+    kernels.forward_training(shape_of(x, format), const_data<T>(xs), const_data<T>(w), const_data<T>(b), eps,
+                             mutable_data<T>(y), mutable_data<Accumulate<T>>(mean), mutable_data<Accumulate<T>>(var),
+                             context);
   });
   return {y, mean, var};
 }
@@ -49,13 +52,11 @@ Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, c
   const Tensor y = allocate(sizes_of(x), x.options(), format);
   if (x.is_meta()) return y;
   const Tensor xs = x.contiguous(format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
-  const Tensor means = mean.contiguous(), vars = var.contiguous();
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    TensorScratch scratch;
-    kernels<cpu::BatchNormKernels<T>>().forward_eval(
-        shape_of(x, format), xs.const_data_ptr<T>(), means.const_data_ptr<T>(), vars.const_data_ptr<T>(),
-        const_data_or_null<T>(w), const_data_or_null<T>(b), eps, y.mutable_data_ptr<T>(), scratch);
+  const Tensor means = as_statistics(mean, x), vars = as_statistics(var, x);
+  with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
+    kernels.forward_eval(shape_of(x, format), const_data<T>(xs), const_data<Accumulate<T>>(means),
+                         const_data<Accumulate<T>>(vars), const_data<T>(w), const_data<T>(b), eps, mutable_data<T>(y),
+                         context);
   });
   return y;
 }
@@ -71,14 +72,11 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& dy, const T
   const Tensor dweight = allocate({sizes[1]}, x.options()), dbias = allocate({sizes[1]}, x.options());
   if (x.is_meta()) return {dx, dweight, dbias};
   const Tensor xs = x.contiguous(format), dys = dy.contiguous(format), w = contiguous_or_undefined(weight);
-  const Tensor means = mean.contiguous(), vars = var.contiguous();
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    TensorScratch scratch;
-    kernels<cpu::BatchNormKernels<T>>().backward(
-        shape_of(x, format), training, dys.const_data_ptr<T>(), xs.const_data_ptr<T>(), means.const_data_ptr<T>(),
-        vars.const_data_ptr<T>(), const_data_or_null<T>(w), eps, dx.mutable_data_ptr<T>(),
-        dweight.mutable_data_ptr<T>(), dbias.mutable_data_ptr<T>(), scratch);
+  const Tensor means = as_statistics(mean, x), vars = as_statistics(var, x);
+  with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
+    kernels.backward(shape_of(x, format), training, const_data<T>(dys), const_data<T>(xs),
+                     const_data<Accumulate<T>>(means), const_data<Accumulate<T>>(vars), const_data<T>(w), eps,
+                     mutable_data<T>(dx), mutable_data<T>(dweight), mutable_data<T>(dbias), context);
   });
   return {dx, dweight, dbias};
 }
@@ -193,9 +191,9 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool training, float eps) -> "
       "(Tensor, Tensor, Tensor)");
 }
-DLK_IMPL_CPU_META(batch_norm_training)
-DLK_IMPL_CPU_META(batch_norm_eval)
-DLK_IMPL_CPU_META(batch_norm_backward)
+DLK_IMPL(batch_norm_training)
+DLK_IMPL(batch_norm_eval)
+DLK_IMPL(batch_norm_backward)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("batch_norm_training", TORCH_FN(batch_norm_training_autograd));
   m.impl("batch_norm_eval", TORCH_FN(batch_norm_eval_autograd));

@@ -1,6 +1,6 @@
 #include "csrc/bindings/channel_sum.h"
 
-#include "csrc/cpu/channel_sum.h"
+#include "csrc/core/channel_sum.h"
 
 namespace dlk::bindings {
 namespace {
@@ -13,11 +13,8 @@ Tensor channel_sum(const Tensor& x) {
   if (x.is_meta() || sum.numel() == 0) return sum;
   if (x.numel() == 0) return sum.zero_();
   const Tensor dense = x.contiguous();
-  TensorScratch scratch;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::ChannelSumKernels<T>>().sum(sizes[0], sizes[1], sizes[2], dense.const_data_ptr<T>(),
-                                             sum.mutable_data_ptr<T>(), scratch);
+  with_kernels<ChannelSumKernels>(x, [&]<class T>(const ChannelSumKernels<T>& kernels, Context& context) {
+    kernels.sum(sizes[0], sizes[1], sizes[2], const_data<T>(dense), mutable_data<T>(sum), context);
   });
   return sum;
 }
@@ -25,7 +22,7 @@ Tensor channel_sum(const Tensor& x) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(dlkernels, m) { m.def("channel_sum(Tensor x) -> Tensor"); }
-DLK_IMPL_CPU_META(channel_sum)
+DLK_IMPL(channel_sum)
 
 Tensor channel_sum_op(const Tensor& x) { return DLK_OP(channel_sum).call(x); }
 

@@ -25,22 +25,21 @@ bool plain(const Tensor& x) {
 }
 
 /// Inside torch.func transforms C++ autograd Functions raise; under autocast PyTorch chooses the dtypes.
-bool transformed() {
+bool transformed(at::DeviceType device) {
   return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         at::autocast::is_autocast_enabled(at::kCPU);
+         at::autocast::is_autocast_enabled(device);
 }
 
 bool kernels_apply(at::ArrayRef<Tensor> inputs) {
-  if (transformed()) return false;
   const Tensor* first = nullptr;
   for (const Tensor& x : inputs) {
     if (!x.defined()) continue;
-    if (!x.is_cpu() || !plain(x)) return false;
+    if (!(x.is_cpu() || x.is_cuda()) || !plain(x)) return false;
     if (x._fw_grad(/*level=*/0).defined()) return false;  // forward-mode AD: C++ Functions have no jvp
     if (first == nullptr) {
-      if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return false;
+      if (transformed(x.device().type()) || !has_kernels(backend_of(x.device()), x.scalar_type())) return false;
       first = &x;
-    } else if (x.scalar_type() != first->scalar_type()) {
+    } else if (x.scalar_type() != first->scalar_type() || x.device() != first->device()) {
       return false;
     }
   }
@@ -116,12 +115,8 @@ at::MemoryFormat format_of(const Tensor& x) {
   return format == at::MemoryFormat::ChannelsLast ? format : at::MemoryFormat::Contiguous;
 }
 
-void* TensorScratch::bytes(size_t count) {
-  constexpr size_t kAlign = 64;
-  // torch aligns CPU memory to 64 bytes, but only from some size on.
-  blocks_.push_back(allocate({static_cast<int64_t>(count + kAlign)}, at::kByte));
-  const auto address = reinterpret_cast<uintptr_t>(blocks_.back().mutable_data_ptr());
-  return reinterpret_cast<void*>((address + kAlign - 1) / kAlign * kAlign);
+at::TensorOptions accumulate_options(const Tensor& x) {
+  return x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
 }  // namespace dlk::bindings

@@ -1,8 +1,8 @@
-// What every binding uses: is an input ours or PyTorch's, memory, dtype dispatch, calling a registered op, and the
-// differentiable gradient for create_graph.
+// What every binding uses: is an input ours or PyTorch's, memory, calling a registered op, and the differentiable
+// gradient for create_graph; device.h has the call of a kernel.
 //
 // The only layer that sees torch. An op's file here does, in this order: its ops (checks, allocation, kernel call; one
-// function serves the CPU and the Meta key), its autograd::Function, its registration, and its entry point, which
+// function serves CPU, CUDA and the Meta key), its autograd::Function, its registration, and its entry point, which
 // module.cpp exposes to Python.
 #pragma once
 
@@ -22,19 +22,18 @@
 #include <string>
 #include <vector>
 
-#include "csrc/core/scratch.h"
-#include "csrc/cpu/dispatch.h"
+#include "csrc/bindings/device.h"
 
 namespace dlk::bindings {
 
-using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// True if our kernels compute `op` on these inputs: dense CPU tensors of one dtype, float32 or float64, outside
-/// functorch transforms, forward-mode AD and autocast. Otherwise the caller runs PyTorch's own op. Counts either way
-/// (see `counts`). Undefined tensors (absent weights, biases) are skipped.
+/// True if our kernels compute `op` on these inputs: dense tensors of one device and one dtype that we have kernels for
+/// (CPU: float32 and float64; CUDA: also float16 and bfloat16), outside functorch transforms, forward-mode AD and
+/// autocast. Otherwise the caller runs PyTorch's own op. Counts either way (see `counts`). Undefined tensors (absent
+/// weights, biases) are skipped.
 bool covered(const char* op, at::ArrayRef<Tensor> inputs, bool supported = true);
 
 struct Counts {
@@ -72,30 +71,17 @@ Tensor with_strides_of(const Tensor& x, const Tensor& like);
 /// channels_last only where PyTorch would propagate it; otherwise contiguous.
 at::MemoryFormat format_of(const Tensor& x);
 
-/// Kernel workspaces, through `allocate`; freed when the call ends.
-class TensorScratch final : public Scratch {
-  void* bytes(size_t count) override;
-  std::vector<Tensor> blocks_;
-};
+/// Options of what holds statistics of x, or sums over it: those of x, with the dtype Accumulate<T>.
+at::TensorOptions accumulate_options(const Tensor& x);
 
-/// Runs f(T{}) with T the C++ type of `dtype`, float or double.
-template <class F>
-auto dispatch_floating(at::ScalarType dtype, F&& f) {
-  if (dtype == at::kDouble) return f(double{});
-  TORCH_INTERNAL_ASSERT(dtype == at::kFloat);
-  return f(float{});
-}
-
-/// The kernels to call from a binding, with this thread set up to use torch's number of threads.
-template <class Table>
-const Table& kernels() {
-  at::internal::lazy_init_num_threads();
-  return cpu::kernels<Table>();
-}
-
+/// A tensor's data as kernels take it; null for an undefined tensor.
 template <class T>
-const T* const_data_or_null(const Tensor& x) {
-  return x.defined() ? x.const_data_ptr<T>() : nullptr;
+const T* const_data(const Tensor& x) {
+  return x.defined() ? static_cast<const T*>(x.const_data_ptr()) : nullptr;
+}
+template <class T>
+T* mutable_data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
 }
 
 inline OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
@@ -112,8 +98,16 @@ inline Tensor or_undefined(const OptionalTensor& x) { return x.has_value() ? *x 
     return op;                                                                                       \
   }())
 
-/// Registers `fn` as the CPU implementation and, since it returns after allocating when its input is a meta tensor, as
-/// the shape function for torch.compile.
-#define DLK_IMPL_CPU_META(fn)                                          \
+/// Registers `fn` for every device that we have kernels for.
+#ifdef DLK_CUDA
+#define DLK_IMPL_INPLACE(fn)                                           \
   TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl(#fn, TORCH_FN(fn)); } \
+  TORCH_LIBRARY_IMPL(dlkernels, CUDA, m) { m.impl(#fn, &dlk::bindings::OnGpu<fn>::call); }
+#else
+#define DLK_IMPL_INPLACE(fn) \
+  TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl(#fn, TORCH_FN(fn)); }
+#endif
+/// And, since it returns after allocating when its input is a meta tensor, as the shape function for torch.compile.
+#define DLK_IMPL(fn)   \
+  DLK_IMPL_INPLACE(fn) \
   TORCH_LIBRARY_IMPL(dlkernels, Meta, m) { m.impl(#fn, TORCH_FN(fn)); }

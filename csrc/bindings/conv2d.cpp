@@ -1,7 +1,8 @@
 // conv1d, conv2d and conv_transpose2d, on three ops: the convolution, its gradient to the input (which is also the
 // transposed convolution) and its gradient to the weight. A 1-D convolution is a 2-D one of height 1.
-#include "csrc/cpu/conv2d.h"
+#include "csrc/core/conv2d.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv1d.h>
 #include <ATen/ops/conv2d.h>
@@ -61,6 +62,7 @@ void complete(Conv2d& p, at::MemoryFormat format, const Tensor& w) {
   if (p.R == 1) p.dilation_h = 1;
   if (p.S == 1) p.dilation_w = 1;
   p.channels_last = format == at::MemoryFormat::ChannelsLast;
+  p.allow_tf32 = at::globalContext().allowTF32CuDNN();
   p.w_k = w.stride(0), p.w_c = w.stride(1), p.w_r = w.stride(2), p.w_s = w.stride(3);
 }
 
@@ -79,11 +81,8 @@ Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
   if (y.is_meta() || y.numel() == 0) return y;
   const Tensor xs = x.contiguous(format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
   complete(p, format, ws);
-  TensorScratch scratch;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::Conv2dKernels<T>>().forward(p, xs.const_data_ptr<T>(), ws.const_data_ptr<T>(),
-                                             const_data_or_null<T>(b), y.mutable_data_ptr<T>(), scratch);
+  with_kernels<Conv2dKernels>(x, [&]<class T>(const Conv2dKernels<T>& kernels, Context& context) {
+    kernels.forward(p, const_data<T>(xs), const_data<T>(ws), const_data<T>(b), mutable_data<T>(y), context);
   });
   return y;
 }
@@ -99,11 +98,8 @@ Tensor convolution_backward_input(const Tensor& dy, const Tensor& w, const Optio
   if (dx.is_meta() || dx.numel() == 0) return dx;
   const Tensor dys = dy.contiguous(format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
   complete(p, format, ws);
-  TensorScratch scratch;
-  dispatch_floating(dy.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::Conv2dKernels<T>>().backward_input(p, dys.const_data_ptr<T>(), ws.const_data_ptr<T>(),
-                                                    const_data_or_null<T>(b), dx.mutable_data_ptr<T>(), scratch);
+  with_kernels<Conv2dKernels>(dy, [&]<class T>(const Conv2dKernels<T>& kernels, Context& context) {
+    kernels.backward_input(p, const_data<T>(dys), const_data<T>(ws), const_data<T>(b), mutable_data<T>(dx), context);
   });
   return dx;
 }
@@ -119,11 +115,8 @@ Tensor convolution_backward_weight(const Tensor& x, const Tensor& dy, const Tens
   const at::MemoryFormat format = format_of_either(x, dy);
   const Tensor xs = x.contiguous(format), dys = dy.contiguous(format);
   complete(p, format, dw);
-  TensorScratch scratch;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::Conv2dWeightKernels<T>>().backward_weight(p, xs.const_data_ptr<T>(), dys.const_data_ptr<T>(),
-                                                           dw.mutable_data_ptr<T>(), scratch);
+  with_kernels<Conv2dWeightKernels>(x, [&]<class T>(const Conv2dWeightKernels<T>& kernels, Context& context) {
+    kernels.backward_weight(p, const_data<T>(xs), const_data<T>(dys), mutable_data<T>(dw), context);
   });
   return dw;
 }
@@ -309,9 +302,9 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("convolution_backward_input(Tensor dy, Tensor w, Tensor? bias, int[] x_size, int[] geometry) -> Tensor");
   m.def("convolution_backward_weight(Tensor x, Tensor dy, Tensor w, int[] geometry) -> Tensor");
 }
-DLK_IMPL_CPU_META(convolution)
-DLK_IMPL_CPU_META(convolution_backward_input)
-DLK_IMPL_CPU_META(convolution_backward_weight)
+DLK_IMPL(convolution)
+DLK_IMPL(convolution_backward_input)
+DLK_IMPL(convolution_backward_weight)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("convolution", TORCH_FN(convolution_autograd));
   m.impl("convolution_backward_input", TORCH_FN(convolution_backward_input_autograd));

@@ -1,6 +1,6 @@
 // Cross-entropy and negative log-likelihood: one op, `dlkernels::cross_entropy`, with its backward op; `logits`
 // chooses.
-#include "csrc/cpu/cross_entropy.h"
+#include "csrc/core/cross_entropy.h"
 
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/cross_entropy_loss.h>
@@ -54,10 +54,10 @@ CrossEntropyParams checked_params(const Tensor& x, const Tensor& target, const T
 }
 
 template <class T>
-cpu::CrossEntropyTargets<T> targets_of(const Tensor& target, const Tensor& weight) {
+CrossEntropyTargets<T> targets_of(const Tensor& target, const Tensor& weight) {
   const bool index = is_index(target);
-  return {index ? target.const_data_ptr<int64_t>() : nullptr, index ? nullptr : target.const_data_ptr<T>(),
-          const_data_or_null<T>(weight)};
+  return {index ? target.const_data_ptr<int64_t>() : nullptr, index ? nullptr : const_data<T>(target),
+          const_data<T>(weight)};
 }
 
 /// Indices as int64, everything contiguous.
@@ -75,26 +75,22 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& 
   if (!is_index(target)) positions.erase(positions.begin() + (positions.size() == 1 ? 0 : 1));
   const bool reduced = reduction != at::Reduction::None;
   const Tensor losses = allocate(positions, x.options());
-  const Tensor statistics = allocate({2, p.N, p.inner}, x.options());
+  const Tensor statistics = allocate({2, p.N, p.inner}, accumulate_options(x));
   const Tensor total = allocate({}, x.options().dtype(at::kDouble));
   const Tensor loss = reduced ? allocate({}, x.options()) : losses;
   if (x.is_meta()) return {loss, statistics, total};
 
   const Tensor xs = x.contiguous(), ts = for_kernel(target);
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
+  with_kernels<CrossEntropyKernels>(x, [&]<class T>(const CrossEntropyKernels<T>& kernels, Context& context) {
     const auto targets = targets_of<T>(ts, w);
-    double divisor = static_cast<double>(p.N * p.inner);
+    double* const divisor = total.mutable_data_ptr<double>();
     int64_t bad = 0;
-    TORCH_CHECK_INDEX(!targets.index || kernels<cpu::CrossEntropyKernels<T>>().check(p, targets, &divisor, &bad),
-                      "Target ", bad, " is out of bounds: target must hold classes in [0, ", p.C, ") or ignore_index ",
-                      p.ignore_index);
-    TensorScratch scratch;
-    T* maximum = statistics.mutable_data_ptr<T>();
-    const double sum = kernels<cpu::CrossEntropyKernels<T>>().forward(
-        p, xs.const_data_ptr<T>(), targets, maximum, maximum + p.N * p.inner, losses.mutable_data_ptr<T>(), scratch);
-    *total.mutable_data_ptr<double>() = divisor;
-    if (reduced) *loss.mutable_data_ptr<T>() = static_cast<T>(reduction == at::Reduction::Mean ? sum / divisor : sum);
+    TORCH_CHECK_INDEX(kernels.check(p, targets, divisor, &bad, context), "Target ", bad,
+                      " is out of bounds: target must hold classes in [0, ", p.C, ") or ignore_index ", p.ignore_index);
+    auto* const maximum = mutable_data<Accumulate<T>>(statistics);
+    kernels.forward(p, const_data<T>(xs), targets, maximum, maximum + p.N * p.inner, mutable_data<T>(losses),
+                    reduction == at::Reduction::Mean ? divisor : nullptr, reduced ? mutable_data<T>(loss) : nullptr,
+                    context);
   });
   return {loss, statistics, total};
 }
@@ -109,13 +105,12 @@ Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& x, const Tensor
   const Tensor w = contiguous_or_undefined(weight);
   const CrossEntropyParams p = checked_params(x, target, w, logits, ignore_index, label_smoothing);
   const Tensor xs = x.contiguous(), ts = for_kernel(target), dlosses = dloss.contiguous();
-  const double scale = reduction == at::Reduction::Mean ? 1 / *total.const_data_ptr<double>() : 1;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* maximum = statistics.const_data_ptr<T>();
-    kernels<cpu::CrossEntropyKernels<T>>().backward(
-        p, xs.const_data_ptr<T>(), targets_of<T>(ts, w), maximum, maximum + p.N * p.inner, dlosses.const_data_ptr<T>(),
-        /*step=*/reduction == at::Reduction::None ? 1 : 0, scale, dx.mutable_data_ptr<T>());
+  const double* const divisor = reduction == at::Reduction::Mean ? total.const_data_ptr<double>() : nullptr;
+  with_kernels<CrossEntropyKernels>(x, [&]<class T>(const CrossEntropyKernels<T>& kernels, Context& context) {
+    const auto* const maximum = const_data<Accumulate<T>>(statistics);
+    kernels.backward(p, const_data<T>(xs), targets_of<T>(ts, w), maximum, maximum + p.N * p.inner,
+                     const_data<T>(dlosses), /*step=*/reduction == at::Reduction::None ? 1 : 0, divisor,
+                     mutable_data<T>(dx), context);
   });
   return dx;
 }
@@ -187,8 +182,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "cross_entropy_backward(Tensor dloss, Tensor x, Tensor target, Tensor? weight, Tensor statistics, Tensor total, "
       "bool logits, int reduction, int ignore_index, float label_smoothing) -> Tensor");
 }
-DLK_IMPL_CPU_META(cross_entropy)
-DLK_IMPL_CPU_META(cross_entropy_backward)
+DLK_IMPL(cross_entropy)
+DLK_IMPL(cross_entropy_backward)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("cross_entropy", TORCH_FN(cross_entropy_autograd)); }
 
 Tensor cross_entropy_entry(const Tensor& input, const Tensor& target, const OptionalTensor& weight, bool logits,
@@ -197,7 +192,8 @@ Tensor cross_entropy_entry(const Tensor& input, const Tensor& target, const Opti
   const bool indices = target.scalar_type() == at::kLong || target.scalar_type() == at::kByte;
   const bool probabilities = logits && target.scalar_type() == input.scalar_type();
   // PyTorch differentiates by weight in part only, and says so.
-  const bool supported = (indices || probabilities) && target.is_cpu() && !(w.defined() && w.requires_grad());
+  const bool supported =
+      (indices || probabilities) && target.device() == input.device() && !(w.defined() && w.requires_grad());
   const bool ours = indices ? covered(logits ? "cross_entropy" : "nll_loss", {input, w}, supported)
                             : covered(logits ? "cross_entropy" : "nll_loss", {input, target, w}, supported);
   if (!ours) return pytorch(input, target, weight, logits, reduction, ignore_index, label_smoothing);

@@ -2,7 +2,7 @@
 //
 // The ops take their seed, so they are functions, and give beside the output the keep bits as int64 words: one bit per
 // element in the order of the output's memory, or, for channels, one per (n, c). They are all that backward needs.
-#include "csrc/cpu/dropout.h"
+#include "csrc/core/dropout.h"
 
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/feature_dropout.h>
@@ -43,26 +43,24 @@ void draw_keep(const Tensor& keep, DropoutShape shape, const Tensor& seed, doubl
   TORCH_CHECK(p > 0 && p < 1, "dropout: p must be between 0 and 1, got ", p);
   // 32 bits: p is exact to 2^-33, and keeping everything (2^32) is out of reach only of p below that.
   const double threshold = std::min(std::nearbyint((1 - p) * 0x1p32), 0x1p32 - 1);
-  const DropoutDraw draw{static_cast<uint64_t>(seed.item<int64_t>()), static_cast<uint32_t>(threshold)};
+  const DropoutDraw draw{seed.const_data_ptr<int64_t>(), static_cast<uint32_t>(threshold)};
   const int64_t bits = shape.N * shape.C * (channels ? 1 : shape.P);
-  const auto& masks = kernels<cpu::DropoutMaskKernels>();
-  if (channels || !shape.channels_last) return masks.draw(draw, bits, words(keep));
-  const Tensor logical = allocate(keep.sizes(), keep.options());
-  masks.draw(draw, bits, words(logical));
-  masks.to_channels_last(shape, words(logical), words(keep));
+  with_kernels<DropoutMaskKernels>(keep, [&](const DropoutMaskKernels& kernels, Context& context) {
+    if (channels || !shape.channels_last) return kernels.draw(draw, bits, words(keep), context);
+    const Tensor logical = allocate(keep.sizes(), keep.options());
+    kernels.draw(draw, bits, words(logical), context);
+    kernels.to_channels_last(shape, words(logical), words(keep), context);
+  });
 }
 
 /// y = x * keep / (1 - p). Both are dense in the layout of `shape`; y may be x.
 void apply_keep(const Tensor& x, const Tensor& keep, DropoutShape shape, double p, bool channels, const Tensor& y) {
   const double scale = 1 / (1 - p);
-  TensorScratch scratch;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const auto& table = kernels<cpu::DropoutKernels<T>>();
-    const T* from = x.const_data_ptr<T>();
-    T* to = y.mutable_data_ptr<T>();
-    if (channels) return table.apply_to_planes(shape, words(keep), scale, from, to, scratch);
-    table.apply(x.numel(), words(keep), scale, from, to);
+  with_kernels<DropoutKernels>(x, [&]<class T>(const DropoutKernels<T>& kernels, Context& context) {
+    const T* from = const_data<T>(x);
+    T* to = mutable_data<T>(y);
+    if (channels) return kernels.apply_to_planes(shape, words(keep), scale, from, to, context);
+    kernels.apply(x.numel(), words(keep), scale, from, to, context);
   });
 }
 
@@ -194,9 +192,9 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("dropout_(Tensor(a!) x, Tensor seed, float p, bool channels) -> Tensor(a!)");
   m.def("dropout_backward(Tensor dy, Tensor keep, float p, bool channels, bool channels_last) -> Tensor");
 }
-DLK_IMPL_CPU_META(dropout)
-DLK_IMPL_CPU_META(dropout_backward)
-TORCH_LIBRARY_IMPL(dlkernels, CPU, m) { m.impl("dropout_", TORCH_FN(dropout_)); }
+DLK_IMPL(dropout)
+DLK_IMPL(dropout_backward)
+DLK_IMPL_INPLACE(dropout_)
 TORCH_LIBRARY_IMPL(dlkernels, ADInplaceOrView, m) { m.impl("dropout_", TORCH_FN(dropout_inplace_counted)); }
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("dropout", TORCH_FN(dropout_autograd));
@@ -216,9 +214,9 @@ Tensor dropout_entry(const Tensor& input, double p, bool training, bool inplace,
     if (channels) return inplace ? at::feature_dropout_(x, p, training) : at::feature_dropout(x, p, training);
     return inplace ? at::dropout_(x, p, training) : at::dropout(x, p, training);
   }
-  // One draw from PyTorch's default generator: torch.manual_seed governs it and checkpoint restores it. By PyTorch's
-  // op, which torch.compile knows not to merge or repeat, so that ours are functions of their arguments.
-  const Tensor seed = at::randint(std::numeric_limits<int64_t>::max(), {}, at::kLong);
+  // One draw from the default generator of x's device: torch.manual_seed governs it and checkpoint restores it. By
+  // PyTorch's op, which torch.compile knows not to merge or repeat, so that ours are functions of their arguments.
+  const Tensor seed = at::randint(std::numeric_limits<int64_t>::max(), {}, x.options().dtype(at::kLong));
   return inplace ? DLK_OP(dropout_).call(x, seed, p, channels)
                  : std::get<0>(DLK_OP(dropout).call(x, seed, p, channels));
 }

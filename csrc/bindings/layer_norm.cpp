@@ -1,6 +1,6 @@
 // Layer and group normalisation: one op, `dlkernels::row_norm`, with its backward op. groups == 0: layer normalisation
 // over the last `trailing` dimensions; else group normalisation, where `trailing` is not used.
-#include "csrc/cpu/layer_norm.h"
+#include "csrc/core/layer_norm.h"
 
 #include <ATen/ops/group_norm.h>
 #include <ATen/ops/layer_norm.h>
@@ -37,15 +37,13 @@ std::tuple<Tensor, Tensor, Tensor> row_norm(const Tensor& x, const OptionalTenso
   const at::DimVector sizes = sizes_of(x);
   const RowNormShape s = shape_of(sizes, trailing, groups);
   const at::MemoryFormat format = result_format(x, groups);
-  const Tensor mean = allocate({s.rows}, x.options()), rstd = allocate({s.rows}, x.options());
+  const Tensor mean = allocate({s.rows}, accumulate_options(x)), rstd = allocate({s.rows}, accumulate_options(x));
   Tensor y = allocate(sizes, x.options(), x.is_meta() ? format : at::MemoryFormat::Contiguous);
   if (x.is_meta() || y.numel() == 0) return {y, mean, rstd};
   const Tensor xs = x.contiguous(), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::RowNormKernels<T>>().forward(s, xs.const_data_ptr<T>(), const_data_or_null<T>(w),
-                                              const_data_or_null<T>(b), eps, y.mutable_data_ptr<T>(),
-                                              mean.mutable_data_ptr<T>(), rstd.mutable_data_ptr<T>());
+  with_kernels<RowNormKernels>(x, [&]<class T>(const RowNormKernels<T>& kernels, Context& context) {
+    kernels.forward(s, const_data<T>(xs), const_data<T>(w), const_data<T>(b), eps, mutable_data<T>(y),
+                    mutable_data<Accumulate<T>>(mean), mutable_data<Accumulate<T>>(rstd), context);
   });
   return {y.contiguous(format), mean, rstd};
 }
@@ -65,13 +63,10 @@ std::tuple<Tensor, Tensor, Tensor> row_norm_backward(const Tensor& dy, const Ten
   if (x.is_meta()) return {dx, dweight, dbias};
   if (dx.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
   const Tensor xs = x.contiguous(), dys = dy.contiguous(), w = contiguous_or_undefined(weight);
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    TensorScratch scratch;
-    kernels<cpu::RowNormKernels<T>>().backward(s, dys.const_data_ptr<T>(), xs.const_data_ptr<T>(),
-                                               mean.const_data_ptr<T>(), rstd.const_data_ptr<T>(),
-                                               const_data_or_null<T>(w), dx.mutable_data_ptr<T>(),
-                                               dweight.mutable_data_ptr<T>(), dbias.mutable_data_ptr<T>(), scratch);
+  with_kernels<RowNormKernels>(x, [&]<class T>(const RowNormKernels<T>& kernels, Context& context) {
+    kernels.backward(s, const_data<T>(dys), const_data<T>(xs), const_data<Accumulate<T>>(mean),
+                     const_data<Accumulate<T>>(rstd), const_data<T>(w), mutable_data<T>(dx), mutable_data<T>(dweight),
+                     mutable_data<T>(dbias), context);
   });
   return {dx.contiguous(format), dweight, dbias};
 }
@@ -144,8 +139,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "row_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int trailing, int groups) -> "
       "(Tensor, Tensor, Tensor)");
 }
-DLK_IMPL_CPU_META(row_norm)
-DLK_IMPL_CPU_META(row_norm_backward)
+DLK_IMPL(row_norm)
+DLK_IMPL(row_norm_backward)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("row_norm", TORCH_FN(row_norm_autograd)); }
 
 Tensor layer_norm(const Tensor& input, const std::vector<int64_t>& normalized_shape, const OptionalTensor& weight,

@@ -1,5 +1,5 @@
 // Elementwise losses: one op for both formulas, `dlkernels::elementwise_loss`, with its backward op.
-#include "csrc/cpu/loss.h"
+#include "csrc/core/loss.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/core/Reduction.h>
@@ -28,9 +28,8 @@ struct Arguments {
   }
 
   template <class T>
-  cpu::LossInputs<T> inputs() const {
-    return {x.const_data_ptr<T>(), target.const_data_ptr<T>(), const_data_or_null<T>(weight),
-            const_data_or_null<T>(positive_weight)};
+  LossInputs<T> inputs() const {
+    return {const_data<T>(x), const_data<T>(target), const_data<T>(weight), const_data<T>(positive_weight)};
   }
 };
 
@@ -43,16 +42,13 @@ Tensor elementwise_loss(const Tensor& x, const Tensor& target, const OptionalTen
   if (x.is_meta()) return y;
   const Arguments arguments(like, x, target, weight, pos_weight);
   const int64_t n = x.numel();
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const auto& table = kernels<cpu::LossKernels<T>>();
-    if (reduction == at::Reduction::None) {
-      table.forward(static_cast<Loss>(loss), n, arguments.inputs<T>(), y.mutable_data_ptr<T>());
-      return;
-    }
-    TensorScratch scratch;
-    const double sum = table.sum(static_cast<Loss>(loss), n, arguments.inputs<T>(), scratch);
-    *y.mutable_data_ptr<T>() = static_cast<T>(reduction == at::Reduction::Mean ? sum / static_cast<double>(n) : sum);
+  const double scale = reduction == at::Reduction::Mean ? 1 / static_cast<double>(n) : 1;
+  with_kernels<LossKernels>(x, [&]<class T>(const LossKernels<T>& kernels, Context& context) {
+    const Loss formula = static_cast<Loss>(loss);
+    if (reduction == at::Reduction::None)
+      kernels.forward(formula, n, arguments.inputs<T>(), mutable_data<T>(y), context);
+    else
+      kernels.sum(formula, n, arguments.inputs<T>(), scale, mutable_data<T>(y), context);
   });
   return y;
 }
@@ -67,10 +63,9 @@ Tensor elementwise_loss_backward(const Tensor& dy, const Tensor& x, const Tensor
   const bool none = reduction == at::Reduction::None;
   const Tensor dys = none ? with_strides_of(dy, dx) : dy;
   const double scale = reduction == at::Reduction::Mean ? 1 / static_cast<double>(x.numel()) : 1;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::LossKernels<T>>().backward(static_cast<Loss>(loss), x.numel(), arguments.inputs<T>(),
-                                            dys.const_data_ptr<T>(), none ? 1 : 0, scale, dx.mutable_data_ptr<T>());
+  with_kernels<LossKernels>(x, [&]<class T>(const LossKernels<T>& kernels, Context& context) {
+    kernels.backward(static_cast<Loss>(loss), x.numel(), arguments.inputs<T>(), const_data<T>(dys), none ? 1 : 0, scale,
+                     mutable_data<T>(dx), context);
   });
   return dx;
 }
@@ -134,8 +129,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "elementwise_loss_backward(Tensor dy, Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int loss, "
       "int reduction) -> Tensor");
 }
-DLK_IMPL_CPU_META(elementwise_loss)
-DLK_IMPL_CPU_META(elementwise_loss_backward)
+DLK_IMPL(elementwise_loss)
+DLK_IMPL(elementwise_loss_backward)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("elementwise_loss", TORCH_FN(elementwise_loss_autograd)); }
 
 Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,

@@ -1,12 +1,13 @@
 // matmul and linear, on one batched matrix product, `dlkernels::gemm`; its gradients are products again, with the
 // operands' strides swapped instead of copies.
+#include <ATen/Context.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 
 #include "csrc/bindings/channel_sum.h"
 #include "csrc/bindings/common.h"
 #include "csrc/bindings/ops.h"
-#include "csrc/cpu/gemm.h"
+#include "csrc/core/gemm.h"
 
 namespace dlk::bindings {
 namespace {
@@ -30,18 +31,16 @@ void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor
          .a_col = left.stride(-1),
          .b_row = right.stride(-2),
          .b_col = right.stride(-1),
-         .c_row = b.size(-1)};
+         .c_row = b.size(-1),
+         .allow_tf32 = at::globalContext().allowTF32CuBLAS()};
   if (c.dim() == 3) {
     p.batch = c.size(0);
     p.a_batch = left.stride(0);
     p.b_batch = right.stride(0);
     p.c_batch = p.M * p.N;
   }
-  TensorScratch scratch;
-  dispatch_floating(c.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::GemmKernels<T>>().multiply(p, left.const_data_ptr<T>(), right.const_data_ptr<T>(),
-                                            const_data_or_null<T>(row), c.mutable_data_ptr<T>(), scratch);
+  with_kernels<GemmKernels>(c, [&]<class T>(const GemmKernels<T>& kernels, Context& context) {
+    kernels.multiply(p, const_data<T>(left), const_data<T>(right), const_data<T>(row), mutable_data<T>(c), context);
   });
 }
 
@@ -153,8 +152,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("gemm(Tensor a, Tensor b) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 }
-DLK_IMPL_CPU_META(gemm)
-DLK_IMPL_CPU_META(linear)
+DLK_IMPL(gemm)
+DLK_IMPL(linear)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("gemm", TORCH_FN(gemm_autograd));
   m.impl("linear", TORCH_FN(linear_autograd));

@@ -56,6 +56,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", &available_isas);
   m.def("counts", &counts_as_dict);
   m.def("reset_counts", &reset_counts);
+  m.def("use_simt", &use_simt);
 
   // matmul.cpp
   m.def("linear", &linear_entry, nogil);

@@ -3,7 +3,7 @@
 //
 // The ops take a window as ints: {R, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, ceil_mode}, or
 // {OH, OW} for adaptive pooling; the backward ops also the input's sizes, for no values of it are saved.
-#include "csrc/cpu/pool2d.h"
+#include "csrc/core/pool2d.h"
 
 #include <ATen/ops/adaptive_avg_pool2d.h>
 #include <ATen/ops/avg_pool2d.h>
@@ -132,11 +132,8 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, IntArrayRef window, bool 
       want_positions ? allocate(y_sizes, options, format(p.channels_last)) : allocate({0}, options);
   if (x.is_meta() || y.numel() == 0) return {y, positions};
   const Tensor xs = x.contiguous(format(p.channels_last));
-  TensorScratch scratch;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::MaxPool2dKernels<T>>().forward(p, xs.const_data_ptr<T>(), y.mutable_data_ptr<T>(),
-                                                positions_of(positions), scratch);
+  with_kernels<MaxPool2dKernels>(x, [&]<class T>(const MaxPool2dKernels<T>& kernels, Context& context) {
+    kernels.forward(p, const_data<T>(xs), mutable_data<T>(y), positions_of(positions), context);
   });
   return {y, positions};
 }
@@ -150,10 +147,8 @@ Tensor max_pool2d_backward(const Tensor& dy, const Tensor& positions, IntArrayRe
   if (dy.is_meta() || dx.numel() == 0) return dx;
   const Tensor dys = dy.contiguous(format(p.channels_last));
   const Tensor at = positions.contiguous(format(p.channels_last));
-  dispatch_floating(dx.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::MaxPool2dKernels<T>>().backward(p, dys.const_data_ptr<T>(), positions_of(at),
-                                                 dx.mutable_data_ptr<T>());
+  with_kernels<MaxPool2dKernels>(dx, [&]<class T>(const MaxPool2dKernels<T>& kernels, Context& context) {
+    kernels.backward(p, const_data<T>(dys), positions_of(at), mutable_data<T>(dx), context);
   });
   return dx;
 }
@@ -167,7 +162,9 @@ Tensor max_pool2d_indices(const Tensor& positions, IntArrayRef x_sizes, bool x_c
       allocate(image_like(x_sizes, p.OH, p.OW), positions.options().dtype(at::kLong), format(p.channels_last));
   if (positions.is_meta() || indices.numel() == 0) return indices;
   const Tensor at = positions.contiguous(format(p.channels_last));
-  kernels<cpu::MaxPool2dIndexKernels>().indices(p, positions_of(at), indices.mutable_data_ptr<int64_t>());
+  with_kernels<MaxPool2dIndexKernels>(indices, [&](const MaxPool2dIndexKernels& kernels, Context& context) {
+    kernels.indices(p, positions_of(at), indices.mutable_data_ptr<int64_t>(), context);
+  });
   return indices;
 }
 
@@ -214,10 +211,8 @@ Tensor avg_pool2d(const Tensor& x, IntArrayRef window, bool count_include_pad, i
   const Tensor y = allocate(image_like(x_sizes, p.OH, p.OW), x.options(), format(p.channels_last));
   if (x.is_meta() || y.numel() == 0) return y;
   const Tensor xs = x.contiguous(format(p.channels_last));
-  TensorScratch scratch;
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::AvgPool2dKernels<T>>().forward(p, xs.const_data_ptr<T>(), y.mutable_data_ptr<T>(), scratch);
+  with_kernels<AvgPool2dKernels>(x, [&]<class T>(const AvgPool2dKernels<T>& kernels, Context& context) {
+    kernels.forward(p, const_data<T>(xs), mutable_data<T>(y), context);
   });
   return y;
 }
@@ -232,10 +227,8 @@ Tensor avg_pool2d_backward(const Tensor& dy, IntArrayRef x_sizes, bool x_channel
   if (dy.is_meta() || dx.numel() == 0) return dx;
   if (dy.numel() == 0) return dx.zero_();
   const Tensor dys = dy.contiguous(format(p.channels_last));
-  TensorScratch scratch;
-  dispatch_floating(dx.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::AvgPool2dKernels<T>>().backward(p, dys.const_data_ptr<T>(), dx.mutable_data_ptr<T>(), scratch);
+  with_kernels<AvgPool2dKernels>(dx, [&]<class T>(const AvgPool2dKernels<T>& kernels, Context& context) {
+    kernels.backward(p, const_data<T>(dys), mutable_data<T>(dx), context);
   });
   return dx;
 }
@@ -304,11 +297,11 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "avg_pool2d_backward(Tensor dy, int[] x_sizes, bool x_channels_last, int[] window, bool count_include_pad, "
       "int divisor_override) -> Tensor");
 }
-DLK_IMPL_CPU_META(max_pool2d)
-DLK_IMPL_CPU_META(max_pool2d_backward)
-DLK_IMPL_CPU_META(max_pool2d_indices)
-DLK_IMPL_CPU_META(avg_pool2d)
-DLK_IMPL_CPU_META(avg_pool2d_backward)
+DLK_IMPL(max_pool2d)
+DLK_IMPL(max_pool2d_backward)
+DLK_IMPL(max_pool2d_indices)
+DLK_IMPL(avg_pool2d)
+DLK_IMPL(avg_pool2d_backward)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
   m.impl("max_pool2d", TORCH_FN(max_pool2d_autograd));
   m.impl("avg_pool2d", TORCH_FN(avg_pool2d_autograd));

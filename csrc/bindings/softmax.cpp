@@ -1,5 +1,5 @@
 // Softmax and log-softmax: one op, `dlkernels::softmax`, with its backward op; `log` chooses.
-#include "csrc/cpu/softmax.h"
+#include "csrc/core/softmax.h"
 
 #include <ATen/ops/_log_softmax_backward_data.h>
 #include <ATen/ops/_softmax_backward_data.h>
@@ -30,9 +30,8 @@ Tensor softmax(const Tensor& x, int64_t dim, bool log) {
   if (x.is_meta() || y.numel() == 0) return y;
   const SoftmaxShape shape = shape_around(sizes, dim < 0 ? dim + rank : dim);
   const Tensor xs = x.contiguous();
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::SoftmaxKernels<T>>().forward(shape, log, xs.const_data_ptr<T>(), y.mutable_data_ptr<T>());
+  with_kernels<SoftmaxKernels>(x, [&]<class T>(const SoftmaxKernels<T>& kernels, Context& context) {
+    kernels.forward(shape, log, const_data<T>(xs), mutable_data<T>(y), context);
   });
   return y;
 }
@@ -44,10 +43,8 @@ Tensor softmax_backward(const Tensor& dy, const Tensor& y, int64_t dim, bool log
   if (y.is_meta() || dx.numel() == 0) return dx;
   const SoftmaxShape shape = shape_around(sizes, dim < 0 ? dim + std::max<int64_t>(1, std::ssize(sizes)) : dim);
   const Tensor dys = dy.contiguous(), ys = y.contiguous();
-  dispatch_floating(y.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    kernels<cpu::SoftmaxKernels<T>>().backward(shape, log, dys.const_data_ptr<T>(), ys.const_data_ptr<T>(),
-                                               dx.mutable_data_ptr<T>());
+  with_kernels<SoftmaxKernels>(y, [&]<class T>(const SoftmaxKernels<T>& kernels, Context& context) {
+    kernels.backward(shape, log, const_data<T>(dys), const_data<T>(ys), mutable_data<T>(dx), context);
   });
   return dx;
 }
@@ -80,8 +77,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("softmax(Tensor x, int dim, bool log) -> Tensor");
   m.def("softmax_backward(Tensor dy, Tensor y, int dim, bool log) -> Tensor");
 }
-DLK_IMPL_CPU_META(softmax)
-DLK_IMPL_CPU_META(softmax_backward)
+DLK_IMPL(softmax)
+DLK_IMPL(softmax_backward)
 TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("softmax", TORCH_FN(softmax_autograd)); }
 
 Tensor softmax_entry(const Tensor& input, int64_t dim, bool log) {

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+#include "csrc/core/context.h"
+#include "csrc/core/types.h"
+
 namespace dlk {
 
 /// y[n, k, oh, ow] = bias[k] + sum over c, r, s of
@@ -17,6 +20,22 @@ struct Conv2d {
   int64_t groups;
   bool channels_last;          // x and y are (N, H, W, C) in memory; else (N, C, H, W)
   int64_t w_k, w_c, w_r, w_s;  // strides of w
+  bool allow_tf32;             // a GPU may round float32 operands to 10 bits of mantissa
+};
+
+/// Tensors are dense in the layout that p.channels_last says; w has the strides of p.
+template <class T>
+struct Conv2dKernels {
+  /// y from x, w and bias (K values or null).
+  void (*forward)(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context);
+  /// dx[n, c, h, w] = bias[c] + the sum of all dy * w that x[n, c, h, w] contributed to (bias: C values or null).
+  void (*backward_input)(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context);
+};
+
+template <class T>
+struct Conv2dWeightKernels {
+  /// dw, with the strides of p.
+  void (*backward_weight)(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context);
 };
 
 }  // namespace dlk

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+#include "csrc/core/context.h"
+#include "csrc/core/types.h"
+
 namespace dlk {
 
 /// Windows of R x S taps over (N, C, H, W), giving (N, C, OH, OW); both tensors dense, NCHW or channels_last (NHWC).
@@ -32,6 +35,27 @@ struct AvgPool2d : Pool2d {
   bool adaptive = false;
   bool count_include_pad = true;
   int64_t divisor_override = 0;  // 0: divide by the number of elements
+};
+
+template <class T>
+struct MaxPool2dKernels {
+  /// x (N, C, H, W) -> y (N, C, OH, OW), and the positions if wanted.
+  void (*forward)(const Pool2d& p, const T* x, T* y, Positions positions, Context& context);
+  /// dy, positions (N, C, OH, OW) -> dx (N, C, H, W).
+  void (*backward)(const Pool2d& p, const T* dy, Positions positions, T* dx, Context& context);
+};
+
+struct MaxPool2dIndexKernels {
+  /// positions (N, C, OH, OW) -> index ih W + iw of each output's input, -1 for windows wholly in the padding.
+  void (*indices)(const Pool2d& p, Positions positions, int64_t* indices, Context& context);
+};
+
+template <class T>
+struct AvgPool2dKernels {
+  /// x (N, C, H, W) -> y (N, C, OH, OW).
+  void (*forward)(const AvgPool2d& p, const T* x, T* y, Context& context);
+  /// dy (N, C, OH, OW) -> dx (N, C, H, W).
+  void (*backward)(const AvgPool2d& p, const T* dy, T* dx, Context& context);
 };
 
 }  // namespace dlk

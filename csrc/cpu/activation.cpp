@@ -3,8 +3,9 @@
 // One struct per formula; `forward` and `backward` take vectors. backward gets what the formula saves for it: the
 // output y or the input x, as csrc/bindings/activation.cpp says (y costs no memory where the next layer keeps it
 // anyway). Streaming work: cut into ranges of whole vectors, one per thread. NaN propagates everywhere.
-#include "csrc/cpu/activation.h"
+#include "csrc/core/activation.h"
 
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/vmath.h"
 
@@ -173,12 +174,12 @@ void with_formula(Activation f, ActivationParams params, Run run) {
 }
 
 template <class T>
-void forward(Activation f, ActivationParams params, int64_t n, const T* x, T* y) {
+void forward(Activation f, ActivationParams params, int64_t n, const T* x, T* y, Context&) {
   with_formula<T>(f, params, [=](auto formula) { map(formula, n, x, y); });
 }
 
 template <class T>
-void backward(Activation f, ActivationParams params, int64_t n, const T* dy, const T* saved, T* dx) {
+void backward(Activation f, ActivationParams params, int64_t n, const T* dy, const T* saved, T* dx, Context&) {
   with_formula<T>(f, params, [=](auto formula) { map_backward(formula, n, dy, saved, dx); });
 }
 

@@ -9,7 +9,8 @@
 //   by window      NCHW, windows of any sizes or wider than the output (global pooling): vectors along the window's
 //   rows channels_last  vectors along C
 // Each element is one gathered sum in a fixed order.
-#include "csrc/cpu/pool2d.h"
+#include "csrc/core/pool2d.h"
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/pool_windows.h"
 
 namespace dlk::cpu {
@@ -48,7 +49,7 @@ template <class T>
 struct Divisors {
   T *h, *w;
 
-  Divisors(const AvgPool2d& p, Scratch& scratch) : h(scratch.array<T>(p.OH)), w(scratch.array<T>(p.OW + kLanes<T>)) {
+  Divisors(const AvgPool2d& p, Context& context) : h(context.array<T>(p.OH)), w(context.array<T>(p.OW + kLanes<T>)) {
     const Windows rows = vertical_windows(p), columns = horizontal_windows(p);
     for (int64_t oh = 0; oh < p.OH; ++oh)
       h[oh] = static_cast<T>(p.divisor_override ? p.divisor_override : rows.count(oh));
@@ -89,14 +90,14 @@ class LongSum {
 // ---- Sliding
 
 template <class T>
-void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Scratch& scratch) {
+void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Context& context) {
   const Axis h = vertical(p), w = horizontal(p);
   const SplitRow<T> split(w);
   const int64_t band = band_rows(h, split.size() * sizeof(T)), bands = ceil_div(p.OH, band);
   const int64_t extent = (band - 1) * h.stride + h.kernel;
   const int64_t buffer_size = (extent < p.H ? extent : p.H) * split.size();
-  T* buffers = scratch.array<T>(max_threads() * buffer_size);
-  int64_t* offsets = scratch.array<int64_t>(p.S);
+  T* buffers = context.array<T>(max_threads() * buffer_size);
+  int64_t* offsets = context.array<int64_t>(p.S);
   for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
 
   const int64_t tasks = p.N * p.C * bands;
@@ -128,7 +129,7 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors,
 /// In the coordinates of split rows: padded element j stride + q takes part, as tap s = q, q + stride, ..., in output
 /// ow = j - (s - q) / stride. So phase q's sums are sums of shifted runs of g = dy / divisor, given zeros around it.
 template <class T>
-void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Scratch& scratch) {
+void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
   const Axis h = vertical(p), w = horizontal(p);
   const int64_t L = kLanes<T>, left = (p.S - 1) / w.stride;
   const int64_t places = ceil_div(ceil_div(p.W + w.pad, w.stride), L) * L;  // j, in whole vectors
@@ -138,7 +139,7 @@ void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> diviso
   const int64_t kBand = 16;  // input rows per task: a few times the taps, so that g is seldom computed twice
   const int64_t bands = ceil_div(p.H, kBand), g_rows = (kBand + p.R - 2) / h.stride + 1;
   const int64_t buffer_size = (g_rows < p.OH ? g_rows : p.OH) * g_length;
-  T* buffers = scratch.array<T>(max_threads() * (buffer_size + merged_length));
+  T* buffers = context.array<T>(max_threads() * (buffer_size + merged_length));
 
   const int64_t tasks = p.N * p.C * bands;
   run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
@@ -300,20 +301,20 @@ AvgPool2d as_sliding(AvgPool2d p) {
 bool slides(const AvgPool2d& p) { return !p.adaptive && p.OW >= p.S; }
 
 template <class T>
-void forward(const AvgPool2d& given, const T* x, T* y, Scratch& scratch) {
+void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
   const AvgPool2d p = as_sliding(given);
-  const Divisors<T> divisors(p, scratch);
+  const Divisors<T> divisors(p, context);
   if (p.channels_last) return forward_channels_last(p, x, y, divisors);
-  if (slides(p)) return forward_sliding(p, x, y, divisors, scratch);
+  if (slides(p)) return forward_sliding(p, x, y, divisors, context);
   forward_by_window(p, x, y, divisors);
 }
 
 template <class T>
-void backward(const AvgPool2d& given, const T* dy, T* dx, Scratch& scratch) {
+void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   const AvgPool2d p = as_sliding(given);
-  const Divisors<T> divisors(p, scratch);
+  const Divisors<T> divisors(p, context);
   if (p.channels_last) return backward_channels_last(p, dy, dx, divisors);
-  if (slides(p)) return backward_sliding(p, dy, dx, divisors, scratch);
+  if (slides(p)) return backward_sliding(p, dy, dx, divisors, context);
   backward_by_window(p, dy, dx, divisors);
 }
 

@@ -7,10 +7,11 @@
 // still in its cache; sums are over parts of a plane, combined in double.
 // inner == 1 (channels_last, 2-D): vectors run along C. Blocks of rows are summed by themselves, per channel, and
 // combined in order in double; then each row is normalised.
-#include "csrc/cpu/batch_norm.h"
+#include "csrc/core/batch_norm.h"
 
 #include <cmath>
 
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/moments.h"
 #include "csrc/cpu/parallel.h"
 
@@ -27,7 +28,7 @@ template <class T>
 struct Affine {
   T *mean, *a, *b;
 
-  Affine(int64_t C, Scratch& scratch) : mean(scratch.array<T>(C)), a(scratch.array<T>(C)), b(scratch.array<T>(C)) {}
+  Affine(int64_t C, Context& context) : mean(context.array<T>(C)), a(context.array<T>(C)), b(context.array<T>(C)) {}
 
   void set(int64_t c, T mean_c, T var, const T* weight, const T* bias, double eps) const {
     mean[c] = mean_c;
@@ -74,9 +75,9 @@ DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add
 
 /// mean and var of each column of the N rows.
 template <class T>
-void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Scratch& scratch) {
+void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& context) {
   const int64_t C = s.C, blocks = ceil_div(s.N, kRows);
-  T* partial = scratch.array<T>(blocks * 3 * C);  // per block: shift, s1, s2 of Moments::shifted
+  T* partial = context.array<T>(blocks * 3 * C);  // per block: shift, s1, s2 of Moments::shifted
   parallel_for(blocks, 2 * kRows * C, [=](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
       const int64_t begin = k * kRows, end = std::min(s.N, begin + kRows);
@@ -107,10 +108,10 @@ void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Scratch& s
 
 template <class T>
 void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* var,
-                      Scratch& scratch) {
-  const Affine<T> affine(s.C, scratch);
+                      Context& context) {
+  const Affine<T> affine(s.C, context);
   if (s.inner == 1) {
-    column_statistics(s, x, mean, var, scratch);
+    column_statistics(s, x, mean, var, context);
     for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
     return normalise_rows(s, x, affine, y);
   }
@@ -128,8 +129,8 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
 
 template <class T>
 void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, const T* weight, const T* bias, double eps,
-                  T* y, Scratch& scratch) {
-  const Affine<T> affine(s.C, scratch);
+                  T* y, Context& context) {
+  const Affine<T> affine(s.C, context);
   for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
   if (s.inner == 1) return normalise_rows(s, x, affine, y);
   parallel_for(s.C, s.N * s.inner, [=](int64_t begin, int64_t end) {
@@ -144,8 +145,8 @@ template <class T>
 struct InputGradient {
   T *k1, *k2, *a;
 
-  InputGradient(int64_t C, Scratch& scratch)
-      : k1(scratch.array<T>(C)), k2(scratch.array<T>(C)), a(scratch.array<T>(C)) {}
+  InputGradient(int64_t C, Context& context)
+      : k1(context.array<T>(C)), k2(context.array<T>(C)), a(context.array<T>(C)) {}
 };
 
 /// The arguments of backward.
@@ -218,9 +219,9 @@ struct Backward {
     });
   }
 
-  void by_row(Scratch& scratch) const {
+  void by_row(Context& context) const {
     const int64_t C = s.C, blocks = needs_sums() ? ceil_div(s.N, kRows) : 0;
-    T* partial = scratch.array<T>(blocks * 2 * C);
+    T* partial = context.array<T>(blocks * 2 * C);
     row_sums(blocks, partial);
     parallel_for(C, blocks, [=, this](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
@@ -248,10 +249,10 @@ struct Backward {
 
 template <class T>
 void backward(BatchNormShape s, bool training, const T* dy, const T* x, const T* mean, const T* var, const T* weight,
-              double eps, T* dx, T* dweight, T* dbias, Scratch& scratch) {
+              double eps, T* dx, T* dweight, T* dbias, Context& context) {
   const Backward<T> call{s,      training, dy, x,       mean,  var,
-                         weight, eps,      dx, dweight, dbias, InputGradient<T>(s.C, scratch)};
-  s.inner == 1 ? call.by_row(scratch) : call.by_channel();
+                         weight, eps,      dx, dweight, dbias, InputGradient<T>(s.C, context)};
+  s.inner == 1 ? call.by_row(context) : call.by_channel();
 }
 
 }  // namespace

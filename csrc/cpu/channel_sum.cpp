@@ -3,8 +3,9 @@
 // P > 1 (NCHW): one channel per task, plane by plane. P == 1 (NHWC, rows of a matrix): vectorised across channels, one
 // block of rows per task. Both add short blocks first and then the blocks, in a fixed order: accurate, and the same for
 // any number of threads.
-#include "csrc/cpu/channel_sum.h"
+#include "csrc/core/channel_sum.h"
 
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
 
@@ -48,10 +49,10 @@ void add_rows(const T* x, int64_t rows, int64_t C, T* to) {
 }
 
 template <class T>
-void sum(int64_t N, int64_t C, int64_t P, const T* x, T* sum, Scratch& scratch) {
+void sum(int64_t N, int64_t C, int64_t P, const T* x, T* sum, Context& context) {
   if (P > 1) return sum_planes(N, C, P, x, sum);
   const int64_t blocks = ceil_div(N, kBlock);
-  T* partial = scratch.array<T>(blocks * C);
+  T* partial = context.array<T>(blocks * C);
   parallel_for(blocks, kBlock * C, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t row = b * kBlock;

@@ -4,9 +4,10 @@
 // The weights are packed once; then tasks (group, block of pixels, part of CO), cut by shape alone, run on the team of
 // threads: each packs its block of patches (patches.h) one block of the sum at a time and multiplies. An element of out
 // is summed by one thread, in a fixed order.
-#include "csrc/cpu/conv2d.h"
+#include "csrc/core/conv2d.h"
 
 #include "csrc/cpu/depthwise.h"
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/patches.h"
 
 namespace dlk::cpu {
@@ -89,19 +90,19 @@ void pack_patches(const PlanarPatches<T>& patches, int64_t channels, Range taps,
 }
 
 template <class T>
-void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
+void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   using B = Block<T>;
   const SumBlocks<T> sums(q);
   const Tiling tiling(q, kBlockPixels, B::NR, B::MR);
   const int64_t stride = packed_row_stride<T>(sums.terms()), block_weights = q.CO * stride;
-  T* weights = scratch.array<T>(q.groups * sums.count() * block_weights);
+  T* weights = context.array<T>(q.groups * sums.count() * block_weights);
   const int64_t stage_size = PlanarPatches<T>::stage_elements(q, tiling.pixels, sums.channels);
   const int64_t panels_size = sums.terms() * tiling.pixels + kLanes<T>, runs_size = 2 * tiling.pixels + 1;
   const int64_t threads = max_threads();
-  T* stages = scratch.array<T>(threads * stage_size);
-  T* all_panels = scratch.array<T>(threads * panels_size);
-  Run* all_runs = scratch.array<Run>(threads * runs_size);
-  int64_t* all_columns = scratch.array<int64_t>(threads * tiling.pixels);
+  T* stages = context.array<T>(threads * stage_size);
+  T* all_panels = context.array<T>(threads * panels_size);
+  Run* all_runs = context.array<Run>(threads * runs_size);
+  int64_t* all_columns = context.array<int64_t>(threads * tiling.pixels);
 
   run_team(worth_threads(q), [&](const Team& team) {
     team.for_each(q.groups * sums.count() * q.CO, [&](int64_t i) {
@@ -162,7 +163,7 @@ bool patches_are_input(const Correlation& q) {
 }
 
 template <class T>
-void correlate_channels_last(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
+void correlate_channels_last(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   using B = Block<T>;
   const SumBlocks<T> sums(q);
   const Tiling tiling(q, B::MC, B::MR, B::NR);
@@ -170,11 +171,11 @@ void correlate_channels_last(const Correlation& q, const T* in, const T* w, cons
   const bool rows_adjacent = q.row_step == 1 && q.col_step == 1;
   const int64_t C = q.groups * q.CI, K = q.groups * q.CO;
   const int64_t panels = ceil_div(q.CO, B::NR), panel_size = sums.terms() * B::NR;
-  T* weights = scratch.array<T>(q.groups * sums.count() * panels * panel_size);
+  T* weights = context.array<T>(q.groups * sums.count() * panels * panel_size);
   const int64_t stride = packed_row_stride<T>(sums.terms());
   const int64_t patches_size = in_place ? 0 : tiling.pixels * stride;
-  T* all_patches = scratch.array<T>(max_threads() * patches_size);
-  int64_t* all_rows = scratch.array<int64_t>(max_threads() * tiling.pixels);
+  T* all_patches = context.array<T>(max_threads() * patches_size);
+  int64_t* all_rows = context.array<int64_t>(max_threads() * tiling.pixels);
 
   run_team(worth_threads(q), [&](const Team& team) {
     team.for_each(q.groups * sums.count() * panels, [&](int64_t i) {
@@ -220,25 +221,25 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 }
 
 template <class T>
-void correlate(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
+void correlate(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   if (q.pixels() == 0 || q.CO == 0) return;
   if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
-  if (is_depthwise(q)) return depthwise(q, in, w, bias, out, scratch);
-  if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, scratch);
-  correlate_planar(q, in, w, bias, out, scratch);
+  if (is_depthwise(q)) return depthwise(q, in, w, bias, out, context);
+  if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, context);
+  correlate_planar(q, in, w, bias, out, context);
 }
 
 template <class T>
-void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Scratch& scratch) {
-  correlate(forward_correlation(p, scratch), x, w, bias, y, scratch);
+void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
+  correlate(forward_correlation(p, context), x, w, bias, y, context);
 }
 
 template <class T>
-void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Scratch& scratch) {
-  int64_t* taps = scratch.array<int64_t>(3 * p.R * p.S);
+void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
+  int64_t* taps = context.array<int64_t>(3 * p.R * p.S);
   for (int64_t phase_h = 0; phase_h < p.stride_h && phase_h < p.H; ++phase_h)
     for (int64_t phase_w = 0; phase_w < p.stride_w && phase_w < p.W; ++phase_w)
-      correlate(backward_correlation(p, phase_h, phase_w, taps), dy, w, bias, dx, scratch);
+      correlate(backward_correlation(p, phase_h, phase_w, taps), dy, w, bias, dx, context);
 }
 
 }  // namespace

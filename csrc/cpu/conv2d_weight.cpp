@@ -5,8 +5,9 @@
 // as a column. Pixels are cut into a fixed number of splits, each with sums of its own, which are then added in order:
 // tasks (group, split, part of the rows) are cut by shape alone, so the result does not depend on the threads, and
 // sums restart every block, which bounds their rounding error.
-#include "csrc/cpu/conv2d.h"
+#include "csrc/core/conv2d.h"
 #include "csrc/cpu/depthwise.h"
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/patches.h"
 
 namespace dlk::cpu {
@@ -119,23 +120,23 @@ void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64
 }
 
 template <class T>
-void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Scratch& scratch) {
+void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
-  const Correlation q = forward_correlation(p, scratch);
-  if (is_depthwise(q)) return depthwise_weight(q, x, dy, dw, scratch);
+  const Correlation q = forward_correlation(p, context);
+  if (is_depthwise(q)) return depthwise_weight(q, x, dy, dw, context);
   const Cut<T> cut(q);
   const int64_t size = cut.row_count * q.CO;
-  T* partial = scratch.array<T>(q.groups * cut.splits * size);
+  T* partial = context.array<T>(q.groups * cut.splits * size);
 
   const int64_t threads = max_threads();
   const int64_t gradient_size = kBlockPixels * round_up(q.CO, B::NR);
   const int64_t patches_size = q.channels_last ? kBlockPixels * packed_row_stride<T>(cut.rows.terms())
                                                : cut.rows.terms() * packed_row_stride<T>(kBlockPixels) + kLanes<T>;
   const int64_t stage_size = q.channels_last ? 0 : PlanarPatches<T>::stage_elements(q, kBlockPixels, cut.rows.channels);
-  T* gradients = scratch.array<T>(threads * gradient_size);
-  T* patches = scratch.array<T>(threads * patches_size);
-  T* stages = scratch.array<T>(threads * stage_size);
-  Run* runs = scratch.array<Run>(threads * (kBlockPixels + 2));
+  T* gradients = context.array<T>(threads * gradient_size);
+  T* patches = context.array<T>(threads * patches_size);
+  T* stages = context.array<T>(threads * stage_size);
+  Run* runs = context.array<Run>(threads * (kBlockPixels + 2));
 
   const bool parallel = q.groups * size * q.pixels() >= kGrainMultiplies;
   run_team(parallel, [&](const Team& team) {

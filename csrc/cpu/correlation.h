@@ -7,8 +7,8 @@
 // falls into stride_h * stride_w phases: within one, all pixels see the same taps, and dy is read with step 1.
 #pragma once
 
+#include "csrc/core/context.h"
 #include "csrc/core/conv2d.h"
-#include "csrc/core/scratch.h"
 #include "csrc/cpu/gemm_kernel.h"
 
 namespace dlk::cpu::DLK_ISA {
@@ -52,7 +52,7 @@ struct Span {
 };
 
 /// y as a correlation of x.
-inline Correlation forward_correlation(const Conv2d& p, Scratch& scratch) {
+inline Correlation forward_correlation(const Conv2d& p, Context& context) {
   Correlation q{};
   q.N = p.N, q.groups = p.groups;
   q.CI = p.C / p.groups, q.IH = p.H, q.IW = p.W;
@@ -61,7 +61,7 @@ inline Correlation forward_correlation(const Conv2d& p, Scratch& scratch) {
   q.step_h = p.stride_h, q.step_w = p.stride_w;
   q.w_out = p.w_k, q.w_in = p.w_c, q.w_group = q.CO * p.w_k;
   q.channels_last = p.channels_last;
-  q.dh = scratch.array<int64_t>(3 * p.R * p.S), q.dw = q.dh + p.R * p.S, q.weight = q.dw + p.R * p.S;
+  q.dh = context.array<int64_t>(3 * p.R * p.S), q.dw = q.dh + p.R * p.S, q.weight = q.dw + p.R * p.S;
   for (int64_t r = 0; r < p.R; ++r)
     for (int64_t s = 0; s < p.S; ++s, ++q.taps) {
       q.dh[q.taps] = r * p.dilation_h - p.pad_h;

@@ -11,8 +11,9 @@
 // For class indices the one term of the target is picked and the rest, needed only with label smoothing, is the
 // "dense" part. A thread computes whole rows, or tiles of columns where inner > 1 (softmax_passes.h). Indices must have
 // passed check().
-#include "csrc/cpu/cross_entropy.h"
+#include "csrc/core/cross_entropy.h"
 
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/reduce.h"
 #include "csrc/cpu/softmax_passes.h"
 
@@ -56,8 +57,9 @@ struct Coefficients {
 };
 
 template <class T>
-bool check(const CrossEntropyParams& p, const CrossEntropyTargets<T>& targets, double* total, int64_t* bad) {
-  *total = 0;
+bool check(const CrossEntropyParams& p, const CrossEntropyTargets<T>& targets, double* total, int64_t* bad, Context&) {
+  *total = targets.index ? 0 : static_cast<double>(p.N * p.inner);
+  if (!targets.index) return true;
   for (int64_t i = 0; i < p.N * p.inner; ++i) {
     const int64_t t = targets.index[i];
     if (t == p.ignore_index) continue;
@@ -118,17 +120,19 @@ void forward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>
 }
 
 template <class T>
-double forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, T* maximum, T* log_sum,
-               T* loss, Scratch& scratch) {
+void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, T* maximum, T* log_sum,
+             T* loss, const double* divisor, T* reduced, Context& context) {
   const Coefficients<T> a(p, targets);
   for_each_row_or_tile(
       {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
       [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
-  return sum_blocks<T>(p.N * p.inner, 1, scratch, [=](int64_t begin, int64_t end) {
+  if (reduced == nullptr) return;
+  const double total = sum_blocks<T>(p.N * p.inner, 1, context, [=](int64_t begin, int64_t end) {
     Vec<T> sum = {};
     for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) { sum += load_n(loss + begin + i, lanes); });
     return reduce_sum(sum);
   });
+  *reduced = static_cast<T>(divisor ? total / *divisor : total);
 }
 
 /// The gradient of a position: its dloss, and A split as Coefficients are.
@@ -198,9 +202,9 @@ void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T
 
 template <class T>
 void backward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, const T* maximum,
-              const T* log_sum, const T* dloss, int64_t step, double scale, T* dx) {
+              const T* log_sum, const T* dloss, int64_t step, const double* divisor, T* dx, Context&) {
   const Coefficients<T> a(p, targets);
-  const T s = static_cast<T>(scale);
+  const T s = static_cast<T>(divisor ? 1 / *divisor : 1);
   for_each_row_or_tile(
       {p.N, p.C, p.inner},
       [&](int64_t i) { backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx); },

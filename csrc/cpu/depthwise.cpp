@@ -23,10 +23,10 @@ struct PlaneBuffers {
   Run* runs;
   int64_t runs_size;
 
-  PlaneBuffers(const Correlation& q, Scratch& scratch)
+  PlaneBuffers(const Correlation& q, Context& context)
       : stage_size(PlanarPatches<T>::stage_elements(q, q.rows * q.cols, 1)), runs_size(q.rows + 1) {
-    stage = scratch.array<T>(max_threads() * stage_size);
-    runs = scratch.array<Run>(max_threads() * runs_size);
+    stage = context.array<T>(max_threads() * stage_size);
+    runs = context.array<Run>(max_threads() * runs_size);
   }
 
   /// Channel c of image n.
@@ -63,8 +63,8 @@ void plane_rows(const Correlation& q, const PlanarPatches<T>& patches, const T* 
 }
 
 template <class T>
-void planes(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
-  const PlaneBuffers<T> buffers(q, scratch);
+void planes(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  const PlaneBuffers<T> buffers(q, context);
   run_team(q.groups * q.pixels() * q.taps >= kGrainMultiplies, [&](const Team& team) {
     team.for_each(q.N * q.groups, [&](int64_t task) {
       const int64_t c = task % q.groups;
@@ -88,9 +88,9 @@ DLK_INLINE void for_each_tap(const Correlation& q, int64_t n, int64_t i, int64_t
 }
 
 template <class T>
-void pixels(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
+void pixels(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   const int64_t C = q.groups;
-  T* weights = scratch.array<T>(q.taps * C);  // [tap][C]
+  T* weights = context.array<T>(q.taps * C);  // [tap][C]
   for (int64_t t = 0; t < q.taps; ++t)
     for (int64_t c = 0; c < C; ++c) weights[t * C + c] = w[c * q.w_group + q.weight[t]];
   run_team(q.groups * q.pixels() * q.taps >= kGrainMultiplies, [&](const Team& team) {
@@ -138,9 +138,9 @@ void plane_products(const Correlation& q, const PlanarPatches<T>& patches, const
 }
 
 template <class T>
-void planes_weight(const Correlation& q, const T* in, const T* dy, T* dw, Scratch& scratch) {
-  const PlaneBuffers<T> buffers(q, scratch);
-  double* all_sums = scratch.array<double>(max_threads() * q.taps);
+void planes_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context& context) {
+  const PlaneBuffers<T> buffers(q, context);
+  double* all_sums = context.array<double>(max_threads() * q.taps);
   run_team(q.groups * q.pixels() * q.taps >= kGrainMultiplies, [&](const Team& team) {
     double* sums = all_sums + team.rank * q.taps;
     team.for_each(q.groups, [&](int64_t c) {
@@ -158,10 +158,10 @@ void planes_weight(const Correlation& q, const T* in, const T* dy, T* dw, Scratc
 }
 
 template <class T>
-void pixels_weight(const Correlation& q, const T* in, const T* dy, T* dw, Scratch& scratch) {
+void pixels_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context& context) {
   constexpr int64_t kMostSplits = 16;  // enough to balance a few threads
   const int64_t C = q.groups, all_rows = q.N * q.rows, splits = all_rows < kMostSplits ? all_rows : kMostSplits;
-  T* partial = scratch.array<T>(splits * q.taps * C);  // [split][tap][C]
+  T* partial = context.array<T>(splits * q.taps * C);  // [split][tap][C]
   run_team(q.groups * q.pixels() * q.taps >= kGrainMultiplies, [&](const Team& team) {
     team.for_each(splits, [&](int64_t split) {
       T* sums = partial + split * q.taps * C;
@@ -197,18 +197,18 @@ void pixels_weight(const Correlation& q, const T* in, const T* dy, T* dw, Scratc
 }  // namespace
 
 template <class T>
-void depthwise(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Scratch& scratch) {
-  q.channels_last ? pixels(q, in, w, bias, out, scratch) : planes(q, in, w, bias, out, scratch);
+void depthwise(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  q.channels_last ? pixels(q, in, w, bias, out, context) : planes(q, in, w, bias, out, context);
 }
 
 template <class T>
-void depthwise_weight(const Correlation& q, const T* in, const T* dy, T* dw, Scratch& scratch) {
-  q.channels_last ? pixels_weight(q, in, dy, dw, scratch) : planes_weight(q, in, dy, dw, scratch);
+void depthwise_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context& context) {
+  q.channels_last ? pixels_weight(q, in, dy, dw, context) : planes_weight(q, in, dy, dw, context);
 }
 
-template void depthwise(const Correlation&, const float*, const float*, const float*, float*, Scratch&);
-template void depthwise(const Correlation&, const double*, const double*, const double*, double*, Scratch&);
-template void depthwise_weight(const Correlation&, const float*, const float*, float*, Scratch&);
-template void depthwise_weight(const Correlation&, const double*, const double*, double*, Scratch&);
+template void depthwise(const Correlation&, const float*, const float*, const float*, float*, Context&);
+template void depthwise(const Correlation&, const double*, const double*, const double*, double*, Context&);
+template void depthwise_weight(const Correlation&, const float*, const float*, float*, Context&);
+template void depthwise_weight(const Correlation&, const double*, const double*, double*, Context&);
 
 }  // namespace dlk::cpu::DLK_ISA

@@ -35,9 +35,9 @@ const Table& kernels() {
 
 }  // namespace dlk::cpu
 
-#define DLK_KERNEL_TABLE(Table, ...)                                                         \
-  template <>                                                                                \
-  const dlk::cpu::Table& dlk::cpu::kernel_table<dlk::cpu::Table, dlk::cpu::Isa::DLK_ISA>() { \
-    static constexpr dlk::cpu::Table table __VA_ARGS__;                                      \
-    return table;                                                                            \
+#define DLK_KERNEL_TABLE(Table, ...)                                               \
+  template <>                                                                      \
+  const dlk::Table& dlk::cpu::kernel_table<dlk::Table, dlk::cpu::Isa::DLK_ISA>() { \
+    static constexpr dlk::Table table __VA_ARGS__;                                 \
+    return table;                                                                  \
   }

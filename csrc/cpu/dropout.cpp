@@ -4,9 +4,10 @@
 // for any number of threads and any memory format. It is drawn as one bit per element, 64 to a word, and kept for
 // backward: 1/32 of a float tensor's memory, against computing Philox again, which costs more than reading dy and
 // writing dx. Streaming work throughout: ranges of whole words per thread.
-#include "csrc/cpu/dropout.h"
+#include "csrc/core/dropout.h"
 
 #include "csrc/core/philox.h"
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
 
@@ -44,26 +45,27 @@ DLK_INLINE void philox_vector(uint64_t seed, uint64_t first, U32 (&words)[4]) {
 }
 
 /// The keep bits of elements [64 group, 64 group + 64).
-uint64_t draw_group(DropoutDraw draw, uint64_t group) {
+uint64_t draw_group(uint64_t seed, uint32_t threshold, uint64_t group) {
   uint64_t bits = 0;
   for (int part = 0; part < 16; part += kLanes<uint32_t>) {
     U32 words[4];
-    philox_vector(draw.seed, group * 16 + part, words);
-    for (int w = 0; w < 4; ++w) bits |= bits_of_lanes<uint32_t>(words[w] < draw.threshold) << (16 * w + part);
+    philox_vector(seed, group * 16 + part, words);
+    for (int w = 0; w < 4; ++w) bits |= bits_of_lanes<uint32_t>(words[w] < threshold) << (16 * w + part);
   }
   return bits;
 }
 
-void draw(DropoutDraw draw, int64_t n, uint64_t* keep) {
+void draw(DropoutDraw draw, int64_t n, uint64_t* keep, Context&) {
   constexpr int64_t kCost = 64;  // a word of keep costs about as much as 64 elements of streaming work
+  const uint64_t seed = static_cast<uint64_t>(*draw.seed);
   parallel_for(ceil_div(n, kWordBits), kCost, [=](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) keep[group] = draw_group(draw, group);
+    for (int64_t group = begin; group < end; ++group) keep[group] = draw_group(seed, draw.threshold, group);
   });
 }
 
 bool bit(const uint64_t* words, int64_t i) { return words[i / kWordBits] >> (i % kWordBits) & 1; }
 
-void to_channels_last(DropoutShape shape, const uint64_t* logical, uint64_t* keep) {
+void to_channels_last(DropoutShape shape, const uint64_t* logical, uint64_t* keep, Context&) {
   const int64_t n = shape.N * shape.C * shape.P;
   parallel_for(ceil_div(n, kWordBits), kWordBits, [=](int64_t begin, int64_t end) {
     for (int64_t word = begin; word < end; ++word) {
@@ -85,7 +87,7 @@ void to_channels_last(DropoutShape shape, const uint64_t* logical, uint64_t* kee
 }
 
 template <class T>
-void apply(int64_t n, const uint64_t* keep, double scale, const T* x, T* y) {
+void apply(int64_t n, const uint64_t* keep, double scale, const T* x, T* y, Context&) {
   const Vec<T> factor = splat(static_cast<T>(scale));
   parallel_for(ceil_div(n, kWordBits), kWordBits, [=](int64_t begin, int64_t end) {
     for (int64_t word = begin; word < end; ++word) {
@@ -100,9 +102,9 @@ void apply(int64_t n, const uint64_t* keep, double scale, const T* x, T* y) {
 }
 
 template <class T>
-void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, const T* x, T* y, Scratch& scratch) {
+void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, const T* x, T* y, Context& context) {
   const int64_t planes = shape.N * shape.C;
-  T* factors = scratch.array<T>(planes);
+  T* factors = context.array<T>(planes);
   for (int64_t plane = 0; plane < planes; ++plane) factors[plane] = bit(keep, plane) ? static_cast<T>(scale) : T(0);
 
   if (!shape.channels_last) {

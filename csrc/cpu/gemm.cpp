@@ -4,10 +4,11 @@
 // threads shares, each followed by a barrier: (1) pack what needs packing of A(:, pc) and B(pc, jc); (2) tiles, cut in
 // two dimensions. Each element of C is summed by one thread in the order of k, in blocks of KC: the result does not
 // depend on the number of threads. A batch of small products runs one product per thread instead.
-#include "csrc/cpu/gemm.h"
+#include "csrc/core/gemm.h"
 
 #include <cassert>
 
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/gemm_kernel.h"
 
 namespace dlk::cpu {
@@ -60,10 +61,10 @@ void pack_a_rows(const Plan<T>& plan, const Gemm& p, int64_t i, int64_t K, const
 /// One product of the batch, by all of `team`.
 template <class T>
 void multiply_one(const Team& team, const Plan<T>& plan, const Gemm& p, const T* a, const T* b, const T* bias, T* c,
-                  T* scratch) {
+                  T* context) {
   using B = Block<T>;
-  T* const packed_a = scratch;
-  T* const packed_b = scratch + round_up(plan.a_elements(p), 16);
+  T* const packed_a = context;
+  T* const packed_b = context + round_up(plan.a_elements(p), 16);
   const int64_t row_groups = ceil_div(p.M, B::MR);
   for (int64_t jc = 0; jc < p.N; jc += plan.nc) {
     const int64_t nc = p.N - jc < plan.nc ? p.N - jc : plan.nc;
@@ -129,7 +130,7 @@ void fill_rows(const Gemm& p, const T* bias, T* c) {
 }
 
 template <class T>
-void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Scratch& scratch) {
+void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Context& context) {
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
   const Plan<T> plan(p);
   const int64_t work = p.M * p.N * p.K;
@@ -138,13 +139,13 @@ void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Scratc
     multiply_one(team, plan, p, a + i * p.a_batch, b + i * p.b_batch, bias, c + i * p.c_batch, buffer);
   };
   if (p.batch >= 2 * max_threads() || work < kGrainMultiplies) {
-    T* buffers = scratch.array<T>(max_threads() * elements);
+    T* buffers = context.array<T>(max_threads() * elements);
     run_team(p.batch > 1 && work * p.batch >= kGrainMultiplies, [&](const Team& team) {
       team.for_each(p.batch, [&](int64_t i) { product(Team{0, 1}, i, buffers + team.rank * elements); });
     });
     return;
   }
-  T* buffer = scratch.array<T>(elements);
+  T* buffer = context.array<T>(elements);
   run_team(true, [&](const Team& team) {
     for (int64_t i = 0; i < p.batch; ++i) product(team, i, buffer);
   });

@@ -7,8 +7,9 @@
 // block of kRows rows. inner > 1 (group normalisation): vectors run along a plane, whose weight is one number, and
 // everything follows from two sums per plane. A thread computes whole rows, or blocks of them; rows stay in its cache
 // from one pass to the next. Blocks are combined in order, in double.
-#include "csrc/cpu/layer_norm.h"
+#include "csrc/core/layer_norm.h"
 
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/moments.h"
 #include "csrc/cpu/parallel.h"
 
@@ -25,7 +26,7 @@ DLK_INLINE Vec<T> load_or(const T* p, int64_t i, Count lanes, T otherwise) {
 }
 
 template <class T>
-void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* rstd) {
+void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* rstd, Context&) {
   const int64_t D = s.channels * s.inner;
   parallel_for(s.rows, 3 * D, [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -99,9 +100,9 @@ void combine_blocks(int64_t blocks, int64_t stride, int64_t D, const T* partial,
 
 template <class T>
 void backward_rows(int64_t rows, int64_t D, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight,
-                   T* dx, T* dweight, T* dbias, Scratch& scratch) {
+                   T* dx, T* dweight, T* dbias, Context& context) {
   const int64_t blocks = ceil_div(rows, kRows);
-  T* partial = scratch.array<T>(blocks * 2 * D);  // per block: dweight, dbias
+  T* partial = context.array<T>(blocks * 2 * D);  // per block: dweight, dbias
   parallel_for(blocks, 4 * std::min(rows, kRows) * D, [=](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
       T* sums = partial + k * 2 * D;
@@ -118,9 +119,9 @@ void backward_rows(int64_t rows, int64_t D, const T* dy, const T* x, const T* me
 
 template <class T>
 void backward_planes(RowNormShape s, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight, T* dx,
-                     T* dweight, T* dbias, Scratch& scratch) {
+                     T* dweight, T* dbias, Context& context) {
   const int64_t D = s.channels * s.inner, C = s.groups * s.channels;
-  GradientSums* sums = scratch.array<GradientSums>(s.rows * s.channels);  // of each plane
+  GradientSums* sums = context.array<GradientSums>(s.rows * s.channels);  // of each plane
   parallel_for(s.rows, 4 * D, [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t first = row % s.groups * s.channels;
@@ -159,11 +160,11 @@ void backward_planes(RowNormShape s, const T* dy, const T* x, const T* mean, con
 
 template <class T>
 void backward(RowNormShape s, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight, T* dx, T* dweight,
-              T* dbias, Scratch& scratch) {
+              T* dbias, Context& context) {
   if (s.inner == 1 && s.groups == 1)
-    backward_rows(s.rows, s.channels, dy, x, mean, rstd, weight, dx, dweight, dbias, scratch);
+    backward_rows(s.rows, s.channels, dy, x, mean, rstd, weight, dx, dweight, dbias, context);
   else
-    backward_planes(s, dy, x, mean, rstd, weight, dx, dweight, dbias, scratch);
+    backward_planes(s, dy, x, mean, rstd, weight, dx, dweight, dbias, context);
 }
 
 }  // namespace

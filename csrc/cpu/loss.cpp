@@ -4,8 +4,9 @@
 //     mse                                (x - t)^2,  dx = 2 (x - t)
 // with softplus(-x) = max(-x, 0) + log(1 + exp(-|x|)). Streaming work: ranges of whole vectors, one per thread; sums
 // over fixed blocks, without storing the losses.
-#include "csrc/cpu/loss.h"
+#include "csrc/core/loss.h"
 
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/reduce.h"
 #include "csrc/cpu/vmath.h"
 
@@ -70,7 +71,7 @@ auto with_formula(Loss loss, const LossInputs<T>& inputs, Run run) {
 }
 
 template <class T>
-void forward(Loss loss, int64_t n, const LossInputs<T>& inputs, T* y) {
+void forward(Loss loss, int64_t n, const LossInputs<T>& inputs, T* y, Context&) {
   with_formula<T>(loss, inputs, [=](auto formula) {
     parallel_elements(n, [=](int64_t begin, int64_t end) {
       for_each_vec<T>(end - begin,
@@ -80,9 +81,9 @@ void forward(Loss loss, int64_t n, const LossInputs<T>& inputs, T* y) {
 }
 
 template <class T>
-double sum(Loss loss, int64_t n, const LossInputs<T>& inputs, Scratch& scratch) {
-  return with_formula<T>(loss, inputs, [=, &scratch](auto formula) {
-    return sum_blocks<T>(n, formula.kCost, scratch, [=](int64_t begin, int64_t end) {
+void sum(Loss loss, int64_t n, const LossInputs<T>& inputs, double scale, T* y, Context& context) {
+  const double total = with_formula<T>(loss, inputs, [=, &context](auto formula) {
+    return sum_blocks<T>(n, formula.kCost, context, [=](int64_t begin, int64_t end) {
       Vec<T> total = {};
       const int64_t whole = begin + (end - begin) / kLanes<T> * kLanes<T>;
       for (int64_t i = begin; i < whole; i += kLanes<T>)
@@ -95,10 +96,12 @@ double sum(Loss loss, int64_t n, const LossInputs<T>& inputs, Scratch& scratch) 
       return sum;
     });
   });
+  *y = static_cast<T>(total * scale);
 }
 
 template <class T>
-void backward(Loss loss, int64_t n, const LossInputs<T>& inputs, const T* dy, int64_t step, double scale, T* dx) {
+void backward(Loss loss, int64_t n, const LossInputs<T>& inputs, const T* dy, int64_t step, double scale, T* dx,
+              Context&) {
   with_formula<T>(loss, inputs, [=](auto formula) {
     const T factor = static_cast<T>(scale) * (step == 0 && n > 0 ? dy[0] : T(1));
     parallel_elements(n, [=](int64_t begin, int64_t end) {

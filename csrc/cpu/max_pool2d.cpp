@@ -9,7 +9,8 @@
 // task; channels_last adds to each row of dx what the windows over it found there.
 #include <limits>
 
-#include "csrc/cpu/pool2d.h"
+#include "csrc/core/pool2d.h"
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/pool_windows.h"
 
 namespace dlk::cpu {
@@ -58,14 +59,14 @@ P first_position(Range r, Range s, int64_t S) {
 
 /// `positions` is null if they are not wanted; P is then any type.
 template <class T, class P, bool kPositions>
-void forward_nchw(const Pool2d& p, const T* x, T* y, P* positions, Scratch& scratch) {
+void forward_nchw(const Pool2d& p, const T* x, T* y, P* positions, Context& context) {
   const Axis h = vertical(p), w = horizontal(p);
   const SplitRow<T> split(w);
   const int64_t band = band_rows(h, split.size() * sizeof(T)), bands = ceil_div(p.OH, band);
   const int64_t extent = (band - 1) * h.stride + (h.kernel - 1) * h.dilation + 1;
   const int64_t buffer_size = (extent < p.H ? extent : p.H) * split.size();
-  T* buffers = scratch.array<T>(max_threads() * buffer_size);
-  int64_t* offsets = scratch.array<int64_t>(p.S);
+  T* buffers = context.array<T>(max_threads() * buffer_size);
+  int64_t* offsets = context.array<int64_t>(p.S);
   for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
   const int64_t edge = ceil_div(w.pad, w.stride);  // outputs whose window begins in the padding on the left
 
@@ -202,16 +203,16 @@ void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T*
 }
 
 template <class T, class P, bool kPositions>
-void forward_in_layout(const Pool2d& p, const T* x, T* y, P* positions, Scratch& scratch) {
+void forward_in_layout(const Pool2d& p, const T* x, T* y, P* positions, Context& context) {
   if (p.channels_last) return forward_channels_last<T, P, kPositions>(p, x, y, positions);
-  forward_nchw<T, P, kPositions>(p, x, y, positions, scratch);
+  forward_nchw<T, P, kPositions>(p, x, y, positions, context);
 }
 
 template <class T>
-void forward(const Pool2d& p, const T* x, T* y, Positions positions, Scratch& scratch) {
-  if (positions.narrow) return forward_in_layout<T, uint8_t, true>(p, x, y, positions.narrow, scratch);
-  if (positions.wide) return forward_in_layout<T, int32_t, true>(p, x, y, positions.wide, scratch);
-  forward_in_layout<T, uint8_t, false>(p, x, y, nullptr, scratch);
+void forward(const Pool2d& p, const T* x, T* y, Positions positions, Context& context) {
+  if (positions.narrow) return forward_in_layout<T, uint8_t, true>(p, x, y, positions.narrow, context);
+  if (positions.wide) return forward_in_layout<T, int32_t, true>(p, x, y, positions.wide, context);
+  forward_in_layout<T, uint8_t, false>(p, x, y, nullptr, context);
 }
 
 template <class T, class P>
@@ -221,7 +222,7 @@ void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx)
 }
 
 template <class T>
-void backward(const Pool2d& p, const T* dy, Positions positions, T* dx) {
+void backward(const Pool2d& p, const T* dy, Positions positions, T* dx, Context&) {
   if (positions.narrow) return backward_in_layout(p, dy, positions.narrow, dx);
   backward_in_layout(p, dy, positions.wide, dx);
 }
@@ -245,7 +246,7 @@ void indices_of(const Pool2d& p, const P* positions, int64_t* indices) {
   });
 }
 
-void indices(const Pool2d& p, Positions positions, int64_t* indices) {
+void indices(const Pool2d& p, Positions positions, int64_t* indices, Context&) {
   if (positions.narrow) return indices_of(p, positions.narrow, indices);
   indices_of(p, positions.wide, indices);
 }

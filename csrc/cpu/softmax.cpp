@@ -5,8 +5,9 @@
 //
 // A thread computes whole rows, or whole tiles of columns where inner > 1 (softmax_passes.h). NaN anywhere makes its
 // row NaN, as do +Inf and a row of -Inf only.
-#include "csrc/cpu/softmax.h"
+#include "csrc/core/softmax.h"
 
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/softmax_passes.h"
 
 namespace dlk::cpu {
@@ -99,12 +100,12 @@ void backward_as(SoftmaxShape s, const T* dy, const T* y, T* dx) {
 }
 
 template <class T>
-void forward(SoftmaxShape shape, bool log, const T* x, T* y) {
+void forward(SoftmaxShape shape, bool log, const T* x, T* y, Context&) {
   log ? forward_as<true>(shape, x, y) : forward_as<false>(shape, x, y);
 }
 
 template <class T>
-void backward(SoftmaxShape shape, bool log, const T* dy, const T* y, T* dx) {
+void backward(SoftmaxShape shape, bool log, const T* dy, const T* y, T* dx, Context&) {
   log ? backward_as<true>(shape, dy, y, dx) : backward_as<false>(shape, dy, y, dx);
 }
 

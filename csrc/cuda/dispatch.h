@@ -1,9 +1,8 @@
 // One table of entry points per op and device; `kernels<Table>()` is the set to call. Plain C++: no CUDA headers.
 //
-// An op's header (csrc/cuda/softmax.h) declares a table in namespace dlk::device, shared by both devices:
-//     template <class T> struct SoftmaxKernels { void (*forward)(..., Stream); void (*backward)(..., Stream); };
-// Its .cu is compiled twice: by nvcc for GPUs (namespace dlk::cuda) and by the host's compiler for the executor of
-// csrc/simt (namespace dlk::simt). It ends with
+// The tables are those of csrc/core/<op>.h, which csrc/cpu fills for the CPU. A .cu of this folder is compiled twice: by
+// nvcc for GPUs (namespace dlk::cuda) and by the host's compiler for the executor of csrc/simt (namespace dlk::simt). It
+// ends with
 //     DLK_DEVICE_TABLE(SoftmaxKernels<float>, {forward<float>, backward<float>})
 // Callers write `cuda::kernels<SoftmaxKernels<float>>().forward(...)`. A missing definition is a link error.
 #pragma once
@@ -13,17 +12,13 @@ namespace dlk {
 /// A cudaStream_t, without its header. The host executor ignores it: its launches are synchronous.
 using Stream = void*;
 
-namespace device {}  // namespace device
-
 namespace cuda {
-using namespace device;
 /// The entry points of `Table` that nvcc compiled.
 template <class Table>
 const Table& kernels();
 }  // namespace cuda
 
 namespace simt {
-using namespace device;
 /// The entry points of `Table` that run under the host executor.
 template <class Table>
 const Table& kernels();

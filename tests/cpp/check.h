@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "csrc/core/scratch.h"
+#include "csrc/core/context.h"
 #include "csrc/cpu/isa.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -89,7 +89,7 @@ void check_close(const std::string& what, Buffer<T>& actual, const std::vector<d
   actual.check_guards(what);
 }
 
-class HeapScratch final : public dlk::Scratch {
+class HeapContext final : public dlk::Context {
   void* bytes(size_t count) override {
     blocks_.emplace_back(std::aligned_alloc(64, (count + 63) / 64 * 64 + 64), &std::free);
     return blocks_.back().get();

@@ -2,7 +2,7 @@
 // three vectors, misaligned, with special values in all lanes.
 #include <functional>
 
-#include "csrc/cpu/activation.h"
+#include "csrc/core/activation.h"
 #include "tests/cpp/check.h"
 
 using namespace dlk;
@@ -42,7 +42,7 @@ double ulps(T actual, double expected) {
 template <class T>
 void check_case(const Case& c, test::Buffer<T>& x, int64_t offset) {
   test::Buffer<T> y(x.size(), offset);
-  cpu::kernels<cpu::ActivationKernels<T>>().forward(c.formula, c.params, x.size(), x.data(), y.data());
+  cpu::kernels<ActivationKernels<T>>().forward(c.formula, c.params, x.size(), x.data(), y.data());
   for (int64_t i = 0; i < x.size(); ++i) {
     const double expected = c.function(x[i]);
     const bool same_special = (std::isnan(y[i]) && std::isnan(expected)) || y[i] == expected;

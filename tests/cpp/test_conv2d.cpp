@@ -1,5 +1,5 @@
 // Convolution, its gradients to input and weight, against the definition in float64, in both layouts, misaligned.
-#include "csrc/cpu/conv2d.h"
+#include "csrc/core/conv2d.h"
 #include "tests/cpp/check.h"
 
 using namespace dlk;
@@ -42,11 +42,11 @@ void check_passes(const std::string& name, Conv2d p, int64_t offset) {
   auto w = test::Buffer<T>::random(p.K * p.w_k, offset);
   auto dy = test::Buffer<T>::random(p.N * p.K * p.OH * p.OW, offset);
   test::Buffer<T> y(dy.size(), offset), dx(x.size(), offset), dw(w.size(), offset);
-  test::HeapScratch scratch;
-  const auto& kernels = cpu::kernels<cpu::Conv2dKernels<T>>();
-  kernels.forward(p, x.data(), w.data(), nullptr, y.data(), scratch);
-  kernels.backward_input(p, dy.data(), w.data(), nullptr, dx.data(), scratch);
-  cpu::kernels<cpu::Conv2dWeightKernels<T>>().backward_weight(p, x.data(), dy.data(), dw.data(), scratch);
+  test::HeapContext context;
+  const auto& kernels = cpu::kernels<Conv2dKernels<T>>();
+  kernels.forward(p, x.data(), w.data(), nullptr, y.data(), context);
+  kernels.backward_input(p, dy.data(), w.data(), nullptr, dx.data(), context);
+  cpu::kernels<Conv2dWeightKernels<T>>().backward_weight(p, x.data(), dy.data(), dw.data(), context);
 
   std::vector<double> y_ref(y.size()), dx_ref(dx.size()), dw_ref(dw.size());
   for_each_product(p, [&](int64_t xi, int64_t wi, int64_t yi) {

@@ -1,5 +1,5 @@
 // GEMM against a triple loop in float64: sizes around vectors and register tiles, all transpositions, misaligned.
-#include "csrc/cpu/gemm.h"
+#include "csrc/core/gemm.h"
 #include "tests/cpp/check.h"
 
 using namespace dlk;
@@ -24,9 +24,8 @@ void check_product(int64_t M, int64_t N, int64_t K, bool a_transposed, bool b_tr
   auto a = test::Buffer<T>::random(batch * M * K, offset), b = test::Buffer<T>::random(batch * K * N, offset);
   auto bias = test::Buffer<T>::random(N, offset);
   test::Buffer<T> c(batch * M * N, offset);
-  test::HeapScratch scratch;
-  cpu::kernels<cpu::GemmKernels<T>>().multiply(p, a.data(), b.data(), with_bias ? bias.data() : nullptr, c.data(),
-                                               scratch);
+  test::HeapContext context;
+  cpu::kernels<GemmKernels<T>>().multiply(p, a.data(), b.data(), with_bias ? bias.data() : nullptr, c.data(), context);
 
   std::vector<double> expected;
   for (int64_t n = 0; n < batch; ++n)

@@ -5,8 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "csrc/core/dropout.h"
 #include "csrc/core/philox.h"
-#include "csrc/cpu/dropout.h"
 
 namespace {
 
