@@ -10,13 +10,13 @@
 #include "csrc/simt/race.h"
 #include "tests/cpp/check.h"
 
-namespace dlk::device {
+namespace dlk {
 
 struct FillKernels {
   void (*fill)(int* y, int n, int value, Stream);
 };
 
-}  // namespace dlk::device
+}  // namespace dlk
 
 namespace dlk::DLK_DEVICE {
 namespace {
@@ -219,7 +219,7 @@ void check_launch() {
   expect_error("shared memory", {"227 KiB"}, [] { launch(nothing, 1, 32, (227 << 10) + 1, nullptr, 1); });
 
   std::vector<int> z(100);
-  kernels<device::FillKernels>().fill(z.data(), 99, 7, nullptr);
+  simt::kernels<FillKernels>().fill(z.data(), 99, 7, nullptr);
   expect(z[0] == 7 && z[98] == 7 && z[99] == 0, "a table's kernel");
 }
 
