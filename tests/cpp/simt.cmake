@@ -23,6 +23,13 @@ foreach(source ${DLK_SIMT_TEST_SOURCES})
   endforeach()
 endforeach()
 
+# The example, in all builds.
+set(example ${CMAKE_SOURCE_DIR}/examples/simt/softmax.cu)
+set_source_files_properties(${example} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+dlk_simt_program(simt_example ${example})
+add_test(NAME simt_example COMMAND simt_example)
+set_tests_properties(simt_example PROPERTIES LABELS simt)
+
 # simt_bugs.cpp: what the builds are to find in each kernel with a bug (a regular expression; - for nothing).
 dlk_simt_program(simt_bugs simt_bugs.cpp)
 function(dlk_simt_bug name fast sanitize race)
