@@ -10,7 +10,8 @@ BUILD_TOOLS := cmake ninja pybind11 setuptools wheel
 TEST_TOOLS := numpy pytest pytest-benchmark
 DEMO_TOOLS := matplotlib scikit-learn tqdm
 CHECK_TOOLS := clang-format==23.1.5 ruff==0.17.6
-CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/cpp/*.h' 'tests/cpp/*.cpp')
+CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/cpp/*.h' 'tests/cpp/*.cpp' \
+            'csrc/*.cu' 'csrc/*.cuh' 'examples/simt/*.cu')
 DATA ?= digits
 EPOCHS ?=
 
@@ -18,7 +19,7 @@ export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
 export DLKERNELS_CPP_TESTS := ON
 export DLKERNELS_SIMT := ON
 
-.PHONY: all build demo test test-cpp test-python test-sanitize test-install check format clean
+.PHONY: all build demo test test-cpp test-python test-sanitize test-simt-sanitize test-simt-race test-install check format clean
 
 all: build
 
@@ -50,6 +51,12 @@ test-sanitize: $(VENV)/tools
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DDLK_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
+
+# The CUDA kernels under the host executor, in its builds that find wrong addresses and data races: see docs/simt.md.
+test-simt-sanitize test-simt-race: test-simt-%: $(VENV)/tools
+	$(VENV)/bin/cmake -S . -B build/simt-$* -G Ninja -DDLK_SIMT=ON -DDLK_SIMT_MODE=$* -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja
+	$(VENV)/bin/cmake --build build/simt-$* --target simt_tests
+	$(VENV)/bin/ctest --test-dir build/simt-$* -L simt --output-on-failure
 
 # Every way of installing, in a fresh venv, against TORCH.
 test-install:

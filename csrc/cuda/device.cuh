@@ -92,13 +92,14 @@ __device__ __forceinline__ void check_alignment(const void*, size_t, const char*
 
 #define SHARED(T, name, dims)     \
   static char dlk_site_of_##name; \
-  T(&name) dims = *static_cast<T(*) dims>(::dlk::simt::declared_shared(&dlk_site_of_##name, #name, sizeof(T dims)))
+  auto& name =                    \
+      *static_cast<T(*) dims>(::dlk::simt::executor::declared_shared(&dlk_site_of_##name, #name, sizeof(T dims)))
 
 namespace dlk::simt {
 
 template <class T>
 T* dynamic_smem() {
-  return static_cast<T*>(dynamic_shared());
+  return static_cast<T*>(executor::dynamic_shared());
 }
 
 }  // namespace dlk::simt

@@ -122,12 +122,12 @@ namespace dlk::simt {
 template <int Bytes>
 void cp_async(void* smem, const void* gmem, bool valid) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
-  start_copy(smem, gmem, Bytes, valid);
+  executor::start_copy(smem, gmem, Bytes, valid);
 }
-inline void cp_commit() { commit_copies(); }
+inline void cp_commit() { executor::commit_copies(); }
 template <int N>
 void cp_wait() {
-  wait_for_copies(N);
+  executor::wait_for_copies(N);
 }
 
 }  // namespace dlk::simt

@@ -7,7 +7,7 @@
 #include "csrc/simt/executor.h"
 #include "csrc/simt/sanitizer.h"
 
-namespace dlk::simt {
+namespace dlk::simt::executor {
 namespace {
 
 /// Red zones hold the 16-bit pattern 0xfff7: NaN in every floating-point type, like the areas, but told apart.
@@ -92,4 +92,4 @@ std::string Arena::describe(const void* p) const {
          std::to_string(static_cast<const std::byte*>(p) - memory_ - static_cast<ptrdiff_t>(area.offset));
 }
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <string>
 
-namespace dlk::simt {
+namespace dlk::simt::executor {
 
 class Arena {
  public:
@@ -55,4 +55,4 @@ class Arena {
 
 extern Arena arena;
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

@@ -9,7 +9,7 @@
 #include "csrc/simt/executor.h"
 #include "csrc/simt/race.h"
 
-namespace dlk::simt {
+namespace dlk::simt::executor {
 namespace {
 
 struct Copy {
@@ -71,4 +71,4 @@ void reset_copies() {
   any = false;
 }
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-namespace dlk::simt {
+namespace dlk::simt::executor {
 
 /// Copies `bytes` bytes into shared memory, or fills with zeros, without reading `source`, if not `valid`.
 void start_copy(void* shared, const void* source, size_t bytes, bool valid);
@@ -17,4 +17,4 @@ void wait_for_copies(int pending);
 /// Forgets all copies: a new block.
 void reset_copies();
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

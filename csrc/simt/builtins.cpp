@@ -4,6 +4,9 @@
 #include "csrc/simt/race.h"
 
 namespace dlk::simt {
+
+using namespace executor;
+
 namespace {
 
 struct CombineSyncwarp {
@@ -38,19 +41,20 @@ uint32_t __ballot_sync(uint32_t mask, int predicate, Place place) {
                                    uint32_t(predicate != 0));
 }
 
-std::string first_argument(const char* text) {
+std::string executor::first_argument(const char* text) {
   int depth = 0;
   const char* end = text;
-  for (; *end && (*end != ',' || depth > 0); ++end) depth += (*end == '<' || *end == '(') - (*end == '>' || *end == ')');
+  for (; *end && (*end != ',' || depth > 0); ++end)
+    depth += (*end == '<' || *end == '(') - (*end == '>' || *end == ')');
   return std::string(text, end);
 }
 
-void* declared_shared(const void* site, const char* name, size_t bytes) {
+void* executor::declared_shared(const void* site, const char* name, size_t bytes) {
   this_thread();
   return arena.declared(site, name, bytes);
 }
 
-void* dynamic_shared() {
+void* executor::dynamic_shared() {
   this_thread();
   return arena.dynamic();
 }

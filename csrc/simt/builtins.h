@@ -23,10 +23,10 @@
 #define __launch_bounds__(...)
 
 #undef assert
-#define assert(condition) \
-  ((condition)            \
-       ? void(0)          \
-       : ::dlk::simt::fail(std::string(__FILE__ ":") + std::to_string(__LINE__) + ": assertion failed: " #condition))
+#define assert(condition)                                                                           \
+  ((condition) ? void(0)                                                                            \
+               : ::dlk::simt::executor::fail(std::string(__FILE__ ":") + std::to_string(__LINE__) + \
+                                             ": assertion failed: " #condition))
 
 namespace dlk::simt {
 
@@ -34,10 +34,12 @@ constexpr int warpSize = 32;
 
 // ---- Barriers. That __syncwarp orders the lanes' memory accesses, and shuffles do not, matters to the race detector.
 
-inline void __syncthreads(Place place = Place::current()) { block_barrier(place); }
-void __syncwarp(uint32_t mask = kFullMask, Place place = Place::current());
+inline void __syncthreads(executor::Place place = executor::Place::current()) { executor::block_barrier(place); }
+void __syncwarp(uint32_t mask = 0xffffffff, executor::Place place = executor::Place::current());
 
 // ---- Shuffles and votes.
+
+namespace executor {
 
 template <class T>
 struct Shuffle {
@@ -71,33 +73,38 @@ T shuffle(uint32_t mask, const char* kind, Place place, T value, int source) {
 
 inline int this_lane() { return this_thread() % 32; }
 
+}  // namespace executor
+
 // Lanes shuffle within segments of `width`; who would read beyond its segment keeps its own value.
 template <class T>
-T __shfl_sync(uint32_t mask, T value, int source, int width = 32, Place place = Place::current()) {
-  const int lane = this_lane();
-  return shuffle(mask, "__shfl_sync", place, value, (lane & ~(width - 1)) | (source & (width - 1)));
+T __shfl_sync(uint32_t mask, T value, int source, int width = 32, executor::Place place = executor::Place::current()) {
+  const int lane = executor::this_lane();
+  return executor::shuffle(mask, "__shfl_sync", place, value, (lane & ~(width - 1)) | (source & (width - 1)));
 }
 template <class T>
-T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, Place place = Place::current()) {
-  const int lane = this_lane(), source = lane - int(delta);
-  return shuffle(mask, "__shfl_up_sync", place, value, source < (lane & ~(width - 1)) ? lane : source);
+T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32,
+                 executor::Place place = executor::Place::current()) {
+  const int lane = executor::this_lane(), source = lane - int(delta);
+  return executor::shuffle(mask, "__shfl_up_sync", place, value, source < (lane & ~(width - 1)) ? lane : source);
 }
 template <class T>
-T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, Place place = Place::current()) {
-  const int lane = this_lane(), source = lane + int(delta);
-  return shuffle(mask, "__shfl_down_sync", place, value, source > (lane | (width - 1)) ? lane : source);
+T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32,
+                   executor::Place place = executor::Place::current()) {
+  const int lane = executor::this_lane(), source = lane + int(delta);
+  return executor::shuffle(mask, "__shfl_down_sync", place, value, source > (lane | (width - 1)) ? lane : source);
 }
 template <class T>
-T __shfl_xor_sync(uint32_t mask, T value, int lane_mask, int width = 32, Place place = Place::current()) {
-  const int lane = this_lane(), source = lane ^ lane_mask;
-  return shuffle(mask, "__shfl_xor_sync", place, value, source > (lane | (width - 1)) ? lane : source);
+T __shfl_xor_sync(uint32_t mask, T value, int lane_mask, int width = 32,
+                  executor::Place place = executor::Place::current()) {
+  const int lane = executor::this_lane(), source = lane ^ lane_mask;
+  return executor::shuffle(mask, "__shfl_xor_sync", place, value, source > (lane | (width - 1)) ? lane : source);
 }
 
-uint32_t __ballot_sync(uint32_t mask, int predicate, Place place = Place::current());
-inline int __any_sync(uint32_t mask, int predicate, Place place = Place::current()) {
+uint32_t __ballot_sync(uint32_t mask, int predicate, executor::Place place = executor::Place::current());
+inline int __any_sync(uint32_t mask, int predicate, executor::Place place = executor::Place::current()) {
   return __ballot_sync(mask, predicate, place) != 0;
 }
-inline int __all_sync(uint32_t mask, int predicate, Place place = Place::current()) {
+inline int __all_sync(uint32_t mask, int predicate, executor::Place place = executor::Place::current()) {
   return __ballot_sync(mask, predicate, place) == mask;
 }
 
@@ -155,17 +162,21 @@ T __ldg(const T* p) {
 
 // ---- Launch.
 
+namespace executor {
+
 /// The first one of a macro's arguments: "scale<float, 4>" of "scale<float, 4>, dim3(8), ...".
 std::string first_argument(const char* text);
 
+}  // namespace executor
+
 /// The launch() of device.cuh, with the text of its arguments, which has the kernel's name.
 template <class... Parameters, class... Arguments>
-void launch_named(const char* text, Place place, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t smem,
-                  void* /*stream*/, Arguments&&... arguments) {
+void launch_named(const char* text, executor::Place place, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                  size_t smem, void* /*stream*/, Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernels take pointers and plain structs");
   const auto call = [&] { kernel(static_cast<Parameters>(arguments)...); };
-  run({first_argument(text), place, grid, block, smem, [](const void* call_) { (*static_cast<const decltype(call)*>(call_))(); },
-       &call});
+  executor::run({executor::first_argument(text), place, grid, block, smem,
+                 [](const void* call_) { (*static_cast<const decltype(call)*>(call_))(); }, &call});
 }
 
 }  // namespace dlk::simt

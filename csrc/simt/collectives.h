@@ -5,7 +5,7 @@
 
 #include "csrc/simt/executor.h"
 
-namespace dlk::simt {
+namespace dlk::simt::executor {
 
 constexpr uint32_t kFullMask = 0xffffffff;
 
@@ -31,4 +31,4 @@ Record collective(uint32_t mask, const char* kind, Place place, Record record) {
   return record;
 }
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

@@ -11,6 +11,8 @@
 
 namespace dlk::simt {
 
+namespace executor {
+
 inline double widen(f16 x) { return std::bit_cast<_Float16>(x.bits); }
 inline double widen(bf16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
 inline double widen(double x) { return x; }  // float as well
@@ -32,12 +34,14 @@ To narrow(double x) {
   }
 }
 
+}  // namespace executor
+
 template <class To, class From>
 To convert(From x) {
   if constexpr (std::is_same_v<To, From>)
     return x;
   else
-    return narrow<To>(widen(x));  // double holds the values of all types exactly
+    return executor::narrow<To>(executor::widen(x));  // double holds the values of all types exactly
 }
 
 }  // namespace dlk::simt

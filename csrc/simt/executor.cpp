@@ -21,6 +21,10 @@ namespace dlk::simt {
 Index3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
+}  // namespace dlk::simt
+
+namespace dlk::simt::executor {
+
 namespace {
 
 constexpr unsigned kWarp = 32;
@@ -196,18 +200,20 @@ std::string text(const Wait& wait) {
          ":" + std::to_string(wait.place.line()) + ")";
 }
 
-/// "thread (0,0,0) and each to (15,0,0) waits at __syncthreads (softmax.cu:12), ...".
+/// "threads (0,0,0) to (15,0,0): waiting in __syncthreads (softmax.cu:12), thread (16,0,0): exited".
 std::string describe_waiting() {
   std::string result;
   const auto state = [](const Thread& thread) {
-    return thread.exited ? "exited before" : thread.wait.kind ? "waits at " + text(thread.wait) : "";
+    return thread.exited ? "exited" : thread.wait.kind ? "waiting in " + text(thread.wait) : "";
   };
   for (unsigned i = 0, end; i < block.threads; i = end) {
     const std::string what = state(block.thread[i]);
     for (end = i + 1; end < block.threads && state(block.thread[end]) == what;) ++end;
     if (what.empty()) continue;
-    result += (result.empty() ? "" : ", ") + thread_name(i) +
-              (end > i + 1 ? " and each to " + text(block.thread[end - 1].index) : "") + " " + what;
+    const std::string who = end == i + 1
+                                ? thread_name(i)
+                                : "threads " + text(block.thread[i].index) + " to " + text(block.thread[end - 1].index);
+    result += (result.empty() ? "" : ", ") + who + ": " + what;
   }
   return result;
 }
@@ -282,7 +288,10 @@ void run(const Launch& launch) {
   }
 }
 
-void set_order(const std::string& name) {
+}  // namespace dlk::simt::executor
+
+void dlk::simt::set_order(const std::string& name) {
+  using namespace executor;
   if (name == "forward") {
     order = Order::forward;
   } else if (name == "reverse") {
@@ -294,6 +303,8 @@ void set_order(const std::string& name) {
     throw std::runtime_error("the order of simulated threads is forward, reverse or random:SEED, not " + name);
   }
 }
+
+namespace dlk::simt::executor {
 
 bool in_kernel() { return self; }
 
@@ -373,14 +384,15 @@ void block_barrier(Place place) {
   self->wait.kind = nullptr;
 }
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor
 
 #ifdef __SANITIZE_ADDRESS__
 #define DLK_EXPORT __attribute__((visibility("default")))  // to be found by its runtime
 extern "C" {
 /// Called before AddressSanitizer reports: adds which thread it was.
 DLK_EXPORT void __asan_on_error() {
-  if (dlk::simt::launch) std::fprintf(stderr, "\nIn %s:\n", dlk::simt::where().c_str());
+  using namespace dlk::simt::executor;
+  if (launch) std::fprintf(stderr, "\nIn %s:\n", where().c_str());
 }
 /// A thread that fails does not clean up its stack: the text of its message is lost, as are the other threads' stacks.
 DLK_EXPORT const char* __asan_default_options() { return "detect_leaks=0"; }

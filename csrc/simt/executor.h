@@ -11,7 +11,7 @@
 #include <source_location>
 #include <string>
 
-namespace dlk::simt {
+namespace dlk::simt {  // what kernels and their callers see
 
 struct Index3 {
   unsigned x = 0, y = 0, z = 0;
@@ -23,6 +23,14 @@ struct dim3 {
 
 extern Index3 threadIdx, blockIdx;  // of the running thread
 extern dim3 blockDim, gridDim;
+
+/// Order in which blocks and threads run: "forward", "reverse" or "random:SEED". Initially $DLKERNELS_SIMT_ORDER, or
+/// forward.
+void set_order(const std::string& order);
+
+}  // namespace dlk::simt
+
+namespace dlk::simt::executor {
 
 using Place = std::source_location;  // where a kernel calls a function that waits
 
@@ -36,10 +44,6 @@ struct Launch {
   const void* arguments;
 };
 void run(const Launch& launch);
-
-/// Order in which blocks and threads run: "forward", "reverse" or "random:SEED". Initially $DLKERNELS_SIMT_ORDER, or
-/// forward.
-void set_order(const std::string& order);
 
 /// Ends the running launch: throws from it. Outside of launches, throws here.
 [[noreturn]] void fail(const std::string& what);
@@ -61,4 +65,4 @@ void warp_collective(uint32_t mask, const char* kind, Place place, void* record,
 /// Waits for all threads of the block, which must come to the same place.
 void block_barrier(Place place);
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

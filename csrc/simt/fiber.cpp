@@ -35,7 +35,7 @@ dlk_simt_switch:
 )");
 #endif
 
-namespace dlk::simt {
+namespace dlk::simt::executor {
 namespace {
 
 constexpr size_t kPage = 4096;
@@ -96,4 +96,4 @@ void Fiber::start() {
   to->entry_();
 }
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

@@ -13,7 +13,7 @@
 #include <ucontext.h>
 #endif
 
-namespace dlk::simt {
+namespace dlk::simt::executor {
 
 class Fiber {
  public:
@@ -45,4 +45,4 @@ class Fiber {
 #endif
 };
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

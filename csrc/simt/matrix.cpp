@@ -8,6 +8,9 @@
 #include "csrc/simt/convert.h"
 
 namespace dlk::simt {
+
+using namespace executor;
+
 namespace {
 
 template <class D, class A, class B>
@@ -137,7 +140,7 @@ uint32_t to_tf32(float x) {
   return finite ? (bits + 0x1000) & 0xffffe000 : bits;
 }
 
-Rows matrix_rows(const void* row, int count, Place place) {
+Rows executor::matrix_rows(const void* row, int count, Place place) {
   if (int(this_thread() % 32) < count) {
     if (!arena.contains(row, 16)) fail("ldmatrix: the row is not within shared memory");
     if (reinterpret_cast<uintptr_t>(row) % 16)

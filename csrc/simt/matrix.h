@@ -9,10 +9,14 @@
 namespace dlk::simt {
 
 template <class T>
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Place place = Place::current());
-void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Place place = Place::current());
-void mma_m8n8k4_f64(double (&d)[2], double a, double b, Place place = Place::current());
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  executor::Place place = executor::Place::current());
+void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                      executor::Place place = executor::Place::current());
+void mma_m8n8k4_f64(double (&d)[2], double a, double b, executor::Place place = executor::Place::current());
 uint32_t to_tf32(float x);
+
+namespace executor {
 
 /// The addresses that all lanes passed, for ldmatrix; checks those of the first `count` lanes.
 struct Rows {
@@ -33,13 +37,15 @@ void ldmatrix(uint32_t (&r)[count], const void* row, Place place) {
                  : element(m, first, 2 * second) | element(m, first, 2 * second + 1) << 16;
   }
 }
+}  // namespace executor
+
 template <bool trans>
-void ldmatrix_x4(uint32_t (&r)[4], const void* row, Place place = Place::current()) {
-  ldmatrix<trans>(r, row, place);
+void ldmatrix_x4(uint32_t (&r)[4], const void* row, executor::Place place = executor::Place::current()) {
+  executor::ldmatrix<trans>(r, row, place);
 }
 template <bool trans>
-void ldmatrix_x2(uint32_t (&r)[2], const void* row, Place place = Place::current()) {
-  ldmatrix<trans>(r, row, place);
+void ldmatrix_x2(uint32_t (&r)[2], const void* row, executor::Place place = executor::Place::current()) {
+  executor::ldmatrix<trans>(r, row, place);
 }
 
 }  // namespace dlk::simt

@@ -19,8 +19,7 @@
 #include "csrc/simt/arena.h"
 #include "csrc/simt/executor.h"
 
-namespace dlk::simt {
-namespace race {
+namespace dlk::simt::executor::race {
 namespace {
 
 constexpr int kLanes = 32, kWarps = 32;
@@ -181,19 +180,21 @@ void end_copy(const void* p, size_t bytes, const void* pc) {
   });
 }
 
-}  // namespace race
+}  // namespace dlk::simt::executor::race
+
+namespace dlk::simt {
 
 void watch(const void* p, size_t bytes) {
-  race::watched.push_back({static_cast<const std::byte*>(p), bytes, false, {}});
+  executor::race::watched.push_back({static_cast<const std::byte*>(p), bytes, false, {}});
 }
-void unwatch_all() { race::watched.clear(); }
+void unwatch_all() { executor::race::watched.clear(); }
 
 }  // namespace dlk::simt
 
 // ---- What g++ -fsanitize=thread calls.
 
-using dlk::simt::race::access;
-using dlk::simt::race::Kind;
+using dlk::simt::executor::race::access;
+using dlk::simt::executor::race::Kind;
 
 #define DLK_TSAN_ACCESS(size)                                                                             \
   void __tsan_read##size(void* p) { access(p, size, Kind::read, __builtin_return_address(0)); }           \

@@ -18,7 +18,7 @@ constexpr bool kRaceDetector = true;
 void watch(const void* p, size_t bytes);
 void unwatch_all();
 
-namespace race {
+namespace executor::race {
 
 enum class Kind : uint8_t { read, write, atomic };
 
@@ -34,7 +34,7 @@ void access(const void* p, size_t bytes, Kind kind, const void* pc);
 void begin_copy(const void* p, size_t bytes, const void* pc);
 void end_copy(const void* p, size_t bytes, const void* pc);
 
-}  // namespace race
+}  // namespace executor::race
 
 #else
 
@@ -42,7 +42,7 @@ constexpr bool kRaceDetector = false;
 inline void watch(const void*, size_t) {}
 inline void unwatch_all() {}
 
-namespace race {
+namespace executor::race {
 
 enum class Kind : uint8_t { read, write, atomic };
 inline void begin_launch() {}
@@ -53,7 +53,7 @@ inline void access(const void*, size_t, Kind, const void*) {}
 inline void begin_copy(const void*, size_t, const void*) {}
 inline void end_copy(const void*, size_t, const void*) {}
 
-}  // namespace race
+}  // namespace executor::race
 
 #endif
 

@@ -8,7 +8,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace dlk::simt {
+namespace dlk::simt::executor {
 
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool kAddressSanitizer = true;
@@ -30,4 +30,4 @@ inline void start_switch(void**, const void*, size_t) {}
 inline void finish_switch(void*, const void**, size_t*) {}
 #endif
 
-}  // namespace dlk::simt
+}  // namespace dlk::simt::executor

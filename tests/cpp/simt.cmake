@@ -23,6 +23,13 @@ foreach(source ${DLK_SIMT_TEST_SOURCES})
   endforeach()
 endforeach()
 
+# The example, in all builds.
+set(example ${CMAKE_SOURCE_DIR}/examples/simt/softmax.cu)
+set_source_files_properties(${example} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+dlk_simt_program(simt_example ${example})
+add_test(NAME simt_example COMMAND simt_example)
+set_tests_properties(simt_example PROPERTIES LABELS simt)
+
 # simt_bugs.cpp: what the builds are to find in each kernel with a bug (a regular expression; - for nothing).
 dlk_simt_program(simt_bugs simt_bugs.cpp)
 function(dlk_simt_bug name fast sanitize race)
@@ -52,7 +59,7 @@ foreach(bug divergent_barrier barriers_of_two_places)
   set(message "divergent barrier: .*simt_bugs.cpp:[0-9]+")
   dlk_simt_bug(${bug} ${message} ${message} ${message})
 endforeach()
-set(message "deadlock: .*thread .5,0,0. waits at __syncwarp with mask 0xffffffff .tests")
+set(message "deadlock: .*thread .5,0,0.: waiting in __syncwarp with mask 0xffffffff .tests")
 dlk_simt_bug(deadlock                         ${message}          ${message}             ${message})
 set(message "exits while other lanes wait for it in __shfl_xor_sync")
 dlk_simt_bug(lanes_missing_from_warp          ${message}          ${message}             ${message})

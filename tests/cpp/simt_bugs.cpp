@@ -300,7 +300,10 @@ struct Bug {
   unsigned blocks = 1;
 };
 
-#define BUG(name, ...) {#name, {name<false>, name<true>, ##__VA_ARGS__}}
+#define BUG(name, ...)                                \
+  {                                                   \
+    #name, { name<false>, name<true>, ##__VA_ARGS__ } \
+  }
 const std::map<std::string, Bug> bugs = {
     BUG(global_bounds),
     BUG(static_shared_bounds),
