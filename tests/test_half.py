@@ -1,8 +1,8 @@
 """float16 and bfloat16, for which only the CUDA kernels exist: every function but matrix products and convolutions.
 
 The rule: kernels read half precision, compute in float32 and round once. So an element may be off by the rounding of
-the exact result (half a unit in its last place), and by what float32 costs: twice the largest error of PyTorch's float32 op
-on the same inputs, or a few roundings of the largest value, as elsewhere in these tests. Functions whose gradient is
+the exact result (half a unit in its last place), and by what float32 costs: twice the largest error of the float32 op
+of PyTorch on the same inputs, or a few roundings of the largest value, as elsewhere. Functions whose gradient is
 computed from their output keep that output rounded, as PyTorch does; their exact gradient is that of the kept output.
 instance_norm repeats its parameters for each sample, as PyTorch does: their results are made of N that are rounded.
 """
