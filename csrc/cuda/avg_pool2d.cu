@@ -75,7 +75,7 @@ struct LongSum {
 };
 
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads) forward_kernel(AvgPool2d p, int width, bool aligned, const T* x, T* y) {
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(AvgPool2d p, int width, bool aligned, const T* x, T* y) {
   using A = Accumulate<T>;
   constexpr int n = kRun<T, kChannelsLast>;
   const Geometry<A> windows(p);
@@ -118,7 +118,7 @@ void forward(const AvgPool2d& p, const T* x, T* y, Context& context) {
 }
 
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads) backward_kernel(AvgPool2d p, bool aligned, const T* dy, T* dx) {
+__global__ void __launch_bounds__(kThreads, 1) backward_kernel(AvgPool2d p, bool aligned, const T* dy, T* dx) {
   using A = Accumulate<T>;
   constexpr int n = kRun<T, kChannelsLast>;
   const Geometry<A> windows(p);

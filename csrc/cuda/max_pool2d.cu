@@ -24,7 +24,7 @@ __device__ __forceinline__ void store_position(const Positions& positions, int64
 }
 
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(Pool2d p, bool aligned, const T* x, T* y, Positions positions) {
   using A = Accumulate<T>;
   constexpr int n = kRun<T, kChannelsLast>;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     backward_kernel(Pool2d p, bool aligned, const T* dy, Positions positions, T* dx) {
   constexpr int n = kRun<T, kChannelsLast>;
   const Axis h = vertical(p), w = horizontal(p);
@@ -96,7 +96,7 @@ void backward(const Pool2d& p, const T* dy, Positions positions, T* dx, Context&
          dim3(kThreads), 0, context.stream(), p, channels_aligned<T>(p, dy, dx), dy, positions, dx);
 }
 
-__global__ void __launch_bounds__(kThreads) indices_kernel(Pool2d p, Positions positions, int64_t* indices) {
+__global__ void __launch_bounds__(kThreads, 1) indices_kernel(Pool2d p, Positions positions, int64_t* indices) {
   const int64_t n = p.N * p.C * p.OH * p.OW, step = int64_t{gridDim.x} * kThreads;
   const int64_t channels = p.channels_last ? p.C : 1;  // that stand together at a pixel
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += step) {

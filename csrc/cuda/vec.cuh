@@ -16,7 +16,8 @@ namespace {
 template <class T>
 constexpr int kLanes = 16 / sizeof(T);
 
-/// Threads of a block, unless said otherwise.
+/// Threads of a block, unless said otherwise. Larger kernels say __launch_bounds__(kThreads, 1), one block per
+/// multiprocessor at least, lest ptxas spill registers to fit another.
 constexpr int kThreads = 256;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
