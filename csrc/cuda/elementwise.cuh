@@ -30,7 +30,7 @@ __device__ __forceinline__ Elements<T> load_operand(const T* x, int64_t i, int64
 }
 
 template <class T, class F, class... X>
-__global__ void __launch_bounds__(kThreads, 1) map_kernel(int64_t n, bool aligned, F f, T* y, X... x) {
+__global__ void __launch_bounds__(kThreads, 3) map_kernel(int64_t n, bool aligned, F f, T* y, X... x) {
   for_each_run<T>(n, [&](int64_t i) {
     const auto apply = [&](const auto&... operand) {
       Elements<T> out;
