@@ -154,7 +154,8 @@ struct TileMemory {
 
 /// kSharedBytes is what the launch asks for: in the kernel's name, where `make check-cuda` finds it.
 template <class Tile, class SourceA, class SourceB, class Sink, int kSharedBytes>
-__global__ void __launch_bounds__(Tile::kThreads) multiply_tile(TileGrid grid, SourceA a, SourceB b, Sink sink) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    multiply_tile(TileGrid grid, SourceA a, SourceB b, Sink sink) {
   using Memory = TileMemory<Tile, SourceA, SourceB>;
   using LayoutA = typename Memory::LayoutA;
   using LayoutB = typename Memory::LayoutB;
