@@ -69,10 +69,11 @@ struct Block {
 };
 
 Block block;
-const Launch* launch = nullptr;   // the running one
-Thread* self = nullptr;           // the running thread
-std::string error;                // of the running launch
-std::mutex one_launch_at_a_time;  // from several host threads
+const Launch* launch = nullptr;       // the running one
+Thread* self = nullptr;               // the running thread
+std::string error;                    // of the running launch
+std::mutex one_launch_at_a_time;      // from several host threads
+thread_local bool launching = false;  // this host thread is in run()
 
 unsigned number(const Thread& thread) { return &thread - block.thread; }
 
@@ -255,18 +256,22 @@ void run_block() {
 
 /// Leaves the executor as it was, also after an error.
 struct RunningLaunch {
-  explicit RunningLaunch(const Launch& current) { launch = &current; }
+  explicit RunningLaunch(const Launch& current) {
+    launch = &current;
+    launching = true;
+  }
   ~RunningLaunch() {
     if (!error.empty()) abandon_fibers();
     error.clear();
     launch = nullptr;
+    launching = false;
   }
 };
 
 }  // namespace
 
 void run(const Launch& launch) {
-  if (self) fail("a kernel launches another one");
+  if (launching) throw std::runtime_error("a kernel launches another one");
   const std::lock_guard lock(one_launch_at_a_time);
   const RunningLaunch running(launch);
   check_limits(launch);
@@ -306,6 +311,12 @@ void dlk::simt::set_order(const std::string& name) {
 
 namespace dlk::simt::executor {
 
+namespace {
+
+bool same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
+}  // namespace
+
 bool in_kernel() { return self; }
 
 unsigned this_thread() {
@@ -344,7 +355,7 @@ void warp_collective(uint32_t mask, const char* kind, Place place, void* record,
     Group& other = warp.groups[i];
     const bool wait_for_each_other = (other.mask >> lane & 1) && (other.arrived & mask);
     if (!wait_for_each_other) continue;
-    if (other.mask != mask || std::strcmp(other.kind, kind))
+    if (other.mask != mask || !same(other.kind, kind))
       fail("lanes disagree: " + text(self->wait) + ", but " + describe_waiting());
     group = &other;
   }
@@ -372,7 +383,7 @@ void block_barrier(Place place) {
   if (block.exited > 0)
     fail("divergent barrier: " + std::to_string(block.exited) + " threads have exited before " + text(self->wait));
   if (block.at_barrier == 0) block.barrier = place;
-  if (block.barrier.line() != place.line() || std::strcmp(block.barrier.file_name(), place.file_name()))
+  if (block.barrier.line() != place.line() || !same(block.barrier.file_name(), place.file_name()))
     fail("divergent barrier: " + text(self->wait) + ", while other threads wait at " +
          text(Wait{"__syncthreads", block.barrier, 0}));
   if (++block.at_barrier == block.threads) {

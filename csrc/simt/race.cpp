@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -67,19 +68,20 @@ bool ordered(const Access& earlier, const Access& now) {
          clock_of(now.thread)[earlier.thread % kLanes] > earlier.clock;
 }
 
-/// "softmax.cu:12", by addr2line if the machine has it.
+/// "softmax.cu:12", by addr2line if the machine has it; "reduce.cuh:7 in softmax.cu:12" where a function is inlined.
 std::string source(const void* pc) {
   Dl_info module;
   if (!dladdr(pc, &module)) return "?";
-  char command[1024], line[512] = "";
+  char command[1024], line[512];
   const size_t offset = static_cast<const char*>(pc) - static_cast<const char*>(module.dli_fbase) - 1;
-  std::snprintf(command, sizeof command, "addr2line -s -e '%s' 0x%zx 2>/dev/null", module.dli_fname, offset);
+  std::snprintf(command, sizeof command, "addr2line -i -s -e '%s' 0x%zx 2>/dev/null", module.dli_fname, offset);
+  std::string result;
   if (FILE* pipe = popen(command, "r")) {
-    if (!std::fgets(line, sizeof line, pipe)) line[0] = 0;
+    while (std::fgets(line, sizeof line, pipe))
+      result += (result.empty() ? "" : " in ") + std::string(line, std::strcspn(line, " \n"));
     pclose(pipe);
   }
-  const std::string result(line);
-  return result.empty() ? "?" : result.substr(0, result.find_first_of(" \n"));
+  return result.empty() ? "?" : result;
 }
 
 std::string place(const Region& region, const std::byte* p) {
