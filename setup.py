@@ -1,6 +1,8 @@
 """A thin adapter: asks torch and pybind11 where they are and lets CMakeLists.txt build the extension."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +13,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.py"
+ALL_GPUS = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]  # the last one also as PTX, for GPUs yet to come
+OLDEST_GPU = 80  # bfloat16 and cp.async
 
 
 def require(module):
@@ -31,6 +35,67 @@ def jobs():
     return max(1, min(len(os.sched_getaffinity(0)), memory // 2**31))
 
 
+def find_nvcc():
+    """Path of nvcc and its version, (major, minor); (None, None) if there is none."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    path = shutil.which("nvcc") or next((p for h in homes if h and (p := shutil.which("nvcc", path=f"{h}/bin"))), None)
+    if path is None:
+        return None, None
+    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    return path, tuple(int(n) for n in re.search(r"release (\d+)\.(\d+)", text).groups())
+
+
+def cuda_architectures(torch, nvcc):
+    """CMAKE_CUDA_ARCHITECTURES: those of TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), else of the visible GPUs, else all."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").split(";")
+    wanted = [arch for arch in wanted if arch]
+    if not wanted and torch.cuda.is_available():
+        capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        wanted = [f"{major}.{minor}" for major, minor in sorted(capabilities)]
+    if not wanted:
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+        wanted = [arch for arch in ALL_GPUS if f"compute_{arch.replace('.', '')}" in known]
+        wanted[-1] += "+PTX"
+    architectures = []
+    for arch in wanted:
+        number = arch.removesuffix("+PTX").replace(".", "")
+        if int(number.rstrip("af")) < OLDEST_GPU:
+            sys.exit(f"dlkernels: its CUDA kernels need GPUs of compute capability 8.0 or later, not {arch}")
+        architectures.append(f"{number}-real")
+        if arch.endswith("+PTX"):
+            architectures.append(f"{number}-virtual")
+    return architectures
+
+
+def cuda_configuration(torch):
+    """CMake's options for the CUDA kernels: none for a CPU-only build, and the reason in one line."""
+    mode = os.environ.get("DLKERNELS_CUDA", "auto")
+    nvcc, version = find_nvcc()
+    reason = None
+    if mode not in ("auto", "0", "1"):
+        sys.exit(f"dlkernels: DLKERNELS_CUDA must be 0, 1 or unset, got {mode!r}")
+    if mode == "0":
+        reason = "DLKERNELS_CUDA=0"
+    elif torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is a CPU build"
+    elif nvcc is None:
+        reason = "nvcc was not found (on PATH, in CUDA_HOME or /usr/local/cuda)"
+    elif version[0] != int(torch.version.cuda.split(".")[0]):
+        reason = f"nvcc is version {version[0]}.{version[1]}, torch was built with CUDA {torch.version.cuda}"
+    elif mode == "auto" and not torch.cuda.is_available():
+        reason = "no GPU is visible (DLKERNELS_CUDA=1 builds for all)"
+    elif mode == "auto" and min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())) < (8, 0):
+        reason = "a visible GPU is older than compute capability 8.0"
+    if reason is None:
+        architectures = cuda_architectures(torch, nvcc)
+        print(f"dlkernels: CUDA kernels are built for {' '.join(architectures)}", flush=True)
+        return {"DLK_CUDA_ARCHITECTURES": ";".join(architectures), "CMAKE_CUDA_COMPILER": nvcc}
+    if mode == "1":
+        sys.exit(f"dlkernels: DLKERNELS_CUDA=1, but {reason}")
+    print(f"dlkernels: built without CUDA kernels: {reason}", flush=True)
+    return {"DLK_CUDA_ARCHITECTURES": ""}
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext):
         torch, pybind11 = require("torch"), require("pybind11")
@@ -39,6 +104,7 @@ class CMakeBuild(build_ext):
         # The build folder is per torch and Python version: switching between them rebuilds, switching back does not.
         tag = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
         build = Path(os.environ.get("DLKERNELS_BUILD_DIR", ROOT / "build" / tag))
+        cuda = cuda_configuration(torch)
         includes = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
         configure = {
             "DLK_INCLUDE_DIRS": ";".join(includes),
@@ -47,10 +113,16 @@ class CMakeBuild(build_ext):
             "DLK_EXTENSION_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "DLK_TESTS": os.environ.get("DLKERNELS_CPP_TESTS", "OFF"),
             "DLK_SIMT": os.environ.get("DLKERNELS_SIMT", "OFF"),
+            **cuda,
         }
         arguments = [f"-D{name}={value}" for name, value in configure.items()]
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *arguments], check=True)
-        subprocess.run(["cmake", "--build", build, "--parallel", str(jobs())], check=True)
+        # cmake and ninja of this Python's environment, before the system's, which may be old.
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+        cmake, env = shutil.which("cmake", path=path), {**os.environ, "PATH": path}
+        if cmake is None:
+            sys.exit("dlkernels: building needs cmake, which was not found: pip install cmake ninja")
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *arguments], check=True, env=env)
+        subprocess.run([cmake, "--build", build, "--parallel", str(jobs())], check=True, env=env)
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)

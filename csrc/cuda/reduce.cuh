@@ -132,6 +132,17 @@ inline int team_width(int64_t n, int64_t per_lane, int most) {
   return width;
 }
 
+/// Threads of the blocks that have one long row.
+constexpr int kMaxRowThreads = 1024;
+
+/// The width of teams for rows of n elements, of which a lane reads kLanes at a time: parts of a warp, or a block.
+template <class T>
+int row_team(int64_t n) {
+  const int64_t vectors = ceil_div(n, kLanes<T>);
+  if (vectors <= 32 * 8) return team_width(vectors, 1, 32);
+  return vectors <= kThreads * 8 ? kThreads : kMaxRowThreads;
+}
+
 // ---- Sums over arrays: blocks have one partial sum each, which one more block adds.
 
 constexpr int64_t kMaxPartials = 1024;
