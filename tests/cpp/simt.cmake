@@ -15,7 +15,8 @@ function(dlk_simt_program name source)
 endfunction()
 
 if(DLK_SIMT_MODE STREQUAL "fast")  # the executor with the fibers of other processors
-  add_executable(test_simt_ucontext test_simt.cpp ${DLK_SIMT_SOURCES})
+  file(GLOB executor CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/simt/*.cpp)
+  add_executable(test_simt_ucontext test_simt.cpp ${executor})
   target_link_libraries(test_simt_ucontext PRIVATE dlk_simt_options)
   target_compile_definitions(test_simt_ucontext PRIVATE DLK_SIMT_UCONTEXT)
   target_compile_options(test_simt_ucontext PRIVATE ${DLK_SIMT_KERNEL_FLAGS})
