@@ -1,7 +1,6 @@
 #include "csrc/simt/executor.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,7 +23,6 @@ dim3 blockDim, gridDim;
 }  // namespace dlk::simt
 
 namespace dlk::simt::executor {
-
 namespace {
 
 constexpr unsigned kWarp = 32;
@@ -186,6 +184,8 @@ void run_threads() {
 
 // ---- Messages.
 
+bool same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 std::string text(Index3 i) {
   return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
 }
@@ -274,6 +274,7 @@ void run(const Launch& launch) {
   if (launching) throw std::runtime_error("a kernel launches another one");
   const std::lock_guard lock(one_launch_at_a_time);
   const RunningLaunch running(launch);
+  blockIdx = {};
   check_limits(launch);
   blockDim = launch.block;
   gridDim = launch.grid;
@@ -292,30 +293,6 @@ void run(const Launch& launch) {
     run_block();
   }
 }
-
-}  // namespace dlk::simt::executor
-
-void dlk::simt::set_order(const std::string& name) {
-  using namespace executor;
-  if (name == "forward") {
-    order = Order::forward;
-  } else if (name == "reverse") {
-    order = Order::reverse;
-  } else if (name.starts_with("random:")) {
-    order = Order::random;
-    generator.seed(std::stoul(name.substr(7)));
-  } else {
-    throw std::runtime_error("the order of simulated threads is forward, reverse or random:SEED, not " + name);
-  }
-}
-
-namespace dlk::simt::executor {
-
-namespace {
-
-bool same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
-
-}  // namespace
 
 bool in_kernel() { return self; }
 
@@ -370,7 +347,6 @@ void warp_collective(uint32_t mask, const char* kind, Place place, void* record,
   if (group->arrived == mask) {
     combine(mask, group->records);
     *group = warp.groups[--warp.open];
-    if (std::has_single_bit(mask)) return;
     ready.push(n / kWarp * kWarp, mask);
   }
   run_next(*self->fiber);
@@ -396,6 +372,20 @@ void block_barrier(Place place) {
 }
 
 }  // namespace dlk::simt::executor
+
+void dlk::simt::set_order(const std::string& name) {
+  using namespace executor;
+  if (name == "forward") {
+    order = Order::forward;
+  } else if (name == "reverse") {
+    order = Order::reverse;
+  } else if (name.starts_with("random:")) {
+    order = Order::random;
+    generator.seed(std::stoul(name.substr(7)));
+  } else {
+    throw std::runtime_error("the order of simulated threads is forward, reverse or random:SEED, not " + name);
+  }
+}
 
 #ifdef __SANITIZE_ADDRESS__
 #define DLK_EXPORT __attribute__((visibility("default")))  // to be found by its runtime

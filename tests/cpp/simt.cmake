@@ -34,9 +34,24 @@ foreach(source ${DLK_SIMT_TEST_SOURCES})
   endforeach()
 endforeach()
 
+# device_functions.cu is only compiled.
+find_program(nvcc nvcc)
+if(nvcc)
+  foreach(architecture sm_80 sm_90)
+    add_test(NAME simt_nvcc_${architecture}
+             COMMAND ${nvcc} -std=c++20 -O3 -arch=${architecture} -I${CMAKE_SOURCE_DIR} -c
+                     ${CMAKE_CURRENT_SOURCE_DIR}/device_functions.cu -o ${CMAKE_CURRENT_BINARY_DIR}/${architecture}.o)
+    set_tests_properties(simt_nvcc_${architecture} PROPERTIES LABELS simt)
+  endforeach()
+endif()
+add_library(device_functions OBJECT device_functions.cu)
+target_link_libraries(device_functions PRIVATE dlk_simt_options)
+target_compile_options(device_functions PRIVATE ${DLK_SIMT_KERNEL_FLAGS})
+add_dependencies(simt_tests device_functions)
+
 # The example, in all builds.
 set(example ${CMAKE_SOURCE_DIR}/examples/simt/softmax.cu)
-set_source_files_properties(${example} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+set_source_files_properties(${example} ${CMAKE_CURRENT_SOURCE_DIR}/device_functions.cu PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
 dlk_simt_program(simt_example ${example})
 add_test(NAME simt_example COMMAND simt_example)
 set_tests_properties(simt_example PROPERTIES LABELS simt)

@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "csrc/core/activation.h"
+#include "csrc/cpu/dispatch.h"
 #include "tests/cpp/check.h"
 
 using namespace dlk;
