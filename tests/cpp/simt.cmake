@@ -101,6 +101,8 @@ dlk_simt_bug(missing_barrier_before_read      ${wrong}            ${wrong}      
 dlk_simt_bug(missing_barrier_before_overwrite ${wrong}            ${wrong}               ${race})
 dlk_simt_bug(missing_syncwarp                 ${wrong}            ${wrong}               "${race}|${unwritten}")
 dlk_simt_bug(missing_barrier_between_vectors  ${wrong}            ${wrong}               "${race}|${unwritten}")
+dlk_simt_bug(missing_barrier_between_bytes_and_words
+                                              ${wrong}            ${wrong}               "${race}|${unwritten}")
 dlk_simt_bug(missing_syncwarp_before_ldmatrix -                   -                      ${race})
 dlk_simt_bug(shuffle_is_no_barrier            -                   -                      ${race})
 dlk_simt_bug(syncwarp_for_two_warps           ${wrong}            ${wrong}               "${race}|${unwritten}")

@@ -172,6 +172,17 @@ __global__ void missing_barrier_between_vectors(const float* x, float* y) {
 }
 
 template <bool fixed>
+__global__ void missing_barrier_between_bytes_and_words(const float*, float* y) {
+  SHARED(uint8_t, s, [kThreads]);
+  s[threadIdx.x] = threadIdx.x;  // neighbours in a word: no race
+  if (fixed) __syncthreads();
+  const int opposite = kThreads / 4 - 1 - threadIdx.x;
+  if (opposite < 0) return;
+  const Pack<uint8_t, 4> word = load_vec<4>(s + 4 * opposite);
+  for (int i = 0; i < 4; ++i) y[4 * opposite + i] = word[i];
+}
+
+template <bool fixed>
 __global__ void missing_syncwarp_before_ldmatrix(const float* x, float* y) {
   SHARED(uint16_t, s, [8 * 8]);
   if (threadIdx.x >= 32) return;
@@ -354,6 +365,7 @@ const std::map<std::string, Bug> bugs = {
     BUG(missing_barrier_before_overwrite),
     BUG(missing_syncwarp),
     BUG(missing_barrier_between_vectors),
+    BUG(missing_barrier_between_bytes_and_words),
     BUG(missing_syncwarp_before_ldmatrix),
     BUG(shuffle_is_no_barrier),
     BUG(syncwarp_for_two_warps),
