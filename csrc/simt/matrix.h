@@ -40,11 +40,13 @@ __forceinline__ void ldmatrix(uint32_t (&r)[count], const void* row, Place place
 }  // namespace executor
 
 template <bool trans>
-__forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row, executor::Place place = executor::Place::current()) {
+__forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row,
+                                 executor::Place place = executor::Place::current()) {
   executor::ldmatrix<trans>(r, row, place);
 }
 template <bool trans>
-__forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row, executor::Place place = executor::Place::current()) {
+__forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row,
+                                 executor::Place place = executor::Place::current()) {
   executor::ldmatrix<trans>(r, row, place);
 }
 
