@@ -11,7 +11,7 @@ TEST_TOOLS := numpy pytest pytest-benchmark
 DEMO_TOOLS := matplotlib scikit-learn tqdm
 CHECK_TOOLS := clang-format==23.1.5 ruff==0.17.6
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/cpp/*.h' 'tests/cpp/*.cpp' \
-            'csrc/*.cu' 'csrc/*.cuh' 'examples/simt/*.cu')
+            'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cu' 'examples/simt/*.cu')
 DATA ?= digits
 EPOCHS ?=
 
