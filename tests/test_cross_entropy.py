@@ -194,9 +194,13 @@ CROSS_ENTROPY_ERRORS = [
     [(name, e) for name in ("cross_entropy", "nll_loss") for e in ERRORS]
     + [("cross_entropy", e) for e in CROSS_ENTROPY_ERRORS],
 )
-def test_errors(name, case):
+def test_errors(name, case, backend):
     x, target, options, exception, message = case
-    with pytest.raises(exception):
+    if exception is IndexError and backend == "cuda":
+        pytest.skip("a bad index traps, after which the process cannot use the GPU")
+    if exception is IndexError and backend == "simt":
+        exception, message = RuntimeError, "assert"
+    with pytest.raises(case[3]):
         getattr(F, name)(x, target, **options)
     with pytest.raises(exception, match=message):
         getattr(DF, name)(x, target, **options)

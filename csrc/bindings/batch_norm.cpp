@@ -150,10 +150,12 @@ void check_size(const char* name, const Tensor& x, int64_t C) {
               " channels, got size ", at::IntArrayRef(sizes));
 }
 
-/// running = (1 - momentum) running + momentum batch
+/// running = (1 - momentum) running + momentum batch, in the batch statistics' type: that of arithmetic.
 void update(const Tensor& running, const Tensor& batch, double momentum) {
+  if (!running.defined()) return;
   const at::NoGradGuard no_grad;
-  if (running.defined()) running.mul_(1 - momentum).add_(batch, momentum);
+  const Tensor updated = running.to(batch.scalar_type()).mul_(1 - momentum).add_(batch, momentum);
+  if (!updated.is_same(running)) running.copy_(updated);
 }
 
 /// batch_norm on inputs that are covered.
@@ -222,6 +224,8 @@ Tensor instance_norm(const Tensor& input, const OptionalTensor& running_mean, co
   check_size("running_var", var, C);
   check_size("weight", or_undefined(weight), C);
   check_size("bias", or_undefined(bias), C);
+  if (!use_input_stats)
+    return batch_norm_covered(input.contiguous(), mean, var, weight, bias, /*training=*/false, momentum, eps);
   at::DimVector as_channels = sizes;
   as_channels[0] = 1;
   as_channels[1] = N * C;
@@ -229,9 +233,9 @@ Tensor instance_norm(const Tensor& input, const OptionalTensor& running_mean, co
   const Tensor means = repeated(mean), vars = repeated(var);
   const Tensor y =
       batch_norm_covered(input.contiguous().view(as_channels), means, vars, optional(repeated(or_undefined(weight))),
-                         optional(repeated(or_undefined(bias))), use_input_stats, momentum, eps);
-  if (use_input_stats && mean.defined()) mean.copy_(means.view({N, C}).mean(0));
-  if (use_input_stats && var.defined()) var.copy_(vars.view({N, C}).mean(0));
+                         optional(repeated(or_undefined(bias))), /*training=*/true, momentum, eps);
+  if (mean.defined()) mean.copy_(means.view({N, C}).mean(0));
+  if (var.defined()) var.copy_(vars.view({N, C}).mean(0));
   return y.view(sizes);
 }
 

@@ -5,7 +5,6 @@
 //
 // Forward: the moments of each channel, then one pass that normalises. Backward: the two sums of each channel, then one
 // pass for dx. Both by chunks of channels, see channels.cuh; mean, var and the constants of a pass stay on the device.
-// Moments are taken about the channel's first element.
 #include <cmath>
 
 #include "csrc/core/batch_norm.h"
@@ -32,37 +31,30 @@ template <class T>
 struct Statistics {
   using A = Accumulate<T>;
   using Value = Moments<A>;
-  using Constants = A;  // the pivot
+  using Constants = None;
   const T* x;
-  int64_t inner;
 
-  __device__ A constants(int64_t c) const { return pivot_of(load(x + c * inner)); }
+  __device__ None constants(int64_t) const { return {}; }
 
   template <int n>
-  __device__ void add(Value (&moments)[n], const A (&pivot)[n], int64_t, int64_t at, int64_t count, bool aligned,
+  __device__ void add(Value (&moments)[n], const None (&)[n], int64_t, int64_t at, int64_t count, bool aligned,
                       int visits) const {
     const Elements<T> v = load_elements(x + at, count, aligned);
     if constexpr (n == 1) {
-      moments[0] = moments[0] + moments_of(v, count, pivot[0]);
-    } else {  // one more element of each channel (Welford 1962)
+      moments[0].add(v, count);
+    } else {
       const A share = A(1) / static_cast<A>(visits);
 #pragma unroll
-      for (int j = 0; j < n; ++j) {
-        const A e = v[j] - pivot[j], delta = e - moments[j].mean;
-        moments[j].n = static_cast<A>(visits);
-        moments[j].mean += std::isfinite(delta) ? delta * share : e;
-        moments[j].m2 += delta * (e - moments[j].mean);
-      }
+      for (int j = 0; j < n; ++j) moments[j].add(v[j], static_cast<A>(visits), share);
     }
   }
 };
 
-template <class T>
+template <class A>
 struct StoreStatistics {
-  Statistics<T> statistics;
-  Accumulate<T>*mean, *var;
-  __device__ void operator()(int64_t c, const Moments<Accumulate<T>>& moments) const {
-    mean[c] = statistics.constants(c) + moments.mean;
+  A *mean, *var;
+  __device__ void operator()(int64_t c, const Moments<A>& moments) const {
+    mean[c] = moments.mean();
     var[c] = moments.variance();
   }
 };
@@ -96,9 +88,8 @@ void forward_eval(BatchNormShape s, const T* x, const Accumulate<T>* mean, const
 template <class T>
 void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y,
                       Accumulate<T>* mean, Accumulate<T>* var, Context& context) {
-  const Statistics<T> statistics{x, s.inner};
-  sum_channels<T>(channel_grid<T>(s.N, s.C, s.inner, all_aligned(x)), statistics,
-                  StoreStatistics<T>{statistics, mean, var}, context);
+  sum_channels<T>(channel_grid<T>(s.N, s.C, s.inner, all_aligned(x)), Statistics<T>{x},
+                  StoreStatistics<Accumulate<T>>{mean, var}, context);
   forward_eval(s, x, mean, var, weight, bias, eps, y, context);
 }
 

@@ -5,8 +5,6 @@
 namespace dlk::DLK_DEVICE {
 namespace {
 
-struct None {};
-
 template <class T>
 struct Sum {
   using Value = Accumulate<T>;

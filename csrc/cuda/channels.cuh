@@ -14,6 +14,9 @@
 namespace dlk::DLK_DEVICE {
 namespace {
 
+/// The constants of a functor that needs none.
+struct None {};
+
 struct ChannelGrid {
   int64_t N, C, inner;
   bool aligned;           // so are all arrays, and all rows or planes in them

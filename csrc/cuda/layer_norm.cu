@@ -4,7 +4,7 @@
 //     dweight = sum dy h,  dbias = sum dy                over all elements that share a weight
 //
 // y and dx: a row is read by a team of 1 to 32 lanes or by a whole block, once for its sums and once more for the
-// result; moments are taken about the row's first element. dweight and dbias are sums by channel of (samples, groups *
+// result. dweight and dbias are sums by channel of (samples, groups *
 // channels, inner) arrays: channels.cuh.
 #include <cmath>
 
@@ -86,12 +86,10 @@ __global__ void __launch_bounds__(kMaxRowThreads)
                    Accumulate<T>* mean, Accumulate<T>* rstd) {
   using A = Accumulate<T>;
   const Row<T> row(grid);
-  const A pivot = row.D > 0 ? pivot_of(load(x + row.start)) : A(0);
   Moments<A> moments{};
-  for (int64_t i = row.first; i < row.D; i += row.step)
-    moments = moments + moments_of(row.load(x, i), row.D - i, pivot);
+  for (int64_t i = row.first; i < row.D; i += row.step) moments.add(row.load(x, i), row.D - i);
   moments = row.team.sum(moments);
-  const A m = pivot + moments.mean, r = A(1) / std::sqrt(moments.variance() + eps);
+  const A m = moments.mean(), r = A(1) / std::sqrt(moments.variance() + eps);
   if (row.exists && row.team.lane() == 0) {
     mean[row.index] = m;
     rstd[row.index] = r;

@@ -6,6 +6,7 @@
 // the same result.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "csrc/cuda/vec.cuh"
@@ -27,42 +28,69 @@ struct Tuple {
   }
 };
 
-/// Count, mean and sum of squared deviations of a set of numbers; + gives those of two sets together (Chan, Golub &
-/// LeVeque 1983). With Inf in a set the mean is Inf or NaN and the rest NaN.
+/// Count, mean and sum of squared deviations of a set of numbers (Welford 1962); + gives those of two sets together
+/// (Chan, Golub & LeVeque 1983). The mean is kept with what rounding took from it, so that neither a mean far from zero
+/// nor the length of a sum costs digits. With Inf in a set the mean is Inf or NaN, and the variance NaN.
 template <class A>
 struct Moments {
-  A n, mean, m2;
+  A n, high, low, m2;  // the mean is high + low
+
+  __device__ __forceinline__ A mean() const { return high + low; }
+  __device__ __forceinline__ A variance() const { return m2 / n; }
+  /// x - mean.
+  __device__ __forceinline__ A deviation(A x) const { return (x - high) - low; }
+
+  /// mean += delta; if that is not finite, `instead` says where to.
+  __device__ __forceinline__ void move_mean(A delta, A instead) {
+    const A moved = high + delta, back = moved - high;
+    if (std::isfinite(moved)) {
+      low += (high - (moved - back)) + (delta - back);  // Knuth's two-sum
+      high = moved;
+    } else {
+      high = instead;
+      low = 0;
+    }
+  }
 
   __device__ __forceinline__ friend Moments operator+(const Moments& a, const Moments& b) {
-    const A n = a.n + b.n, delta = b.mean - a.mean, share = n > 0 ? b.n / n : A(0);
-    return {n, a.mean + (std::isfinite(delta) ? delta * share : b.mean), a.m2 + b.m2 + delta * delta * (a.n * share)};
+    Moments sum = a;
+    sum.n = a.n + b.n;
+    const A delta = (b.high - a.high) + (b.low - a.low), share = sum.n > 0 ? b.n / sum.n : A(0);
+    sum.move_mean(delta * share, a.high + b.high);
+    sum.m2 = a.m2 + b.m2 + delta * delta * (a.n * share);
+    return sum;
   }
-  __device__ __forceinline__ A variance() const { return m2 / n; }
+
+  /// Adds one number as the n-th; `share` is 1 / n.
+  __device__ __forceinline__ void add(A x, A nth, A share) {
+    const A delta = deviation(x);
+    n = nth;
+    move_mean(delta * share, high + x);
+    m2 += delta * deviation(x);
+  }
+
+  /// Adds the first `count` > 0 of N elements.
+  template <class T, int N>
+  __device__ __forceinline__ void add(const Elements<T, N>& x, int64_t count) {
+    const A added = count < N ? static_cast<A>(count) : A(N);
+    A sum = 0, deviations = 0, squares = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      sum += i < count ? x[i] : A(0);
+      deviations += i < count ? deviation(x[i]) : A(0);
+    }
+    const A delta = count < N ? deviations / added : deviations * (A(1) / N);  // the mean of x less the mean so far
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const A d = deviation(x[i]) - delta;
+      squares += i < count ? d * d : A(0);
+    }
+    const A total = n + added, share = added / total;
+    move_mean(delta * share, high + sum);
+    m2 += squares + delta * delta * (n * share);
+    n = total;
+  }
 };
-
-/// The moments of the first `count` of N elements, taken about `pivot`: a number near the mean keeps the digits that a
-/// mean far from zero would cost.
-template <class T, int N>
-__device__ __forceinline__ Moments<Accumulate<T>> moments_of(const Elements<T, N>& x, int64_t count,
-                                                             Accumulate<T> pivot) {
-  using A = Accumulate<T>;
-  A sum = 0, m2 = 0;
-#pragma unroll
-  for (int i = 0; i < N; ++i) sum += i < count ? x[i] - pivot : A(0);
-  const A n = count < N ? static_cast<A>(count) : A(N), mean = count < N ? sum / n : sum * (A(1) / N);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const A d = (x[i] - pivot) - mean;
-    m2 += i < count ? d * d : A(0);
-  }
-  return {n, mean, m2};
-}
-
-/// x as a pivot: 0 if it is not finite.
-template <class A>
-__device__ __forceinline__ A pivot_of(A x) {
-  return std::isfinite(x) ? x : A(0);
-}
 
 /// A value of the lane whose number differs in bit `offset`. All lanes of the warp take part.
 template <class Value>
