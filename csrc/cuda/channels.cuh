@@ -92,8 +92,9 @@ __device__ __forceinline__ void for_each_visit(const ChannelGrid& g, int64_t fir
 
 /// partial[chunk * C + c] = the sum of a chunk of channel c. F also has `Value`, what is added, and
 /// `add(Value (&sums)[n], constants, n, at, count, aligned, visits)` for a visit: n is 1, or the channels are many.
+/// (One block per multiprocessor is asked for, lest ptxas spill registers to fit another.)
 template <class T, bool kColumns, class F>
-__global__ void __launch_bounds__(kThreads) channel_partials(ChannelGrid g, F f, typename F::Value* partial) {
+__global__ void __launch_bounds__(kThreads, 1) channel_partials(ChannelGrid g, F f, typename F::Value* partial) {
   using Value = typename F::Value;
   using Channels = ThreadChannels<T, kColumns>;
   constexpr int n = Channels::kCount;

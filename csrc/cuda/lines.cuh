@@ -18,6 +18,11 @@ namespace {
 template <class A>
 constexpr A kLowest = -std::numeric_limits<A>::infinity();
 
+/// The most threads of a block. Kernels ask for one block per multiprocessor, lest ptxas spill registers to fit
+/// another.
+template <bool kColumns>
+constexpr int kLineThreads = kColumns ? kThreads : kMaxRowThreads;
+
 /// How lines are laid over the grid.
 struct LineGrid {
   SoftmaxShape shape;

@@ -161,7 +161,7 @@ inline int team_width(int64_t n, int64_t per_lane, int most) {
 }
 
 /// Threads of the blocks that have one long row.
-constexpr int kMaxRowThreads = 1024;
+constexpr int kMaxRowThreads = 512;
 
 /// The width of teams for rows of n elements, of which a lane reads kLanes at a time: parts of a warp, or a block.
 template <class T>

@@ -12,7 +12,7 @@ namespace dlk::DLK_DEVICE {
 namespace {
 
 template <class T, bool kColumns, bool log>
-__global__ void __launch_bounds__(kMaxRowThreads) forward_kernel(LineGrid grid, const T* x, T* y) {
+__global__ void __launch_bounds__(kLineThreads<kColumns>, 1) forward_kernel(LineGrid grid, const T* x, T* y) {
   using A = Accumulate<T>;
   const Line<T, kColumns> line(grid);
   const ExpSum<A> total = exp_sum(line, x);
@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kMaxRowThreads) forward_kernel(LineGrid grid, 
 }
 
 template <class T, bool kColumns, bool log>
-__global__ void __launch_bounds__(kMaxRowThreads) backward_kernel(LineGrid grid, const T* dy, const T* y, T* dx) {
+__global__ void __launch_bounds__(kLineThreads<kColumns>, 1)
+    backward_kernel(LineGrid grid, const T* dy, const T* y, T* dx) {
   using A = Accumulate<T>;
   const Line<T, kColumns> line(grid);
   A part = 0;
