@@ -62,9 +62,10 @@ test-sanitize: $(VENV)/tools
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
 
 # The tests of the ops again, on the CUDA kernels, run on the CPU by csrc/simt, in several orders of threads and blocks.
-test-simt: build $(SIMT_ORDERS:%=test-simt-order/%)
-test-simt-order/%: build
-	DLKERNELS_SIMT_ORDER=$* $(PY) -m pytest -q --backend=simt $(SIMT_TESTS)
+test-simt: build
+	for order in $(SIMT_ORDERS); do \
+	  DLKERNELS_SIMT_ORDER=$$order $(PY) -m pytest -q --backend=simt $(SIMT_TESTS) || exit 1; \
+	done
 
 # The CUDA kernels under the host executor, in its builds that find wrong addresses and data races: see docs/simt.md.
 test-simt-sanitize test-simt-race: test-simt-%: $(VENV)/tools

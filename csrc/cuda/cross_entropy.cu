@@ -106,11 +106,7 @@ bool check(const CrossEntropyParams& p, const CrossEntropyTargets<T>& targets, d
 
 /// `exact`, if not null, gets the losses unrounded.
 template <class T, bool kColumns>
-<<<<<<< HEAD
-__global__ void __launch_bounds__(kMaxRowThreads, 1)
-=======
 __global__ void __launch_bounds__(kLineThreads<kColumns>, 1)
->>>>>>> kernels
     forward_kernel(LineGrid grid, bool logits, Coefficients<T> a, const T* x, Accumulate<T>* maximum,
                    Accumulate<T>* log_sum, T* loss, Accumulate<T>* exact) {
   using A = Accumulate<T>;
@@ -174,11 +170,7 @@ void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<
 // ---- backward
 
 template <class T, bool kColumns>
-<<<<<<< HEAD
-__global__ void __launch_bounds__(kMaxRowThreads, 1)
-=======
 __global__ void __launch_bounds__(kLineThreads<kColumns>, 1)
->>>>>>> kernels
     backward_kernel(LineGrid grid, bool logits, Coefficients<T> a, const T* x, const Accumulate<T>* maximum,
                     const Accumulate<T>* log_sum, const T* dloss, int64_t step, const double* divisor, T* dx) {
   using A = Accumulate<T>;
