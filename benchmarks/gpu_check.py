@@ -8,9 +8,9 @@ Part of benchmarks/gpu_check.sh, which also builds and runs the tests.
 """
 
 import argparse
+import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,57 +22,82 @@ import dlkernels.functional as DF
 
 ROUNDS = 15  # interleaved: PyTorch, dlkernels, PyTorch, ...
 WARM_UP = 3
+HALF = torch.float16
+BOTH = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass
 class Case:
-    """function(namespace)(*inputs) is timed; inputs are tensors of these shapes, times `small` at most in each size."""
+    """call(namespace, *inputs) is compared; the inputs are random tensors of `shapes`, or of `small` ones."""
 
     name: str
-    function: Callable
+    call: Callable
     shapes: list
     small: list
-    dtypes: tuple = (torch.float32, torch.float16)
+    dtypes: tuple = (torch.float32, HALF)
     channels_last: bool = False
-    backward: bool = True
 
 
-def conv(**options):
-    return lambda lib: lambda x, w: lib.conv2d(x, w, **options)
+def matmul(lib, a, b):
+    return (torch if lib is F else lib).matmul(a, b)
 
 
-BOTH = (torch.float32, torch.float16, torch.bfloat16)
+def linear(lib, x, w):
+    return lib.linear(x, w)
+
+
+def conv2d(**options):
+    return lambda lib, x, w: lib.conv2d(x, w, **options)
+
+
+def batch_norm(lib, x, w, b):
+    return lib.batch_norm(x, None, None, w, b, training=True)
+
+
+def layer_norm(lib, x, w, b):
+    return lib.layer_norm(x, w.shape, w, b)
+
+
+def group_norm(lib, x, w, b):
+    return lib.group_norm(x, 2 if len(w) < 32 else 32, w, b)
+
+
+def cross_entropy(lib, x):
+    return lib.cross_entropy(x, torch.arange(x.size(0), device=x.device) % x.size(1))
+
+
+def affine(*shape):
+    """Shapes of an input and of its weight and bias per channel."""
+    return [shape, (shape[1],), (shape[1],)]
+
+
 CASES = [
-    Case("matmul 4096", lambda lib: torch.matmul if lib is F else lib.matmul, [(4096, 4096)] * 2, [(40, 40)] * 2, BOTH),
-    Case("matmul 1024 float64", lambda lib: torch.matmul if lib is F else lib.matmul, [(1024, 1024)] * 2, [(40, 40)] * 2,
-         (torch.float64,)),
-    Case("linear 8192x1024x4096", lambda lib: lib.linear, [(8192, 1024), (4096, 1024)], [(33, 24), (17, 24)], BOTH),
-    Case("conv2d 3x3 64-64 NCHW", conv(padding=1), [(64, 64, 56, 56), (64, 64, 3, 3)], [(2, 8, 7, 7), (8, 8, 3, 3)]),
-    Case("conv2d 3x3 256-256", conv(padding=1), [(64, 256, 14, 14), (256, 256, 3, 3)], [(2, 16, 7, 7), (16, 16, 3, 3)],
-         BOTH, channels_last=True),
-    Case("conv2d 1x1 256-64", conv(), [(64, 256, 56, 56), (64, 256, 1, 1)], [(2, 16, 7, 7), (8, 16, 1, 1)],
+    Case("matmul 4096", matmul, [(4096, 4096)] * 2, [(40, 40)] * 2, BOTH),
+    Case("matmul 1024", matmul, [(1024, 1024)] * 2, [(40, 40)] * 2, (torch.float64,)),
+    Case("linear 8192x1024x4096", linear, [(8192, 1024), (4096, 1024)], [(33, 24), (17, 24)], BOTH),
+    Case("conv2d 3x3 64-64", conv2d(padding=1), [(64, 64, 56, 56), (64, 64, 3, 3)], [(2, 8, 7, 7), (8, 8, 3, 3)]),
+    Case("conv2d 7x7/2 3-64", conv2d(stride=2, padding=3), [(64, 3, 224, 224), (64, 3, 7, 7)],
+         [(1, 3, 17, 17), (8, 3, 7, 7)]),
+    Case("conv2d depthwise 3x3", conv2d(padding=1, groups=256), [(64, 256, 28, 28), (256, 1, 3, 3)],
+         [(2, 256, 5, 5), (256, 1, 3, 3)]),
+    Case("conv2d 3x3 256-256 NHWC", conv2d(padding=1), [(64, 256, 14, 14), (256, 256, 3, 3)],
+         [(2, 16, 7, 7), (16, 16, 3, 3)], BOTH, channels_last=True),
+    Case("conv2d 1x1 256-64 NHWC", conv2d(), [(64, 256, 56, 56), (64, 256, 1, 1)], [(2, 16, 7, 7), (8, 16, 1, 1)],
          channels_last=True),
-    Case("conv2d 7x7/2 3-64", conv(stride=2, padding=3), [(64, 3, 224, 224), (64, 3, 7, 7)], [(1, 3, 17, 17), (8, 3, 7, 7)]),
-    Case("conv2d depthwise 3x3", conv(padding=1, groups=256), [(64, 256, 28, 28), (256, 1, 3, 3)], [(2, 256, 5, 5), (256, 1, 3, 3)]),
-    Case("max_pool2d 3/2", lambda lib: lambda x: lib.max_pool2d(x, 3, 2, 1), [(64, 64, 112, 112)], [(2, 3, 9, 9)]),
-    Case("avg_pool2d 2", lambda lib: lambda x: lib.avg_pool2d(x, 2), [(64, 64, 112, 112)], [(2, 3, 8, 8)]),
-    Case("adaptive_avg_pool2d 1", lambda lib: lambda x: lib.adaptive_avg_pool2d(x, 1), [(64, 2048, 7, 7)], [(2, 3, 7, 7)]),
-    Case("batch_norm", lambda lib: lambda x, w, b: lib.batch_norm(x, None, None, w, b, True), [(64, 256, 28, 28), (256,), (256,)],
-         [(2, 5, 7, 7), (5,), (5,)]),
-    Case("batch_norm NHWC", lambda lib: lambda x, w, b: lib.batch_norm(x, None, None, w, b, True), [(64, 256, 28, 28), (256,), (256,)],
-         [(2, 5, 7, 7), (5,), (5,)], channels_last=True),
-    Case("layer_norm 1024", lambda lib: lambda x, w, b: lib.layer_norm(x, (x.size(-1),), w, b), [(16384, 1024), (1024,), (1024,)],
-         [(9, 33), (33,), (33,)], BOTH),
-    Case("group_norm 32", lambda lib: lambda x, w, b: lib.group_norm(x, 2 if x.size(1) < 32 else 32, w, b), [(32, 256, 28, 28), (256,), (256,)],
-         [(2, 6, 5, 5), (6,), (6,)]),
-    Case("softmax 1024", lambda lib: lambda x: lib.softmax(x, -1), [(16384, 1024)], [(9, 33)], BOTH),
-    Case("log_softmax 50257", lambda lib: lambda x: lib.log_softmax(x, -1), [(1024, 50257)], [(9, 133)]),
-    Case("cross_entropy 50257", lambda lib: lambda x: lib.cross_entropy(x, torch.arange(x.size(0), device=x.device) % x.size(1)),
-         [(2048, 50257)], [(9, 33)]),
-    Case("mse_loss", lambda lib: lib.mse_loss, [(4096, 4096)] * 2, [(9, 33)] * 2),
-    Case("relu", lambda lib: lib.relu, [(4096, 16384)], [(9, 33)], BOTH),
-    Case("gelu", lambda lib: lib.gelu, [(4096, 16384)], [(9, 33)], BOTH),
-    Case("dropout", lambda lib: lambda x: lib.dropout(x, 0.5), [(4096, 16384)], [(9, 33)]),
+    Case("max_pool2d 3/2", lambda lib, x: lib.max_pool2d(x, 3, 2, 1), [(64, 64, 112, 112)], [(2, 3, 9, 9)]),
+    Case("avg_pool2d 2", lambda lib, x: lib.avg_pool2d(x, 2), [(64, 64, 112, 112)], [(2, 3, 8, 8)]),
+    Case("adaptive_avg_pool2d 1", lambda lib, x: lib.adaptive_avg_pool2d(x, 1), [(64, 2048, 7, 7)], [(2, 3, 7, 7)]),
+    Case("batch_norm", batch_norm, affine(64, 256, 28, 28), affine(2, 5, 7, 7)),
+    Case("batch_norm NHWC", batch_norm, affine(64, 256, 28, 28), affine(2, 5, 7, 7), channels_last=True),
+    Case("layer_norm 1024", layer_norm, affine(16384, 1024), affine(9, 33), BOTH),
+    Case("group_norm 32", group_norm, affine(32, 256, 28, 28), affine(2, 6, 5, 5)),
+    Case("softmax 1024", lambda lib, x: lib.softmax(x, -1), [(16384, 1024)], [(9, 33)], BOTH),
+    Case("log_softmax 50257", lambda lib, x: lib.log_softmax(x, -1), [(1024, 50257)], [(9, 133)]),
+    Case("cross_entropy 50257", cross_entropy, [(2048, 50257)], [(9, 33)]),
+    Case("mse_loss", lambda lib, x, y: lib.mse_loss(x, y), [(4096, 4096)] * 2, [(9, 33)] * 2),
+    Case("relu", lambda lib, x: lib.relu(x), [(4096, 16384)], [(9, 33)], BOTH),
+    Case("gelu", lambda lib, x: lib.gelu(x), [(4096, 16384)], [(9, 33)], BOTH),
+    Case("dropout", lambda lib, x: lib.dropout(x, 0.5), [(4096, 16384)], [(9, 33)]),
 ]  # fmt: skip
 
 
@@ -83,7 +108,7 @@ def make_inputs(case, small, dtype, device):
         x = torch.randn(shape, device=device).to(dtype)
         if case.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        inputs.append(x.requires_grad_(case.backward))
+        inputs.append(x.requires_grad_())
     return inputs
 
 
@@ -97,20 +122,21 @@ def run(function, inputs, dy):
 
 
 def largest_difference(ours, theirs):
-    """The largest difference of two lists of tensors, relative to the largest value of each."""
+    """The largest difference of two lists of tensors, relative to the largest value of each; NaN if there is one."""
     differences = []
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
         a, b = a.detach().double(), b.detach().double()
-        differences.append(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item())
-    return max(differences)
+        differences.append((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+    return torch.stack(differences).max().item()
 
 
-def milliseconds(function, device):
-    """Device time of one call."""
-    if device != "cuda":
-        start = time.perf_counter()
-        function()
-        return 1e3 * (time.perf_counter() - start)
+def tolerance(dtype):
+    """By how much two correct kernels may differ: sums in another order, TF32 in convolutions."""
+    return {torch.float64: 1e-12, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+
+
+def milliseconds(function):
+    """Time of one call on the GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     function()
@@ -119,48 +145,42 @@ def milliseconds(function, device):
     return start.elapsed_time(end)
 
 
+def median_times(functions, inputs, dy):
+    """Of each function, in interleaved rounds."""
+    times = [[] for _ in functions]
+    for i in range(WARM_UP + ROUNDS):
+        for function, of_function in zip(functions, times, strict=True):
+            elapsed = milliseconds(functools.partial(run, function, inputs, dy))
+            if i >= WARM_UP:
+                of_function.append(elapsed)
+    return [statistics.median(of_function) for of_function in times]
+
+
 def compare(case, dtype, small, device):
     """One row of the table: the difference, and forward and forward + backward times of both."""
-    inputs = make_inputs(case, small, dtype, "cuda" if device == "cuda" else "cpu")
-    ours, theirs = case.function(DF), case.function(F)
+    inputs = make_inputs(case, small, dtype, device)
+    ours, theirs = (functools.partial(case.call, library) for library in (DF, F))
     dy = torch.randn_like(theirs(*inputs))
-    difference = None
+    results = run(ours, inputs, dy)
+    row = {"case": case.name, "dtype": str(dtype).removeprefix("torch."), "difference": None}
     if case.name != "dropout":  # whose masks differ from PyTorch's
-        difference = largest_difference(run(ours, inputs, dy), run(theirs, inputs, dy))
-    else:
-        run(ours, inputs, dy)
-    if small:
-        return {"case": case.name, "dtype": str(dtype)[6:], "difference": difference}
-    row = {"case": case.name, "dtype": str(dtype)[6:], "difference": difference}
-    for name, gradient in (("forward", None), ("both", dy)):
-        times = {F: [], DF: []}
-        for i in range(WARM_UP + ROUNDS):
-            for library, function in ((F, theirs), (DF, ours)):
-                elapsed = milliseconds(lambda f=function, g=gradient: run(f, inputs, g), device)
-                if i >= WARM_UP:
-                    times[library].append(elapsed)
-        row[f"{name} torch"], row[f"{name} ours"] = (statistics.median(times[library]) for library in (F, DF))
+        row["difference"] = largest_difference(results, run(theirs, inputs, dy))
+    if not small:
+        for name, gradient in (("forward", None), ("both", dy)):
+            times = median_times([theirs, ours], inputs, gradient)
+            row |= {f"{name} torch ms": times[0], f"{name} ours ms": times[1], f"{name} ratio": times[0] / times[1]}
     return row
 
 
 def print_table(rows):
-    columns = list(rows[0])
-    for row in rows:
-        for name in ("forward", "both"):
-            if f"{name} ours" in row:
-                row[f"{name} ratio"] = row[f"{name} torch"] / row[f"{name} ours"]
-    columns = list(rows[0])
-    text = [
-        [f"{v:.3g}" if isinstance(v, float) else "-" if v is None else str(v) for v in row.values()] for row in rows
-    ]
-    widths = [max(len(line[i]) for line in [columns, *text]) for i in range(len(columns))]
-    for line in [columns, ["-" * w for w in widths], *text]:
-        print("| " + " | ".join(value.ljust(width) for value, width in zip(line, widths)) + " |")
+    def text(value):
+        return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
-
-def tolerance(dtype):
-    """What the results of two correct kernels may differ by: sums of different order, TF32 in PyTorch's convolutions."""
-    return {torch.float64: 1e-12, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    lines = [list(rows[0]), *([text(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    for line in lines:
+        print("| " + " | ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)) + " |")
 
 
 def main():
@@ -169,15 +189,18 @@ def main():
     parser.add_argument("--device", choices=["cuda", "simt"], default="cuda")
     arguments = parser.parse_args()
     if arguments.device == "simt":
+        arguments.small = True
         assert dlkernels._C.use_simt(True), "dlkernels was built without csrc/simt: set DLKERNELS_SIMT=ON to build"
     else:
+        if not torch.cuda.is_available():
+            sys.exit("gpu_check: torch sees no GPU")
         properties = torch.cuda.get_device_properties(0)
         print(f"{properties.name}, compute capability {properties.major}.{properties.minor}, torch {torch.__version__}")
     dlkernels.reset_counts()
     rows, wrong = [], []
     for case in CASES:
         for dtype in case.dtypes:
-            row = compare(case, dtype, arguments.small, arguments.device)
+            row = compare(case, dtype, arguments.small, "cuda" if arguments.device == "cuda" else "cpu")
             rows.append(row)
             if row["difference"] is not None and not row["difference"] <= tolerance(dtype):
                 wrong.append(f"{case.name} {dtype}: {row['difference']:.3g}")

@@ -72,7 +72,11 @@ class Kernel:
             limits["shared"] // (self.shared + SHARED_PER_BLOCK),
         )
         occupancy = f"{100 * blocks * warps // limits['warps']}%"
-        return dict(zip(COLUMNS, [self.arch, self.file, self.name, self.threads, self.registers, self.shared, blocks, occupancy]))
+        return dict(
+            zip(
+                COLUMNS, [self.arch, self.file, self.name, self.threads, self.registers, self.shared, blocks, occupancy]
+            )
+        )
 
 
 def tool(name):
@@ -198,7 +202,9 @@ def loop_row(kernel):
 def print_loops(kernels):
     print("| arch | kernel | arithmetic | issue | shared memory | bound |\n|---|---|---|---|---|---|")
     for kernel in kernels:
-        match = re.match(r"multiply_tile<TileFor<(\w+), (\w+), Large.*MatrixSource<\w+, 0, (\d+)>, MatrixSource<\w+, 1", kernel.name)
+        match = re.match(
+            r"multiply_tile<TileFor<(\w+), (\w+), Large.*MatrixSource<\w+, 0, (\d+)>, MatrixSource<\w+, 1", kernel.name
+        )
         if match and match[3] != "1":
             kind = {"float": "float32, CUDA cores", "double": "float64"}.get(match[1], match[1])
             kind = "float32 as TF32" if match[2] == "true" else kind
