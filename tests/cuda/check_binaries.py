@@ -180,7 +180,7 @@ def main_loop(kernel):
 
 
 def loop_row(kernel):
-    """Cycles per pass of arithmetic, of issuing instructions, of shared memory, and the share of peak that they allow."""
+    """Cycles per pass of arithmetic, of issue, of shared memory, and the share of peak that they allow."""
     loop = main_loop(kernel)
 
     def total(cycles_of):
@@ -200,13 +200,12 @@ def loop_row(kernel):
 
 
 def print_loops(kernels):
-    print("| arch | kernel | arithmetic | issue | shared memory | bound |\n|---|---|---|---|---|---|")
+    """The kernels of large tiles for A and B that are not transposed, read 16 bytes at a time."""
+    print("| GPU | kernel | arithmetic | issue | shared memory | at most |\n|---|---|---|---|---|---|")
+    pattern = r"multiply_tile<TileFor<(\w+), (\w+), LargeTile>, MatrixSource<\w+, 0, [248]>, MatrixSource<\w+, 1, "
     for kernel in kernels:
-        match = re.match(
-            r"multiply_tile<TileFor<(\w+), (\w+), Large.*MatrixSource<\w+, 0, (\d+)>, MatrixSource<\w+, 1", kernel.name
-        )
-        if match and match[3] != "1":
-            kind = {"float": "float32, CUDA cores", "double": "float64"}.get(match[1], match[1])
+        if match := re.match(pattern, kernel.name):
+            kind = {"float": "float32, CUDA cores", "double": "float64", "f16": "float16", "bf16": "bfloat16"}[match[1]]
             kind = "float32 as TF32" if match[2] == "true" else kind
             print(f"| sm_{kernel.arch} | {kind} | " + " | ".join(str(v) for v in loop_row(kernel)) + " |")
 
