@@ -11,7 +11,15 @@ TEST_TOOLS := numpy pytest pytest-benchmark
 DEMO_TOOLS := matplotlib scikit-learn tqdm
 CHECK_TOOLS := clang-format==23.1.5 ruff==0.17.6
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/cpp/*.h' 'tests/cpp/*.cpp' \
-            'csrc/*.cu' 'csrc/*.cuh' 'examples/simt/*.cu')
+            'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cu' 'examples/simt/*.cu')
+# The CUDA build of torch, and the GPUs of `make test-cuda-build`. Tools that read what nvcc makes: PyPI has them too.
+TORCH_CUDA ?= torch==2.14.1
+CUDA_GPUS ?= 8.0
+CUDA_TOOLS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+VENV_CUDA := $(CURDIR)/.venv-cuda
+SIMT_ORDERS ?= forward reverse random:1
+SIMT_TESTS := $(patsubst %,tests/test_%.py,activation batch_norm conv2d cross_entropy dropout half layer_norm loss matmul \
+              pool2d softmax)
 DATA ?= digits
 EPOCHS ?=
 
@@ -19,7 +27,8 @@ export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
 export DLKERNELS_CPP_TESTS := ON
 export DLKERNELS_SIMT := ON
 
-.PHONY: all build demo test test-cpp test-python test-sanitize test-simt-sanitize test-simt-race test-install check format clean
+.PHONY: all build demo test test-cpp test-python test-simt test-sanitize test-simt-sanitize test-simt-race test-install \
+        test-cuda-build check check-cuda cuda-budget format clean
 
 all: build
 
@@ -41,7 +50,7 @@ build: $(VENV)/tools
 demo: build
 	$(PY) examples/train_cnn.py --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS))
 
-test: test-cpp test-python
+test: test-cpp test-python test-simt
 
 test-cpp: build
 	$(VENV)/bin/ctest --test-dir $(DLKERNELS_BUILD_DIR) --output-on-failure
@@ -51,6 +60,12 @@ test-sanitize: $(VENV)/tools
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DDLK_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
+
+# The tests of the ops again, on the CUDA kernels, run on the CPU by csrc/simt, in several orders of threads and blocks.
+test-simt: build
+	for order in $(SIMT_ORDERS); do \
+	  DLKERNELS_SIMT_ORDER=$$order $(PY) -m pytest -q --backend=simt $(SIMT_TESTS) || exit 1; \
+	done
 
 # The CUDA kernels under the host executor, in its builds that find wrong addresses and data races: see docs/simt.md.
 test-simt-sanitize test-simt-race: test-simt-%: $(VENV)/tools
@@ -65,11 +80,36 @@ test-install:
 test-python: build
 	$(PY) -m pytest -q
 
+# Compiles the CUDA kernels for sm_80 and sm_90 and checks what came out: needs nvcc and no GPU.
+$(VENV)/cuda-tools:
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet $(CUDA_TOOLS)
+	touch $@
+
+check-cuda: $(VENV)/cuda-tools
+	$(PY) tests/cuda/check_binaries.py
+
+# Writes the budget that check-cuda holds the kernels to.
+cuda-budget: $(VENV)/cuda-tools
+	$(PY) tests/cuda/check_binaries.py --update
+
+# The extension with CUDA kernels against a CUDA build of torch: links, imports, registers its ops. Needs nvcc and no GPU.
+$(VENV_CUDA)/tools:
+	$(PYTHON) -m venv $(VENV_CUDA)
+	$(VENV_CUDA)/bin/python -m pip install --quiet "$(TORCH_CUDA)" $(BUILD_TOOLS) $(TEST_TOOLS)
+	touch $@
+
+test-cuda-build: $(VENV_CUDA)/tools
+	DLKERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_GPUS)" DLKERNELS_CPP_TESTS=OFF DLKERNELS_SIMT=OFF \
+	  DLKERNELS_BUILD_DIR=$(CURDIR)/build/cuda \
+	  $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
+	cd tests && $(VENV_CUDA)/bin/python -P -m pytest -q -p no:cacheprovider cuda/test_build.py
+
 check: $(VENV)/check-tools
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	@! grep -nE '#include *<(torch|ATen|c10)/' -r csrc/cpu csrc/core || { echo "torch stops at csrc/bindings"; exit 1; }
+	@! grep -nE '#include *<(torch|ATen|c10)/' -r csrc/cpu csrc/cuda csrc/simt csrc/core || { echo "torch stops at csrc/bindings"; exit 1; }
 
 format: $(VENV)/check-tools
 	$(VENV)/bin/clang-format -i $(CPP_FILES)
@@ -77,4 +117,4 @@ format: $(VENV)/check-tools
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build $(VENV) dlkernels/*.so dlkernels/_build_info.py *.egg-info
+	rm -rf build $(VENV) $(VENV_CUDA) dlkernels/*.so dlkernels/_build_info.py *.egg-info

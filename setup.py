@@ -127,8 +127,10 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(build / f"_C{configure['DLK_EXTENSION_SUFFIX']}"), str(target))
-        info = f'"""Written by setup.py: what the extension was built with."""\n\nTORCH = "{torch.__version__}"\n'
-        (target.parent / BUILD_INFO).write_text(info)
+        built_with = {"TORCH": torch.__version__, "CUDA_ARCHITECTURES": cuda["DLK_CUDA_ARCHITECTURES"]}
+        lines = ['"""Written by setup.py: what the extension was built with."""', ""]
+        lines += [f'{name} = "{value}"' for name, value in built_with.items()]
+        (target.parent / BUILD_INFO).write_text("\n".join(lines) + "\n")
 
     def copy_extensions_to_source(self):
         """In-place and editable builds: the extension's companion goes to the source folder with it."""

@@ -1,4 +1,4 @@
-"""Hand-written CPU kernels for deep-learning layers, drop-in for PyTorch.
+"""Hand-written CPU and CUDA kernels for deep-learning layers, drop-in for PyTorch.
 
 model = dlkernels.convert(model)        # torch.nn layers become dlkernels.nn layers, in place
 dlkernels.functional.conv2d(x, weight)  # or call the functions

@@ -8,6 +8,15 @@ import torch
 from dlkernels import _C, _build_info
 
 
+def cuda_kernels():
+    """For which GPUs there are CUDA kernels, and whether one is here."""
+    if not _build_info.CUDA_ARCHITECTURES:
+        return "not built (pip install prints why): CUDA tensors run PyTorch's ops"
+    seen = f"{torch.cuda.device_count()} visible" if torch.cuda.is_available() else "none visible"
+    architectures = _build_info.CUDA_ARCHITECTURES.replace("-real", "").replace("-virtual", "+PTX").replace(";", ", ")
+    return f"float32, float64, float16, bfloat16, built for sm {architectures}; GPUs: {seen}"
+
+
 def info():
     """Versions, instruction sets, threads and kernels, as a dict of strings."""
     return {
@@ -18,5 +27,5 @@ def info():
         "instruction set": f"{_C.isa()} (available: {', '.join(_C.available_isas())}; DLKERNELS_ISA overrides)",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "CPU kernels": "float32, float64",
-        "CUDA kernels": "not built: this version has none yet; CUDA tensors run PyTorch's ops",
+        "CUDA kernels": cuda_kernels(),
     }

@@ -17,6 +17,7 @@ def pytest_addoption(parser):
 def backend(request):
     """The kernels under test, for the whole run."""
     backend = request.config.getoption("--backend")
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default lets convolutions round float32 operands
     if backend == "cuda":
         torch.set_default_device("cuda")
     if backend == "simt":

@@ -1,8 +1,8 @@
 // One table of entry points per op and device; `kernels<Table>()` is the set to call. Plain C++: no CUDA headers.
 //
-// The tables are those of csrc/core/<op>.h, which csrc/cpu fills for the CPU. A .cu of this folder is compiled twice: by
-// nvcc for GPUs (namespace dlk::cuda) and by the host's compiler for the executor of csrc/simt (namespace dlk::simt). It
-// ends with
+// The tables are those of csrc/core/<op>.h, which csrc/cpu fills for the CPU. A .cu of this folder is compiled twice:
+// by nvcc for GPUs (namespace dlk::cuda) and by the host's compiler for the executor of csrc/simt (namespace
+// dlk::simt). It ends with
 //     DLK_DEVICE_TABLE(SoftmaxKernels<float>, {forward<float>, backward<float>})
 // Callers write `cuda::kernels<SoftmaxKernels<float>>().forward(...)`. A missing definition is a link error.
 #pragma once

@@ -5,6 +5,7 @@
 // bf16 (m16n8k16), tf32 (m16n8k8), double (m8n8k4). Sums are float, or double for double.
 //
 //   kBM, kBN, kBK     the tile: kBM x kBK of A, kBN x kBK of B ("lanes" are rows of A or columns of B)
+//   kStages           buffers in shared memory; kBlocks: on a multiprocessor, for which registers must suffice
 //   pad(order)        elements between the rows of a tile in shared memory, so that no access has bank conflicts
 //   multiply<LA, LB>  sums += A B, for tiles laid out as TileLayouts LA and LB
 //   spill             the sums to shared memory, [kBM][stride]
@@ -35,11 +36,12 @@ struct TileLayout {
 
 /// A thread of a 16 x 16 block computes (kBM / 16) x (kBN / 16) sums. It reads 16 bytes at a time: four lanes at one k,
 /// or four k of one lane, as the order has them.
-template <int kBM_, int kBN_, int kBK_, int kStages_>
+template <int kBM_, int kBN_, int kBK_, int kStages_, int kBlocks_>
 struct Fma {
   using Element = float;
   using Sum = float;
   static constexpr int kBM = kBM_, kBN = kBN_, kBK = kBK_, kStages = kStages_, kThreads = 256;
+  static constexpr int kBlocks = kBlocks_;
   static constexpr int kTM = kBM / 16, kTN = kBN / 16;
   static constexpr int pad(Order) { return 4; }  // rows of 20 or 4 + 64 i words: eight of them start in all 32 banks
 
@@ -183,11 +185,11 @@ struct DoubleFragments {
 };
 
 /// Warps side by side, each with kWM x kWN of the tile.
-template <class F, int kBM_, int kBN_, int kBK_, int kWM, int kWN, int kStages_>
+template <class F, int kBM_, int kBN_, int kBK_, int kWM, int kWN, int kStages_, int kBlocks_>
 struct Mma {
   using Element = typename F::Element;
   using Sum = typename F::Sum;
-  static constexpr int kBM = kBM_, kBN = kBN_, kBK = kBK_, kStages = kStages_;
+  static constexpr int kBM = kBM_, kBN = kBN_, kBK = kBK_, kStages = kStages_, kBlocks = kBlocks_;
   static constexpr int kWarpsN = kBN / kWN, kThreads = kBM / kWM * kWarpsN * 32;
   static constexpr int kTM = kWM / F::M, kTN = kWN / F::N;
   static_assert(kTN % 2 == 0 && kBK % F::K == 0);
@@ -238,20 +240,20 @@ struct SmallTile {};
 template <class T, bool kTf32, class Size>
 struct TileFor;
 template <>
-struct TileFor<float, false, LargeTile> : Fma<128, 128, 16, 3> {};
+struct TileFor<float, false, LargeTile> : Fma<128, 128, 16, 3, 1> {};
 template <>
-struct TileFor<float, false, SmallTile> : Fma<64, 64, 16, 3> {};
+struct TileFor<float, false, SmallTile> : Fma<64, 64, 16, 3, 2> {};
 template <>
-struct TileFor<float, true, LargeTile> : Mma<Tf32Fragments, 128, 128, 16, 64, 32, 3> {};
+struct TileFor<float, true, LargeTile> : Mma<Tf32Fragments, 128, 128, 16, 64, 32, 3, 1> {};
 template <>
-struct TileFor<float, true, SmallTile> : Mma<Tf32Fragments, 64, 64, 16, 32, 16, 3> {};
+struct TileFor<float, true, SmallTile> : Mma<Tf32Fragments, 64, 64, 16, 32, 16, 3, 2> {};
 template <class T>
-struct TileFor<T, false, LargeTile> : Mma<HalfFragments<T>, 128, 128, 32, 64, 32, 3> {};
+struct TileFor<T, false, LargeTile> : Mma<HalfFragments<T>, 128, 128, 32, 64, 32, 3, 1> {};
 template <class T>
-struct TileFor<T, false, SmallTile> : Mma<HalfFragments<T>, 64, 64, 32, 32, 16, 3> {};
+struct TileFor<T, false, SmallTile> : Mma<HalfFragments<T>, 64, 64, 32, 32, 16, 3, 2> {};
 template <>
-struct TileFor<double, false, LargeTile> : Mma<DoubleFragments, 64, 64, 16, 32, 32, 3> {};
+struct TileFor<double, false, LargeTile> : Mma<DoubleFragments, 64, 64, 16, 32, 32, 3, 2> {};
 template <>
-struct TileFor<double, false, SmallTile> : Mma<DoubleFragments, 64, 64, 16, 32, 16, 3> {};
+struct TileFor<double, false, SmallTile> : Mma<DoubleFragments, 64, 64, 16, 32, 16, 3, 2> {};
 
 }  // namespace dlk::DLK_DEVICE

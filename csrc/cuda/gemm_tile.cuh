@@ -152,8 +152,10 @@ struct TileMemory {
   static constexpr int kBytes = kStagesBytes > kSpillBytes ? kStagesBytes : kSpillBytes;
 };
 
-template <class Tile, class SourceA, class SourceB, class Sink>
-__global__ void __launch_bounds__(Tile::kThreads) multiply_tile(TileGrid grid, SourceA a, SourceB b, Sink sink) {
+/// kSharedBytes is what the launch asks for: in the kernel's name, where `make check-cuda` finds it.
+template <class Tile, class SourceA, class SourceB, class Sink, int kSharedBytes>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    multiply_tile(TileGrid grid, SourceA a, SourceB b, Sink sink) {
   using Memory = TileMemory<Tile, SourceA, SourceB>;
   using LayoutA = typename Memory::LayoutA;
   using LayoutB = typename Memory::LayoutB;
@@ -264,8 +266,9 @@ void multiply_with(int64_t M, int64_t N, int64_t K, int64_t batch, const SourceA
                    Context& context) {
   const TileGrid grid = cut<Tile>(M, N, K, batch);
   if (grid.splits > 1) sink.partial = context.array<typename Sink::Sum>(grid.splits * batch * M * N);
-  launch(multiply_tile<Tile, SourceA, SourceB, Sink>, dim3(static_cast<unsigned>(grid.blocks())), dim3(Tile::kThreads),
-         TileMemory<Tile, SourceA, SourceB>::kBytes, context.stream(), grid, a, b, sink);
+  constexpr int kSharedBytes = TileMemory<Tile, SourceA, SourceB>::kBytes;
+  launch((multiply_tile<Tile, SourceA, SourceB, Sink, kSharedBytes>), dim3(static_cast<unsigned>(grid.blocks())),
+         dim3(Tile::kThreads), kSharedBytes, context.stream(), grid, a, b, sink);
   if (grid.splits == 1) return;
   const int64_t chunks = batch * M * ceil_div(N, Sink::kWidth);
   launch(combine_splits<Sink>, dim3(static_cast<unsigned>(ceil_div(chunks, 256))), dim3(256), 0, context.stream(), grid,

@@ -41,6 +41,10 @@ uint32_t __ballot_sync(uint32_t mask, int predicate, Place place) {
                                    uint32_t(predicate != 0));
 }
 
+void executor::assertion_failed(const char* condition, Place place) {
+  fail(place.file_name() + (":" + std::to_string(place.line())) + ": assertion failed: " + condition);
+}
+
 std::string executor::first_argument(const char* text) {
   int depth = 0;
   const char* end = text;

@@ -23,14 +23,16 @@
 #define __launch_bounds__(...)
 
 #undef assert
-#define assert(condition)                                                                           \
-  ((condition) ? void(0)                                                                            \
-               : ::dlk::simt::executor::fail(std::string(__FILE__ ":") + std::to_string(__LINE__) + \
-                                             ": assertion failed: " #condition))
+#define assert(condition) \
+  ((condition) ? void(0) : ::dlk::simt::executor::assertion_failed(#condition, ::dlk::simt::executor::Place::current()))
 
 namespace dlk::simt {
 
 constexpr int warpSize = 32;
+
+namespace executor {
+[[noreturn]] void assertion_failed(const char* condition, Place place);
+}
 
 // ---- Barriers. That __syncwarp orders the lanes' memory accesses, and shuffles do not, matters to the race detector.
 

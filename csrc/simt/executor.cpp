@@ -1,7 +1,6 @@
 #include "csrc/simt/executor.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,7 +23,6 @@ dim3 blockDim, gridDim;
 }  // namespace dlk::simt
 
 namespace dlk::simt::executor {
-
 namespace {
 
 constexpr unsigned kWarp = 32;
@@ -69,10 +67,11 @@ struct Block {
 };
 
 Block block;
-const Launch* launch = nullptr;   // the running one
-Thread* self = nullptr;           // the running thread
-std::string error;                // of the running launch
-std::mutex one_launch_at_a_time;  // from several host threads
+const Launch* launch = nullptr;       // the running one
+Thread* self = nullptr;               // the running thread
+std::string error;                    // of the running launch
+std::mutex one_launch_at_a_time;      // from several host threads
+thread_local bool launching = false;  // this host thread is in run()
 
 unsigned number(const Thread& thread) { return &thread - block.thread; }
 
@@ -185,6 +184,8 @@ void run_threads() {
 
 // ---- Messages.
 
+bool same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 std::string text(Index3 i) {
   return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
 }
@@ -255,20 +256,25 @@ void run_block() {
 
 /// Leaves the executor as it was, also after an error.
 struct RunningLaunch {
-  explicit RunningLaunch(const Launch& current) { launch = &current; }
+  explicit RunningLaunch(const Launch& current) {
+    launch = &current;
+    launching = true;
+  }
   ~RunningLaunch() {
     if (!error.empty()) abandon_fibers();
     error.clear();
     launch = nullptr;
+    launching = false;
   }
 };
 
 }  // namespace
 
 void run(const Launch& launch) {
-  if (self) fail("a kernel launches another one");
+  if (launching) throw std::runtime_error("a kernel launches another one");
   const std::lock_guard lock(one_launch_at_a_time);
   const RunningLaunch running(launch);
+  blockIdx = {};
   check_limits(launch);
   blockDim = launch.block;
   gridDim = launch.grid;
@@ -287,24 +293,6 @@ void run(const Launch& launch) {
     run_block();
   }
 }
-
-}  // namespace dlk::simt::executor
-
-void dlk::simt::set_order(const std::string& name) {
-  using namespace executor;
-  if (name == "forward") {
-    order = Order::forward;
-  } else if (name == "reverse") {
-    order = Order::reverse;
-  } else if (name.starts_with("random:")) {
-    order = Order::random;
-    generator.seed(std::stoul(name.substr(7)));
-  } else {
-    throw std::runtime_error("the order of simulated threads is forward, reverse or random:SEED, not " + name);
-  }
-}
-
-namespace dlk::simt::executor {
 
 bool in_kernel() { return self; }
 
@@ -344,7 +332,7 @@ void warp_collective(uint32_t mask, const char* kind, Place place, void* record,
     Group& other = warp.groups[i];
     const bool wait_for_each_other = (other.mask >> lane & 1) && (other.arrived & mask);
     if (!wait_for_each_other) continue;
-    if (other.mask != mask || std::strcmp(other.kind, kind))
+    if (other.mask != mask || !same(other.kind, kind))
       fail("lanes disagree: " + text(self->wait) + ", but " + describe_waiting());
     group = &other;
   }
@@ -359,7 +347,6 @@ void warp_collective(uint32_t mask, const char* kind, Place place, void* record,
   if (group->arrived == mask) {
     combine(mask, group->records);
     *group = warp.groups[--warp.open];
-    if (std::has_single_bit(mask)) return;
     ready.push(n / kWarp * kWarp, mask);
   }
   run_next(*self->fiber);
@@ -372,7 +359,7 @@ void block_barrier(Place place) {
   if (block.exited > 0)
     fail("divergent barrier: " + std::to_string(block.exited) + " threads have exited before " + text(self->wait));
   if (block.at_barrier == 0) block.barrier = place;
-  if (block.barrier.line() != place.line() || std::strcmp(block.barrier.file_name(), place.file_name()))
+  if (block.barrier.line() != place.line() || !same(block.barrier.file_name(), place.file_name()))
     fail("divergent barrier: " + text(self->wait) + ", while other threads wait at " +
          text(Wait{"__syncthreads", block.barrier, 0}));
   if (++block.at_barrier == block.threads) {
@@ -385,6 +372,20 @@ void block_barrier(Place place) {
 }
 
 }  // namespace dlk::simt::executor
+
+void dlk::simt::set_order(const std::string& name) {
+  using namespace executor;
+  if (name == "forward") {
+    order = Order::forward;
+  } else if (name == "reverse") {
+    order = Order::reverse;
+  } else if (name.starts_with("random:")) {
+    order = Order::random;
+    generator.seed(std::stoul(name.substr(7)));
+  } else {
+    throw std::runtime_error("the order of simulated threads is forward, reverse or random:SEED, not " + name);
+  }
+}
 
 #ifdef __SANITIZE_ADDRESS__
 #define DLK_EXPORT __attribute__((visibility("default")))  // to be found by its runtime

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "csrc/core/types.h"
-#include "csrc/simt/collectives.h"
+#include "csrc/simt/builtins.h"
 
 namespace dlk::simt {
 
@@ -24,9 +24,9 @@ struct Rows {
 };
 Rows matrix_rows(const void* row, int count, Place place);
 
-// Each lane reads its own elements, so that the race detector sees who reads what.
+// Each lane reads its own elements, so that the race detector sees who reads what; inlined, so that it can say where.
 template <bool trans, int count>
-void ldmatrix(uint32_t (&r)[count], const void* row, Place place) {
+__forceinline__ void ldmatrix(uint32_t (&r)[count], const void* row, Place place) {
   const int lane = this_thread() % 32, first = lane / 4, second = lane % 4;
   const Rows rows = matrix_rows(row, 8 * count, place);
   const auto element = [&](int matrix, int i, int j) {
@@ -40,11 +40,13 @@ void ldmatrix(uint32_t (&r)[count], const void* row, Place place) {
 }  // namespace executor
 
 template <bool trans>
-void ldmatrix_x4(uint32_t (&r)[4], const void* row, executor::Place place = executor::Place::current()) {
+__forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row,
+                                 executor::Place place = executor::Place::current()) {
   executor::ldmatrix<trans>(r, row, place);
 }
 template <bool trans>
-void ldmatrix_x2(uint32_t (&r)[2], const void* row, executor::Place place = executor::Place::current()) {
+__forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row,
+                                 executor::Place place = executor::Place::current()) {
   executor::ldmatrix<trans>(r, row, place);
 }
 

@@ -1,5 +1,5 @@
-// For every byte that is observed the detector remembers the last write and two reads, each with its thread and time,
-// and asks at each access: is what came before ordered before this one?
+// For every byte (or word) that is observed the detector remembers the last write and two reads, each with its thread
+// and time, and asks at each access: is what came before ordered before this one?
 //
 // Time in a block is the number of __syncthreads() passed. Within a warp, __syncwarp() orders as well: lanes have
 // vector clocks. Each lane counts the __syncwarp()s that it has passed, and knows, from those, up to which count it is
@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -38,15 +39,51 @@ struct Cell {
   uint32_t copied_in_block = 0;  // a copy started by write.thread has not ended
 };
 
-/// Observed memory.
-struct Region {
-  const std::byte* begin;
-  size_t bytes;
+/// Observed memory. Most accesses are to whole words of 4 bytes, so there is one cell per word, until a part of it is
+/// accessed: then each of its bytes has one.
+class Region {
+ public:
+  Region(const void* begin, size_t bytes, bool shared)
+      : begin(static_cast<const std::byte*>(begin)), end(this->begin + bytes), shared(shared) {}
+
+  bool contains_any(const std::byte* p, size_t bytes) const { return p + bytes > begin && p < end; }
+
+  /// Calls function(byte, cell) for all cells of the bytes.
+  template <class F>
+  void for_cells(const std::byte* p, size_t bytes, F function) {
+    if (words_.empty()) {
+      words_.resize((end - origin() + 3) / 4);
+      bytes_.resize(words_.size() * 4);
+      split_.resize(words_.size());
+    }
+    const std::byte* last = std::min(p + bytes, end);
+    for (p = std::max(p, begin); p < last;) {
+      const size_t offset = p - origin(), word = offset / 4;
+      const bool whole = offset % 4 == 0 && last - p >= 4;
+      if (!split_[word] && whole) {
+        function(p, words_[word]);
+        p += 4;
+      } else {
+        if (!split_[word]) std::fill_n(&bytes_[word * 4], 4, words_[word]);
+        split_[word] = true;
+        function(p++, bytes_[offset]);
+      }
+    }
+  }
+  /// To be called when nothing counts any more that was noted: words are whole again.
+  void forget_parts() { std::fill(split_.begin(), split_.end(), 0); }
+
+  const std::byte *begin, *end;
   bool shared;
-  std::vector<Cell> cells;
+
+ private:
+  const std::byte* origin() const { return begin - reinterpret_cast<uintptr_t>(begin) % 4; }
+
+  std::vector<Cell> words_, bytes_;
+  std::vector<uint8_t> split_;
 };
 
-Region shared{arena.begin(), size_t(arena.end() - arena.begin()), true, {}};
+Region shared(arena.begin(), arena.end() - arena.begin(), true);
 std::vector<Region> watched;
 
 uint32_t block = 0, first_block = 0;  // the running one, and the launch's first
@@ -67,19 +104,20 @@ bool ordered(const Access& earlier, const Access& now) {
          clock_of(now.thread)[earlier.thread % kLanes] > earlier.clock;
 }
 
-/// "softmax.cu:12", by addr2line if the machine has it.
+/// "softmax.cu:12", by addr2line if the machine has it; "reduce.cuh:7 in softmax.cu:12" where a function is inlined.
 std::string source(const void* pc) {
   Dl_info module;
   if (!dladdr(pc, &module)) return "?";
-  char command[1024], line[512] = "";
+  char command[1024], line[512];
   const size_t offset = static_cast<const char*>(pc) - static_cast<const char*>(module.dli_fbase) - 1;
-  std::snprintf(command, sizeof command, "addr2line -s -e '%s' 0x%zx 2>/dev/null", module.dli_fname, offset);
+  std::snprintf(command, sizeof command, "addr2line -i -s -e '%s' 0x%zx 2>/dev/null", module.dli_fname, offset);
+  std::string result;
   if (FILE* pipe = popen(command, "r")) {
-    if (!std::fgets(line, sizeof line, pipe)) line[0] = 0;
+    while (std::fgets(line, sizeof line, pipe))
+      result += (result.empty() ? "" : " in ") + std::string(line, std::strcspn(line, " \n"));
     pclose(pipe);
   }
-  const std::string result(line);
-  return result.empty() ? "?" : result.substr(0, result.find_first_of(" \n"));
+  return result.empty() ? "?" : result;
 }
 
 std::string place(const Region& region, const std::byte* p) {
@@ -128,16 +166,13 @@ template <class F>
 void for_cells(const void* address, size_t bytes, Kind kind, const void* pc, F function) {
   const auto* p = static_cast<const std::byte*>(address);
   const auto visit = [&](Region& region) {
-    if (p + bytes <= region.begin || p >= region.begin + region.bytes) return false;
-    if (region.cells.empty()) region.cells.resize(region.bytes);
+    if (!region.contains_any(p, bytes) || !in_kernel()) return false;
     const uint16_t thread = this_thread();
     const Access now{pc, block, barriers, clock_of(thread)[thread % kLanes], thread, kind};
-    for (const std::byte* byte = std::max(p, region.begin); byte < std::min(p + bytes, region.begin + region.bytes);
-         ++byte)
-      function(region, byte, region.cells[byte - region.begin], now);
+    region.for_cells(p, bytes, [&](const std::byte* byte, Cell& cell) { function(region, byte, cell, now); });
     return true;
   };
-  if (!in_kernel() || visit(shared)) return;
+  if (visit(shared)) return;
   for (Region& region : watched) visit(region);
 }
 
@@ -148,6 +183,7 @@ void begin_launch() { first_block = block + 1; }
 void begin_block() {
   ++block;
   barriers = 0;
+  shared.forget_parts();
 }
 
 void barrier() { ++barriers; }
@@ -184,9 +220,7 @@ void end_copy(const void* p, size_t bytes, const void* pc) {
 
 namespace dlk::simt {
 
-void watch(const void* p, size_t bytes) {
-  executor::race::watched.push_back({static_cast<const std::byte*>(p), bytes, false, {}});
-}
+void watch(const void* p, size_t bytes) { executor::race::watched.emplace_back(p, bytes, false); }
 void unwatch_all() { executor::race::watched.clear(); }
 
 }  // namespace dlk::simt

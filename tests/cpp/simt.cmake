@@ -14,6 +14,17 @@ function(dlk_simt_program name source)
   add_dependencies(simt_tests ${name})
 endfunction()
 
+if(DLK_SIMT_MODE STREQUAL "fast")  # the executor with the fibers of other processors
+  file(GLOB executor CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/simt/*.cpp)
+  add_executable(test_simt_ucontext test_simt.cpp ${executor})
+  target_link_libraries(test_simt_ucontext PRIVATE dlk_simt_options)
+  target_compile_definitions(test_simt_ucontext PRIVATE DLK_SIMT_UCONTEXT)
+  target_compile_options(test_simt_ucontext PRIVATE ${DLK_SIMT_KERNEL_FLAGS})
+  add_test(NAME test_simt_ucontext COMMAND test_simt_ucontext)
+  set_tests_properties(test_simt_ucontext PROPERTIES LABELS simt)
+  add_dependencies(simt_tests test_simt_ucontext)
+endif()
+
 foreach(source ${DLK_SIMT_TEST_SOURCES})
   get_filename_component(name ${source} NAME_WE)
   dlk_simt_program(${name} ${source})
@@ -23,9 +34,24 @@ foreach(source ${DLK_SIMT_TEST_SOURCES})
   endforeach()
 endforeach()
 
+# device_functions.cu is only compiled.
+find_program(nvcc nvcc)
+if(nvcc)
+  foreach(architecture sm_80 sm_90)
+    add_test(NAME simt_nvcc_${architecture}
+             COMMAND ${nvcc} -std=c++20 -O3 -arch=${architecture} -I${CMAKE_SOURCE_DIR} -c
+                     ${CMAKE_CURRENT_SOURCE_DIR}/device_functions.cu -o ${CMAKE_CURRENT_BINARY_DIR}/${architecture}.o)
+    set_tests_properties(simt_nvcc_${architecture} PROPERTIES LABELS simt)
+  endforeach()
+endif()
+add_library(device_functions OBJECT device_functions.cu)
+target_link_libraries(device_functions PRIVATE dlk_simt_options)
+target_compile_options(device_functions PRIVATE ${DLK_SIMT_KERNEL_FLAGS})
+add_dependencies(simt_tests device_functions)
+
 # The example, in all builds.
 set(example ${CMAKE_SOURCE_DIR}/examples/simt/softmax.cu)
-set_source_files_properties(${example} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+set_source_files_properties(${example} ${CMAKE_CURRENT_SOURCE_DIR}/device_functions.cu PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
 dlk_simt_program(simt_example ${example})
 add_test(NAME simt_example COMMAND simt_example)
 set_tests_properties(simt_example PROPERTIES LABELS simt)
@@ -74,6 +100,10 @@ dlk_simt_bug(lanes_disagree                   ${message}          ${message}    
 dlk_simt_bug(missing_barrier_before_read      ${wrong}            ${wrong}               "${race}|${unwritten}")
 dlk_simt_bug(missing_barrier_before_overwrite ${wrong}            ${wrong}               ${race})
 dlk_simt_bug(missing_syncwarp                 ${wrong}            ${wrong}               "${race}|${unwritten}")
+dlk_simt_bug(missing_barrier_between_vectors  ${wrong}            ${wrong}               "${race}|${unwritten}")
+dlk_simt_bug(missing_barrier_between_bytes_and_words
+                                              ${wrong}            ${wrong}               "${race}|${unwritten}")
+dlk_simt_bug(missing_syncwarp_before_ldmatrix -                   -                      ${race})
 dlk_simt_bug(shuffle_is_no_barrier            -                   -                      ${race})
 dlk_simt_bug(syncwarp_for_two_warps           ${wrong}            ${wrong}               "${race}|${unwritten}")
 dlk_simt_bug(syncwarp_for_part_of_the_warp    ${wrong}            ${wrong}               "${race}|${unwritten}")
@@ -82,6 +112,7 @@ dlk_simt_bug(uninitialised_shared             ${wrong}            ${wrong}      
 dlk_simt_bug(missing_cp_wait                  ${wrong}            ${wrong}               ${copied})
 dlk_simt_bug(cp_wait_for_the_wrong_group      ${wrong}            ${wrong}               ${copied})
 dlk_simt_bug(missing_barrier_after_cp_wait    ${wrong}            ${wrong}               "${race}|${unwritten}")
+dlk_simt_bug(copy_from_out_of_bounds          -                   ${asan}                -)
 dlk_simt_bug(copy_into_what_others_read       ${wrong}            ${wrong}               ${race})
 dlk_simt_bug(two_blocks_write                 -                   -                      "${race}|of another block")
 dlk_simt_bug(atomic_and_plain_read            -                   -                      ${race})

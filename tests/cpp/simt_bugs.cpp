@@ -163,6 +163,37 @@ __global__ void missing_syncwarp(const float* x, float* y) {
 }
 
 template <bool fixed>
+__global__ void missing_barrier_between_vectors(const float* x, float* y) {
+  SHARED(float, s, [kThreads]);
+  const unsigned i = threadIdx.x * 4, opposite = kThreads - 4 - i;
+  if (i < kThreads) store_vec(s + i, load_vec<4>(x + i));
+  if (fixed) __syncthreads();
+  if (i < kThreads) store_vec(y + opposite, load_vec<4>(s + opposite));
+}
+
+template <bool fixed>
+__global__ void missing_barrier_between_bytes_and_words(const float*, float* y) {
+  SHARED(uint8_t, s, [kThreads]);
+  s[threadIdx.x] = threadIdx.x;  // neighbours in a word: no race
+  if (fixed) __syncthreads();
+  const int opposite = kThreads / 4 - 1 - threadIdx.x;
+  if (opposite < 0) return;
+  const Pack<uint8_t, 4> word = load_vec<4>(s + 4 * opposite);
+  for (int i = 0; i < 4; ++i) y[4 * opposite + i] = word[i];
+}
+
+template <bool fixed>
+__global__ void missing_syncwarp_before_ldmatrix(const float* x, float* y) {
+  SHARED(uint16_t, s, [8 * 8]);
+  if (threadIdx.x >= 32) return;
+  for (int i = 0; i < 2; ++i) s[2 * threadIdx.x + i] = uint16_t(x[2 * threadIdx.x + i]);
+  if (fixed) __syncwarp();
+  uint32_t r[2];
+  ldmatrix_x2<true>(r, s + threadIdx.x % 8 * 8);
+  for (int i = 0; i < 2; ++i) y[8 * (threadIdx.x % 4 * 2 + i) + threadIdx.x / 4] = uint16_t(r[0] >> 16 * i);
+}
+
+template <bool fixed>
 __global__ void shuffle_is_no_barrier(const float* x, float* y) {
   SHARED(float, s, [kThreads]);
   s[threadIdx.x] = x[threadIdx.x];
@@ -246,6 +277,16 @@ __global__ void missing_barrier_after_cp_wait(const float* x, float* y) {
 }
 
 template <bool fixed>
+__global__ void copy_from_out_of_bounds(const float* x, float* y) {
+  SHARED(float, s, [kThreads]);
+  const bool valid = threadIdx.x < kThreads - 1;
+  cp_async<4>(&s[threadIdx.x], &x[threadIdx.x + 1], fixed ? valid : true);
+  cp_commit();
+  cp_wait<0>();
+  y[threadIdx.x] = valid ? s[threadIdx.x] - 1 : x[threadIdx.x];
+}
+
+template <bool fixed>
 __global__ void copy_into_what_others_read(const float* x, float* y) {
   SHARED(float, s, [kThreads]);
   s[threadIdx.x] = x[threadIdx.x];
@@ -323,6 +364,9 @@ const std::map<std::string, Bug> bugs = {
     BUG(missing_barrier_before_read),
     BUG(missing_barrier_before_overwrite),
     BUG(missing_syncwarp),
+    BUG(missing_barrier_between_vectors),
+    BUG(missing_barrier_between_bytes_and_words),
+    BUG(missing_syncwarp_before_ldmatrix),
     BUG(shuffle_is_no_barrier),
     BUG(syncwarp_for_two_warps),
     BUG(syncwarp_for_part_of_the_warp),
@@ -331,6 +375,7 @@ const std::map<std::string, Bug> bugs = {
     BUG(missing_cp_wait),
     BUG(cp_wait_for_the_wrong_group),
     BUG(missing_barrier_after_cp_wait),
+    BUG(copy_from_out_of_bounds),
     BUG(copy_into_what_others_read),
     BUG(two_blocks_write, 2),
     BUG(atomic_and_plain_read),

@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "csrc/core/activation.h"
+#include "csrc/cpu/dispatch.h"
 #include "tests/cpp/check.h"
 
 using namespace dlk;
@@ -42,7 +43,8 @@ double ulps(T actual, double expected) {
 template <class T>
 void check_case(const Case& c, test::Buffer<T>& x, int64_t offset) {
   test::Buffer<T> y(x.size(), offset);
-  cpu::kernels<ActivationKernels<T>>().forward(c.formula, c.params, x.size(), x.data(), y.data());
+  test::HeapContext context;
+  cpu::kernels<ActivationKernels<T>>().forward(c.formula, c.params, x.size(), x.data(), y.data(), context);
   for (int64_t i = 0; i < x.size(); ++i) {
     const double expected = c.function(x[i]);
     const bool same_special = (std::isnan(y[i]) && std::isnan(expected)) || y[i] == expected;

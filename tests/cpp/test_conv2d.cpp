@@ -1,5 +1,6 @@
 // Convolution, its gradients to input and weight, against the definition in float64, in both layouts, misaligned.
 #include "csrc/core/conv2d.h"
+#include "csrc/cpu/dispatch.h"
 #include "tests/cpp/check.h"
 
 using namespace dlk;

@@ -1,5 +1,6 @@
 // GEMM against a triple loop in float64: sizes around vectors and register tiles, all transpositions, misaligned.
 #include "csrc/core/gemm.h"
+#include "csrc/cpu/dispatch.h"
 #include "tests/cpp/check.h"
 
 using namespace dlk;

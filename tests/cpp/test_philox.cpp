@@ -7,6 +7,8 @@
 
 #include "csrc/core/dropout.h"
 #include "csrc/core/philox.h"
+#include "csrc/cpu/dispatch.h"
+#include "tests/cpp/check.h"
 
 namespace {
 
@@ -39,12 +41,14 @@ void known_answers() {
 }
 
 void vectors_equal_scalars() {
-  const dlk::DropoutDraw draw{0x0123456789abcdefu, 0x9000'0000u};
+  const int64_t seed = 0x0123456789abcdef;
+  const dlk::DropoutDraw draw{&seed, 0x9000'0000u};
   const int64_t n = 100'003;
   std::vector<uint64_t> keep((n + 63) / 64);
-  dlk::cpu::kernels<dlk::cpu::DropoutMaskKernels>().draw(draw, n, keep.data());
+  test::HeapContext context;
+  dlk::cpu::kernels<dlk::DropoutMaskKernels>().draw(draw, n, keep.data(), context);
   for (int64_t i = 0; i < n; ++i)
-    expect((keep[i / 64] >> (i % 64) & 1) == (dlk::philox_element(draw.seed, i) < draw.threshold), "mask bit");
+    expect((keep[i / 64] >> (i % 64) & 1) == (dlk::philox_element(seed, i) < draw.threshold), "mask bit");
 }
 
 }  // namespace
