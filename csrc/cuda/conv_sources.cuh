@@ -52,12 +52,12 @@ struct Features {
         w(w),
         channels(static_cast<int>(channels)),
         channels_inside(channels_inside),
-        inside(channels_inside ? channels : at_least_1(h.count * w.count)),
+        inside(at_least_1(channels_inside ? this->channels : h.count * w.count)),
         columns(at_least_1(w.count)) {}
 
   int64_t count() const { return static_cast<int64_t>(h.count) * w.count * channels; }
 
-  static int at_least_1(int n) { return n > 0 ? n : 1; }  // no taps: nothing is divided
+  static int at_least_1(int n) { return n > 0 ? n : 1; }  // no features: nothing is divided
 
   __device__ __forceinline__ void split(int feature, int& channel, int& row, int& column) const {
     int outer, inner;
