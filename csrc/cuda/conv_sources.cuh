@@ -175,6 +175,12 @@ struct FilterStrides {
   int channel, r, s;
 };
 
+/// Along an axis with one position the stride means nothing, and 0 is divisible by what copies of 16 bytes ask for.
+inline FilterStrides filter_strides(const Conv2d& p, int64_t lane, int64_t group, int64_t channel) {
+  return {lane, group, static_cast<int>(channel), static_cast<int>(p.R == 1 ? 0 : p.w_r),
+          static_cast<int>(p.S == 1 ? 0 : p.w_s)};
+}
+
 /// filter(lane, feature).
 template <class T, Order kOrder_, int kWidth_>
 struct FilterSource {
