@@ -211,38 +211,37 @@ def test_filter_of_more_positions_than_a_grid_has_rows():
     check(*functions, inputs, op="conv2d", roundings=roundings(256 * 257))
 
 
-def wide(*shape):
-    """A tensor of any size, in the memory of one element."""
-    return torch.zeros(1).expand(*shape)
-
-
 HUGE = 2**31
 # Calls of which the checks, ours or PyTorch's, refuse the shapes: nothing of such a size is computed.
 TOO_LARGE = {
-    "rows": ("matmul", (wide(HUGE, 2), wide(3, 4)), {}),
-    "columns": ("matmul", (wide(4, 2), wide(3, HUGE)), {}),
-    "terms": ("matmul", (wide(4, 2), wide(HUGE, 2)), {}),
-    "batch": ("matmul", (wide(HUGE, 4, 2), wide(HUGE, 3, 4)), {}),
-    "linear_rows": ("linear", (wide(2**16, 2**15, 2), wide(4, 3)), {}),
-    "conv1d": ("conv1d", (wide(1, 1, HUGE), wide(1, 2, 3)), {}),
-    "image": ("conv2d", (wide(2, 4, 2**14, 2**14), wide(1, 2, 3, 3)), {}),
-    "result": ("conv2d", (wide(2, 4, 2**12, 2**12), wide(2**7, 2, 3, 3)), {}),
-    "padding": ("conv2d", (wide(1, 4, 8, 8), wide(1, 2, 3, 3)), {"padding": 2**29}),
-    "filter": ("conv2d", (wide(1, 4, 8, 8), wide(2**15, 2**13, 3, 3)), {}),
-    "transposed": ("conv_transpose2d", (wide(2, 4, 2**12, 2**12), wide(2, 2**7, 3, 3)), {}),
-    "transposed_stride": ("conv_transpose2d", (wide(2, 4, 8, 8), wide(2, 1, 3, 3)), {"stride": 2**29}),
+    "rows": ("matmul", ((HUGE, 2), (3, 4)), {}),
+    "columns": ("matmul", ((4, 2), (3, HUGE)), {}),
+    "terms": ("matmul", ((4, 2), (HUGE, 2)), {}),
+    "batch": ("matmul", ((HUGE, 4, 2), (HUGE, 3, 4)), {}),
+    "linear_rows": ("linear", ((2**16, 2**15, 2), (4, 3)), {}),
+    "conv1d": ("conv1d", ((1, 1, HUGE), (1, 2, 3)), {}),
+    "image": ("conv2d", ((2, 4, 2**14, 2**14), (1, 2, 3, 3)), {}),
+    "result": ("conv2d", ((2, 4, 2**12, 2**12), (2**7, 2, 3, 3)), {}),
+    "padding": ("conv2d", ((1, 4, 8, 8), (1, 2, 3, 3)), {"padding": 2**29}),
+    "filter": ("conv2d", ((1, 4, 8, 8), (2**15, 2**13, 3, 3)), {}),
+    "transposed": ("conv_transpose2d", ((2, 4, 2**12, 2**12), (2, 2**7, 3, 3)), {}),
+    "transposed_stride": ("conv_transpose2d", ((2, 4, 8, 8), (2, 1, 3, 3)), {"stride": 2**29}),
 }
 
 
 @pytest.mark.parametrize("case", TOO_LARGE)
 def test_what_32_bits_cannot_number_goes_to_pytorch(case):
-    function, inputs, options = TOO_LARGE[case]
-    small = [x[tuple(slice(8) for _ in x.shape)] for x in inputs]
-    for tensors, options, expected in [(inputs, options, "fallback"), (small, {}, "kernel")]:
+    function, shapes, options = TOO_LARGE[case]
+
+    def call(most, **options):
+        """On tensors of those sizes in the memory of one element, cut to `most` along each dimension."""
         dlkernels.reset_counts()
         with pytest.raises(RuntimeError):
-            getattr(DF, function)(*tensors, **options)
-        assert dlkernels.counts()[function][expected] == 1
+            getattr(DF, function)(*(torch.zeros(1).expand([min(n, most) for n in s]) for s in shapes), **options)
+        return dlkernels.counts()[function]
+
+    assert call(HUGE, **options) == {"kernel": 0, "fallback": 1}
+    assert call(8) == {"kernel": 1, "fallback": 0}
 
 
 # ---- TF32
@@ -263,7 +262,7 @@ def tf32(allowed):
 
 
 def to_tf32(x):
-    """float32 to 10 bits of mantissa, to nearest, ties away from zero: the sign is apart, so adding grows magnitudes."""
+    """float32 to 10 bits of mantissa, to nearest, ties away from zero: adding to the bits moves away from it."""
     return ((x.detach().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
@@ -303,9 +302,9 @@ def errors_with_tf32(case, allowed, x_format):
     coarse = _run(theirs, [x.double().requires_grad_() for x in rounded], [to_tf32(dy).double()])
     if len(inputs) == 3:
         coarse[1][2] = plain[1][2]
-    for ours, plain, coarse in zip([*outputs, *gradients], plain[0] + plain[1], coarse[0] + coarse[1], strict=True):
-        errors = [(ours.double() - exact).abs().max().item() for exact in (plain, coarse)]
-        yield *errors, 64 * torch.finfo(torch.float32).eps * plain.abs().max().item(), ours.dim() == 1
+    for ours, *exact in zip([*outputs, *gradients], plain[0] + plain[1], coarse[0] + coarse[1], strict=True):
+        errors = [(ours.double() - x).abs().max().item() for x in exact]
+        yield *errors, 64 * torch.finfo(torch.float32).eps * exact[0].abs().max().item(), ours.dim() == 1
 
 
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
