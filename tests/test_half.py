@@ -1,4 +1,5 @@
-"""float16 and bfloat16, for which only the CUDA kernels exist: every function but matrix products and convolutions.
+"""float16 and bfloat16, for which only the CUDA kernels exist: every function but matrix products and convolutions
+(test_products.py).
 
 The rule: kernels read half precision, compute in float32 and round once. So an element may be off by the rounding of
 the exact result (half a unit in its last place), and by what float32 costs: twice the largest error of the float32 op
@@ -19,7 +20,7 @@ from util import LAYOUTS, _run, kernel_ran, rand
 import dlkernels.functional as DF
 
 HALVES = [torch.float16, torch.bfloat16]
-ELSEWHERE = ("matmul", "linear", "conv", "flatten")  # products have their own rule; a view has no kernel
+ELSEWHERE = ("matmul", "linear", "conv", "flatten")  # products: test_products.py; a view has no kernel
 CASES = [case for case in FUNCTIONS if not case.startswith(ELSEWHERE)]
 
 
@@ -48,32 +49,38 @@ def to(dtype, inputs):
     ]
 
 
-def assert_rounded_once(name, ours, float32, exact, rounded=0):
-    """`rounded`: how many rounded numbers the result is made of."""
+def assert_rounded_once(name, ours, float32, exact, rounded=0, roundings=4):
+    """`rounded`: how many rounded numbers the result is made of; `roundings`: in float32, beside PyTorch's error."""
     assert ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)} in place of {tuple(exact.shape)}"
     if not ours.is_floating_point():
         assert torch.equal(ours, exact), f"{name}: values differ"
         return
+    if ours.numel() == 0:
+        return
     info, single = torch.finfo(ours.dtype), torch.finfo(torch.float32)
     assert ours.isfinite().all() and exact.abs().max() < info.max, f"{name}: not finite"
     scale = exact.abs().max().item()
-    float32_error = 2 * (float32.double() - exact).abs().max().item() + 4 * single.eps * scale
+    float32_error = 2 * (float32.double() - exact).abs().max().item() + roundings * single.eps * scale
     rounding = 0.5 * info.eps * (exact.abs() + rounded * scale) + info.smallest_normal * info.eps
     excess = ((ours.double() - exact).abs() - rounding).max().item()
     assert excess <= float32_error, f"{name}: {excess:.3g} more than a rounding, float32 costs {float32_error:.3g}"
 
 
-def check_half(name, ours, theirs, inputs, op, options=MappingProxyType({})):
-    """ours(*inputs), in half precision, against theirs on the same values in float32 and float64."""
+def check_half(name, ours, theirs, inputs, op, options=MappingProxyType({}), roundings=4, parts=()):
+    """ours(*inputs), in half precision, against theirs on the same values in float32 and float64.
+
+    `parts`: per input, how many rounded numbers its gradient is made of, where it is more than one.
+    """
     with kernel_ran(op):
         outputs, gradients = _run(ours, inputs, None)
     dys = [rand(*y.shape, dtype=y.dtype, seed=100 + i) for i, y in enumerate(y for y in outputs if y.requires_grad)]
     float32, float32_gradients = _run(theirs, to(torch.float32, inputs), dys)
     exact, exact_gradients = _run(theirs, to(torch.float64, inputs), dys)
-    parts = inputs[0].size(0) if op == "instance_norm" else 0
+    samples = inputs[0].size(0) if op == "instance_norm" else 0
+    parts = (0, samples, samples) if samples else parts
     for i, values in enumerate(zip(outputs, float32, exact, strict=True)):
         assert values[0].dtype in (inputs[0].dtype, torch.int64), f"{name} output {i}: {values[0].dtype}"
-        assert_rounded_once(f"{name} output {i}", *values, rounded=parts if i > 0 else 0)
+        assert_rounded_once(f"{name} output {i}", *values, samples if i > 0 else 0, roundings)
     if op in FROM_OUTPUT:
         formula = functools.partial(FROM_OUTPUT[op], **options)
         kept = outputs[0].detach()
@@ -81,7 +88,7 @@ def check_half(name, ours, theirs, inputs, op, options=MappingProxyType({})):
         exact_gradients = [formula(kept.double(), dys[0].double())]
     for i, values in enumerate(zip(gradients, float32_gradients, exact_gradients, strict=True)):
         assert values[0].dtype == inputs[0].dtype
-        assert_rounded_once(f"{name} gradient {i}", *values, rounded=parts if i > 0 else 0)
+        assert_rounded_once(f"{name} gradient {i}", *values, parts[i] if i < len(parts) else 0, roundings)
 
 
 def check_case(case, inputs, dtype):

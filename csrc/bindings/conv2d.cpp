@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 
 #include "csrc/bindings/channel_sum.h"
 #include "csrc/bindings/common.h"
@@ -254,6 +255,31 @@ void check_geometry(const char* op, const Geometry& g) {
   check_parameter(op, "groups", g.groups, 1);
 }
 
+/// Whether the kernels can number what this convolution has: the elements of each tensor and the pixels along each axis
+/// of the padded image (for the transposed one, of the result). What the checks here refuse may be countable.
+bool countable(size_t spatial, const Tensor& x, const Tensor& w, const Geometry& g, bool transposed = false,
+               std::array<int64_t, 2> output_padding = {}) {
+  if (!counts_in_32_bits(x) || x.is_nested() || w.is_nested()) return true;  // nested: not covered
+  const auto xs = sizes_of(x), ws = sizes_of(w);
+  const auto beyond = [](int64_t value) { return value > kMostParameter; };
+  if (xs.size() < spatial + 1 || ws.size() != spatial + 2 || std::ranges::any_of(g.list(), beyond)) return true;
+  const auto elements = [](at::IntArrayRef sizes) {
+    return std::accumulate(sizes.begin(), sizes.end(), 1.0, std::multiplies<>());
+  };
+  double y = xs.size() == spatial + 2 ? xs[0] : 1, longest = 0;
+  y *= transposed ? static_cast<double>(ws[1]) * g.groups : ws[0];
+  for (size_t i = 0; i < spatial; ++i) {
+    const size_t axis = 2 - spatial + i;
+    const double size = xs[xs.size() - spatial + i], padding = g.padding[2 * axis] + g.padding[2 * axis + 1],
+                 stride = std::max<int64_t>(g.stride[axis], 1), reach = g.dilation[axis] * (ws[2 + i] - 1.0) + 1;
+    const double padded = transposed ? (size - 1) * stride + reach + output_padding[axis] : size + padding;
+    y *= transposed ? padded - padding : (padded - reach) / stride + 1;
+    longest = std::max(longest, padded);
+  }
+  // Twice the longest: kernels take a pixel so far above the image for one that sees nothing of it.
+  return fit_32_bits({elements(xs), elements(ws), y, 2 * longest});
+}
+
 /// `x_channels`: the dimension of w that, in all groups together, gives the channels of x; the other gives the bias.
 void check_operands(const char* op, int64_t spatial, at::IntArrayRef x, at::IntArrayRef w, const OptionalTensor& bias,
                     const Geometry& g, bool transposed) {
@@ -312,28 +338,30 @@ TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
 
 Tensor conv1d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride,
                     std::array<int64_t, 2> padding, int64_t dilation, int64_t groups) {
-  if (!covered("conv1d", {input, weight, or_undefined(bias)}))
+  const Geometry g({1, stride}, {0, 0, padding[0], padding[1]}, {1, dilation}, groups);
+  if (!covered("conv1d", {input, weight, or_undefined(bias)}, countable(1, input, weight, g)))
     return at::conv1d(pad_uneven(input, {0, padding[1] - padding[0]}), weight, bias, stride, padding[0], dilation,
                       groups);
-  return convolve("conv1d", 1, input, weight, bias,
-                  Geometry({1, stride}, {0, 0, padding[0], padding[1]}, {1, dilation}, groups));
+  return convolve("conv1d", 1, input, weight, bias, g);
 }
 
 Tensor conv2d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                     std::array<int64_t, 2> stride, std::array<int64_t, 4> padding, std::array<int64_t, 2> dilation,
                     int64_t groups) {
   const Geometry g(stride, padding, dilation, groups);
-  if (!covered("conv2d", {input, weight, or_undefined(bias)})) return reference(input, weight, bias, g);
+  if (!covered("conv2d", {input, weight, or_undefined(bias)}, countable(2, input, weight, g)))
+    return reference(input, weight, bias, g);
   return convolve("conv2d", 2, input, weight, bias, g);
 }
 
 Tensor conv_transpose2d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                               std::array<int64_t, 2> stride, std::array<int64_t, 2> padding,
                               std::array<int64_t, 2> output_padding, int64_t groups, std::array<int64_t, 2> dilation) {
-  if (!covered("conv_transpose2d", {input, weight, or_undefined(bias)}))
-    return at::conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation);
   const char* const op = "conv_transpose2d";
   const Geometry g(stride, {padding[0], padding[0], padding[1], padding[1]}, dilation, groups);
+  if (!covered(op, {input, weight, or_undefined(bias)},
+               countable(2, input, weight, g, /*transposed=*/true, output_padding)))
+    return at::conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation);
   check_geometry(op, g);
   check_parameter(op, "output_padding", output_padding, 0);
   const auto xs = sizes_of(input), ws = sizes_of(weight);

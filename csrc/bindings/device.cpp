@@ -1,5 +1,6 @@
 #include "csrc/bindings/device.h"
 
+#include <algorithm>
 #include <atomic>
 
 #include "csrc/bindings/common.h"
@@ -37,6 +38,13 @@ bool has_kernels(Backend backend, at::ScalarType dtype) {
 #endif
   const bool half = dtype == at::kHalf || dtype == at::kBFloat16;
   return dtype == at::kFloat || dtype == at::kDouble || (half && backend != Backend::cpu);
+}
+
+bool counts_in_32_bits(const Tensor& x) { return backend_of(x.device()) != Backend::cpu; }
+
+bool fit_32_bits(std::initializer_list<double> counts) {
+  constexpr double kMost = 0x7fffffff - 1024;  // blocks and tiles reach beyond the last
+  return std::max(counts) <= kMost;
 }
 
 DeviceContext::DeviceContext(const Tensor& x) : backend_(backend_of(x.device())), device_(x.device()) {

@@ -13,6 +13,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <initializer_list>
 #include <vector>
 
 #include "csrc/core/context.h"
@@ -34,6 +35,11 @@ Backend backend_of(at::Device device);
 
 /// Whether `backend` has kernels for tensors of `dtype`.
 bool has_kernels(Backend backend, at::ScalarType dtype);
+
+/// Whether the kernels for x number rows, pixels and elements of products and convolutions in 32 bits, as GPUs' do.
+bool counts_in_32_bits(const Tensor& x);
+/// Whether all of these do fit. In floating point, since they are products of sizes that nobody has checked yet.
+bool fit_32_bits(std::initializer_list<double> counts);
 
 /// The device of x made current for a kernel call: its stream, and workspaces that live as long as this.
 class DeviceContext final : public Context {

@@ -4,6 +4,8 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 
+#include <algorithm>
+
 #include "csrc/bindings/channel_sum.h"
 #include "csrc/bindings/common.h"
 #include "csrc/bindings/ops.h"
@@ -146,6 +148,19 @@ Tensor as_batch(const Tensor& x, at::IntArrayRef shape, int64_t batch) {
   return x.expand(full).reshape({batch, rows, columns});
 }
 
+/// Whether the kernels can number what the product of a and b has: its rows, columns, terms and batch elements. What
+/// the shapes must not be is not asked here.
+bool countable(const Tensor& a, const Tensor& b) {
+  if (!counts_in_32_bits(a) || a.is_nested() || b.is_nested()) return true;  // nested: not covered
+  const auto sa = sizes_of(a), sb = sizes_of(b);
+  double rows = 1, batch = 1;
+  for (size_t i = 0; i + 1 < sa.size(); ++i) rows *= sa[i];
+  for (size_t i = 3; i <= std::max(sa.size(), sb.size()); ++i)  // from the end
+    batch *= std::max(i <= sa.size() ? sa[sa.size() - i] : 1, i <= sb.size() ? sb[sb.size() - i] : 1);
+  const auto rows_b = static_cast<double>(sb.size() > 1 ? sb[sb.size() - 2] : 1);
+  return fit_32_bits({rows, batch, static_cast<double>(sa.back()), rows_b, static_cast<double>(sb.back())});
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
@@ -161,13 +176,14 @@ TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
 
 Tensor linear_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   const bool plain_bias = !bias || (bias->dim() == 1 && (bias->sym_size(0) != 1 || weight.sym_size(0) == 1));
-  if (!covered("linear", {input, weight, or_undefined(bias)}, input.dim() > 0 && weight.dim() == 2 && plain_bias))
-    return at::linear(input, weight, bias);
+  const bool supported = input.dim() > 0 && weight.dim() == 2 && plain_bias && countable(input, weight);
+  if (!covered("linear", {input, weight, or_undefined(bias)}, supported)) return at::linear(input, weight, bias);
   return DLK_OP(linear).call(input, weight, bias);
 }
 
 Tensor matmul_entry(const Tensor& input, const Tensor& other) {
-  if (!covered("matmul", {input, other}, input.dim() > 0 && other.dim() > 0)) return at::matmul(input, other);
+  const bool supported = input.dim() > 0 && other.dim() > 0 && countable(input, other);
+  if (!covered("matmul", {input, other}, supported)) return at::matmul(input, other);
   const Tensor a = input.dim() == 1 ? input.unsqueeze(0) : input, b = other.dim() == 1 ? other.unsqueeze(1) : other;
   const auto sa = sizes_of(a), sb = sizes_of(b);
   const int64_t M = sa[sa.size() - 2], K = sa.back(), N = sb.back();

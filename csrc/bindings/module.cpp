@@ -5,6 +5,9 @@
 
 #include "csrc/bindings/common.h"
 #include "csrc/bindings/ops.h"
+#ifdef DLK_SIMT
+#include "csrc/simt/executor.h"
+#endif
 
 namespace py = pybind11;
 
@@ -57,6 +60,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("counts", &counts_as_dict);
   m.def("reset_counts", &reset_counts);
   m.def("use_simt", &use_simt);
+#ifdef DLK_SIMT
+  m.def("launched_kernels", &dlk::simt::launched_kernels);
+  m.def("reset_launched_kernels", &dlk::simt::reset_launched_kernels);
+#endif
 
   // matmul.cpp
   m.def("linear", &linear_entry, nogil);

@@ -83,8 +83,8 @@ struct Correlation {
   }
   /// NCHW: the features of a lane are adjacent.
   bool filter_is_matrix() const {
-    return w_strides.s == 1 && w_strides.r == features.w.count && features.w.step == 1 && features.h.step == 1 &&
-           w_strides.channel == features.h.count * features.w.count &&
+    return (w_strides.s == 1 || features.w.count == 1) && (w_strides.r == features.w.count || features.h.count == 1) &&
+           features.w.step == 1 && features.h.step == 1 && w_strides.channel == features.h.count * features.w.count &&
            copies_16_bytes(w, {w_strides.lane, w_strides.group, features.count()});
   }
 
@@ -146,7 +146,7 @@ void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Conte
                p.channels_last),
       PixelGrid(p.N, p.OH, p.OW, p.stride_h, p.stride_w),
       w,
-      {p.w_k, outputs * p.w_k, static_cast<int>(p.w_c), static_cast<int>(p.w_r), static_cast<int>(p.w_s)},
+      filter_strides(p, p.w_k, outputs * p.w_k, p.w_c),
       p.groups,
       outputs,
       p.channels_last,
@@ -181,7 +181,7 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
                    phase_taps(column, p.S, p.stride_w, p.pad_w, p.dilation_w), inputs, p.channels_last),
           PixelGrid(p.N, rows, columns, 1, 1),
           w,
-          {p.w_c, inputs * p.w_k, static_cast<int>(p.w_k), static_cast<int>(p.w_r), static_cast<int>(p.w_s)},
+          filter_strides(p, p.w_c, inputs * p.w_k, p.w_k),
           p.groups,
           outputs,
           p.channels_last,

@@ -68,10 +68,10 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   if (is_depthwise(p)) return depthwise_backward_weight(p, x, dy, dw, context);
   const Features features(all_taps(p.R, p.pad_h, p.dilation_h), all_taps(p.S, p.pad_w, p.dilation_w), p.C / p.groups,
                           p.channels_last);
-  const FilterStrides strides{p.w_k, p.K / p.groups * p.w_k, static_cast<int>(p.w_c), static_cast<int>(p.w_r),
-                              static_cast<int>(p.w_s)};
-  const bool in_order = p.channels_last ? p.w_c == 1 && p.w_s == features.channels && p.w_r == p.S * p.w_s
-                                        : p.w_s == 1 && p.w_r == p.S && p.w_c == p.R * p.S;
+  const FilterStrides strides = filter_strides(p, p.w_k, p.K / p.groups * p.w_k, p.w_c);
+  const int64_t channels = features.channels, r = p.channels_last ? p.S * channels : p.S,
+                s = p.channels_last ? channels : 1, c = p.channels_last ? 1 : p.R * p.S;
+  const bool in_order = p.w_c == c && (p.R == 1 || p.w_r == r) && (p.S == 1 || p.w_s == s);
   Sink<T, FilterAddress> sink{.c = dw, .address = {features, strides}};
   sink.vectors = in_order && copies_16_bytes(dw, {p.w_k, features.count()});
   const WeightGradient<T> gradient{p, x, dy, features, sink, context};

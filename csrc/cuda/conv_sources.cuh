@@ -52,12 +52,12 @@ struct Features {
         w(w),
         channels(static_cast<int>(channels)),
         channels_inside(channels_inside),
-        inside(channels_inside ? channels : at_least_1(h.count * w.count)),
+        inside(at_least_1(channels_inside ? this->channels : h.count * w.count)),
         columns(at_least_1(w.count)) {}
 
   int64_t count() const { return static_cast<int64_t>(h.count) * w.count * channels; }
 
-  static int at_least_1(int n) { return n > 0 ? n : 1; }  // no taps: nothing is divided
+  static int at_least_1(int n) { return n > 0 ? n : 1; }  // no features: nothing is divided
 
   __device__ __forceinline__ void split(int feature, int& channel, int& row, int& column) const {
     int outer, inner;
@@ -174,6 +174,12 @@ struct FilterStrides {
   int64_t lane, group;
   int channel, r, s;
 };
+
+/// Along an axis with one position the stride means nothing, and 0 is divisible by what copies of 16 bytes ask for.
+inline FilterStrides filter_strides(const Conv2d& p, int64_t lane, int64_t group, int64_t channel) {
+  return {lane, group, static_cast<int>(channel), static_cast<int>(p.R == 1 ? 0 : p.w_r),
+          static_cast<int>(p.S == 1 ? 0 : p.w_s)};
+}
 
 /// filter(lane, feature).
 template <class T, Order kOrder_, int kWidth_>

@@ -124,14 +124,15 @@ __global__ void __launch_bounds__(kThreads)
   dx[index] = convert<T>(sum);
 }
 
-/// partial[share][tap][k], for the share of the pixels that is blockIdx.z's. Threads of a team are channels.
+/// partial[share][tap][k], for the share of the pixels that is blockIdx.y's. Threads of a team are channels.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     depthwise_backward_weight_kernel(int pixels, int per_share, Depthwise<T> p, PixelGrid grid, int channels_per_block,
                                      const T* x, const T* dy, Accumulate<T>* partial) {
   const Team team{channels_per_block};
-  const int k = blockIdx.x * channels_per_block + team.lane(), tap = blockIdx.y, r = tap / p.S, s = tap % p.S;
-  const int begin = blockIdx.z * per_share, end = pixels - begin < per_share ? pixels : begin + per_share;
+  const int taps = p.R * p.S, tap = blockIdx.x % taps, r = tap / p.S, s = tap % p.S;
+  const int k = blockIdx.x / taps * channels_per_block + team.lane();
+  const int begin = blockIdx.y * per_share, end = pixels - begin < per_share ? pixels : begin + per_share;
   Accumulate<T> sum = 0;
   for (int pixel = begin + team.index(); k < p.K && pixel < end; pixel += team.count()) {
     int n, i, j, c, part;
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(kThreads)
       sum += load(x + p.offset(n, c, h, column, p.C, p.H, p.W)) * load(dy + p.offset(n, k, i, j, p.K, p.OH, p.OW));
   }
   sum = team.sum_over_teams(sum);
-  if (team.index() == 0 && k < p.K) partial[(static_cast<int64_t>(blockIdx.z) * p.R * p.S + tap) * p.K + k] = sum;
+  if (team.index() == 0 && k < p.K) partial[(static_cast<int64_t>(blockIdx.y) * taps + tap) * p.K + k] = sum;
 }
 
 template <class T>
@@ -186,9 +187,7 @@ void depthwise_backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, 
   if (shares < 1) shares = 1;
   const int per_share = static_cast<int>(ceil_div(pixels, shares));
   auto* const partial = context.array<Accumulate<T>>(shares * taps * p.K);
-  launch(depthwise_backward_weight_kernel<T>,
-         dim3(static_cast<unsigned>(ceil_div(p.K, channels_per_block)), static_cast<unsigned>(taps),
-              static_cast<unsigned>(shares)),
+  launch(depthwise_backward_weight_kernel<T>, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(shares)),
          dim3(kThreads), 0, context.stream(), static_cast<int>(pixels), per_share, Depthwise<T>(p),
          PixelGrid(p.N, p.OH, p.OW, 1, 1), channels_per_block, x, dy, partial);
   launch(depthwise_combine_kernel<T>, blocks_of_threads(taps * p.K), dim3(kThreads), 0, context.stream(),

@@ -177,7 +177,7 @@ void launch_named(const char* text, executor::Place place, void (*kernel)(Parame
                   size_t smem, void* /*stream*/, Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernels take pointers and plain structs");
   const auto call = [&] { kernel(static_cast<Parameters>(arguments)...); };
-  executor::run({executor::first_argument(text), place, grid, block, smem,
+  executor::run({executor::first_argument(text), reinterpret_cast<uintptr_t>(kernel), place, grid, block, smem,
                  [](const void* call_) { (*static_cast<const decltype(call)*>(call_))(); }, &call});
 }
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -70,7 +71,8 @@ Block block;
 const Launch* launch = nullptr;       // the running one
 Thread* self = nullptr;               // the running thread
 std::string error;                    // of the running launch
-std::mutex one_launch_at_a_time;      // from several host threads
+std::set<uintptr_t> launched;         // kernels, since the last reset
+std::mutex one_launch_at_a_time;      // from several host threads; also guards `launched`
 thread_local bool launching = false;  // this host thread is in run()
 
 unsigned number(const Thread& thread) { return &thread - block.thread; }
@@ -274,6 +276,7 @@ void run(const Launch& launch) {
   if (launching) throw std::runtime_error("a kernel launches another one");
   const std::lock_guard lock(one_launch_at_a_time);
   const RunningLaunch running(launch);
+  launched.insert(launch.address);
   blockIdx = {};
   check_limits(launch);
   blockDim = launch.block;
@@ -372,6 +375,16 @@ void block_barrier(Place place) {
 }
 
 }  // namespace dlk::simt::executor
+
+std::vector<uintptr_t> dlk::simt::launched_kernels() {
+  const std::lock_guard lock(executor::one_launch_at_a_time);
+  return {executor::launched.begin(), executor::launched.end()};
+}
+
+void dlk::simt::reset_launched_kernels() {
+  const std::lock_guard lock(executor::one_launch_at_a_time);
+  executor::launched.clear();
+}
 
 void dlk::simt::set_order(const std::string& name) {
   using namespace executor;

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <source_location>
 #include <string>
+#include <vector>
 
 namespace dlk::simt {  // what kernels and their callers see
 
@@ -28,6 +29,10 @@ extern dim3 blockDim, gridDim;
 /// forward.
 void set_order(const std::string& order);
 
+/// The kernels launched since the last reset, by address: `nm` has their names.
+std::vector<uintptr_t> launched_kernels();
+void reset_launched_kernels();
+
 }  // namespace dlk::simt
 
 namespace dlk::simt::executor {
@@ -36,7 +41,8 @@ using Place = std::source_location;  // where a kernel calls a function that wai
 
 /// One launch. `run(arguments)` calls the kernel.
 struct Launch {
-  std::string kernel;  // its name, for messages
+  std::string kernel;  // as the source names it, for messages
+  uintptr_t address;
   Place place;
   dim3 grid, block;
   size_t smem;
