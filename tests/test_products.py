@@ -206,9 +206,20 @@ def test_conv_transpose2d(case, x_format, dtype):
 
 def test_filter_of_more_positions_than_a_grid_has_rows():
     """Without the gradient to the image, which would take long."""
-    inputs = [rand(1, 2, 256, 257), rand(2, 1, 256, 257, seed=1).requires_grad_()]
+    inputs = [
+        rand(1, 2, 256, 257).contiguous(memory_format=torch.channels_last),
+        rand(2, 1, 256, 257, seed=1).requires_grad_(),
+    ]
     functions = (functools.partial(library.conv2d, groups=2) for library in (DF, F))
     check(*functions, inputs, op="conv2d", roundings=roundings(256 * 257))
+
+
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+def test_filter_without_channels(x_format):
+    """A sum of nothing: the bias. (PyTorch gives a result without channels.)"""
+    x, bias = torch.zeros(2, 0, 5, 5).contiguous(memory_format=x_format), rand(3)
+    y = DF.conv2d(x, torch.zeros(3, 0, 3, 3), bias)
+    assert torch.equal(y, bias.view(1, 3, 1, 1).expand(2, 3, 3, 3))
 
 
 HUGE = 2**31
