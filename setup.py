@@ -45,25 +45,39 @@ def find_nvcc():
     return path, tuple(int(n) for n in re.search(r"release (\d+)\.(\d+)", text).groups())
 
 
+def number(arch):
+    """90 of "9.0", "9.0a" or "9.0+PTX"; 0 of what is no compute capability."""
+    match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", arch)
+    return 10 * int(match[1]) + int(match[2]) if match else 0
+
+
+def as_ptx(known, gpu):
+    newest = max(n for n in known if n <= gpu)
+    return f"{newest // 10}.{newest % 10}+PTX"
+
+
 def cuda_architectures(torch, nvcc):
     """CMAKE_CUDA_ARCHITECTURES: those of TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), else of the visible GPUs, else all."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").split(";")
     wanted = [arch for arch in wanted if arch]
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = sorted(int(number) for number in re.findall(r"compute_(\d+)", listed))
     if not wanted and torch.cuda.is_available():
         capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         wanted = [f"{major}.{minor}" for major, minor in sorted(capabilities)]
+        # A GPU that is newer than nvcc compiles the PTX of the newest before it.
+        wanted = [arch if number(arch) in known else as_ptx(known, number(arch)) for arch in wanted]
     if not wanted:
-        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-        wanted = [arch for arch in ALL_GPUS if f"compute_{arch.replace('.', '')}" in known]
+        wanted = [arch for arch in ALL_GPUS if number(arch) in known]
         wanted[-1] += "+PTX"
     architectures = []
     for arch in wanted:
-        number = arch.removesuffix("+PTX").replace(".", "")
-        if int(number.rstrip("af")) < OLDEST_GPU:
-            sys.exit(f"dlkernels: its CUDA kernels need GPUs of compute capability 8.0 or later, not {arch}")
-        architectures.append(f"{number}-real")
+        if number(arch) < OLDEST_GPU:
+            sys.exit(f"dlkernels: its CUDA kernels need GPUs of compute capability 8.0 or later, not {arch!r}")
+        name = arch.removesuffix("+PTX").replace(".", "")
+        architectures.append(f"{name}-real")
         if arch.endswith("+PTX"):
-            architectures.append(f"{number}-virtual")
+            architectures.append(f"{name}-virtual")
     return architectures
 
 

@@ -13,13 +13,17 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    if config.getoption("--backend") == "cuda":
+        torch.set_default_device("cuda")  # before the modules of tests make tensors
+
+
 @pytest.fixture(scope="session", autouse=True)
 def backend(request):
     """The kernels under test, for the whole run."""
     backend = request.config.getoption("--backend")
+    torch.backends.cudnn.deterministic = True  # gradcheck asks for the same results twice
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's default lets convolutions round float32 operands
-    if backend == "cuda":
-        torch.set_default_device("cuda")
     if backend == "simt":
         assert dlkernels._C.use_simt(True), "dlkernels was built without csrc/simt: set DLKERNELS_SIMT=ON to build"
     yield backend

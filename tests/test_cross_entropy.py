@@ -15,7 +15,8 @@ INF, NAN = float("inf"), float("nan")
 
 
 def indices(*shape, classes, seed=0):
-    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randint(classes, shape, generator=generator, device="cpu").to(torch.get_default_device())
 
 
 def compare(name, x, target, weight=None, dys=None, **options):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from util import DTYPES, LAYOUTS, check_threads, kernel_ran, rand
 
+import dlkernels
 import dlkernels.functional as DF
 
 OPS = ["dropout", "dropout2d"]
@@ -20,6 +21,11 @@ def seeded(op, x, p=0.4, seed=3, **options):
 
 def expected_from(kept, x, p):
     return x * kept / (1 - p)
+
+
+def rng_state():
+    """Of the generator that dropout draws from."""
+    return torch.cuda.get_rng_state() if torch.get_default_device().type == "cuda" else torch.get_rng_state()
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 0.9, 1e-3, 1 / 3])
@@ -103,13 +109,13 @@ def test_manual_seed(op):
 
 @both_ops
 def test_draws_only_when_needed(op):
-    state = torch.get_rng_state()
+    state = rng_state()
     x = rand(2, 3, 4, 4)
     for p, training in ((0.0, True), (1.0, True), (0.5, False)):
         getattr(DF, op)(x, p, training)
     getattr(DF, op)(rand(0, 3, 4, 4), 0.5)
     torch.ops.dlkernels.dropout(x.to("meta"), torch.empty((), dtype=torch.int64, device="meta"), 0.5, False)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(rng_state(), state)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -254,3 +260,24 @@ def test_other_dtypes_go_to_pytorch(backend):
     y = DF.dropout(x)
     torch.manual_seed(0)
     assert torch.equal(y, F.dropout(x))
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2**31 + 5, 2**62 + 12345])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mask_is_the_same_on_every_backend(backend, layout, seed, channels):
+    """The CUDA kernels, on the CPU or on a GPU, keep the same elements as the CPU's for the same seed."""
+    if not dlkernels._C.use_simt(False) and backend != "cuda":
+        pytest.skip("built without csrc/simt")
+    shape, p = (3, 5, 7, 11), 0.37
+    x = LAYOUTS[layout](rand(*shape).abs() + 1)
+    kept = []
+    for device in ("cpu", x.device) if backend == "cuda" else ("cpu", "simt"):
+        dlkernels._C.use_simt(device == "simt")
+        there = x if device == "simt" else x.to(device)
+        on = torch.tensor(seed, device=there.device)
+        y, _ = torch.ops.dlkernels.dropout(there, on, p, channels)
+        kept.append((y != 0).cpu())
+    dlkernels._C.use_simt(backend == "simt")
+    assert torch.equal(*kept)
+    assert 0 < kept[0].float().mean() < 1

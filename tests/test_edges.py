@@ -1,5 +1,8 @@
 """Where PyTorch's rules are easy to miss: extreme sizes, in-place changes, gradients of other kinds."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +134,18 @@ def test_forward_mode_goes_to_pytorch(name):
     torch.testing.assert_close(*tangents)
     with kernel_ran(name):
         getattr(DF, name)(*inputs, **options)
+
+
+def test_newer_settings_of_tf32_are_read():
+    """PyTorch's legacy switches raise when they are read after the newer settings were written."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this PyTorch has the legacy switches only")
+    code = """
+import torch, dlkernels.functional as DF
+torch.backends.cuda.matmul.fp32_precision = "ieee"
+torch.backends.cudnn.conv.fp32_precision = "ieee"
+x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+torch.testing.assert_close(DF.conv2d(x, w), torch.conv2d(x, w))
+torch.testing.assert_close(DF.matmul(x, x), torch.matmul(x, x))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

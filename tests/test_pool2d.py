@@ -198,7 +198,8 @@ def test_indices_unpool():
 @all_ops
 def test_gradcheck(op, options, layout):
     # distinct values far apart, so that a finite difference does not change which is greatest
-    x = torch.randperm(2 * 12 * 13, generator=torch.Generator().manual_seed(1)).double().view(1, 2, 12, 13) / 10
+    x = torch.randperm(2 * 12 * 13, generator=torch.Generator("cpu").manual_seed(1), device="cpu")
+    x = x.to(torch.get_default_device()).double().view(1, 2, 12, 13) / 10
     function = both(op, options)[0]
     x = LAYOUTS[layout](x).requires_grad_()
     assert torch.autograd.gradcheck(function, x, fast_mode=True)

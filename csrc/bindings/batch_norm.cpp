@@ -86,8 +86,9 @@ variable_list differentiable_backward(const Tensor& dy, const Tensor& x, const T
                                       const OptionalTensor& weight, bool training, double eps) {
   const OptionalTensor running_mean = training ? std::nullopt : OptionalTensor(mean);
   const OptionalTensor running_var = training ? std::nullopt : OptionalTensor(var);
-  const auto [dx, dweight, dbias] = at::native_batch_norm_backward(
-      dy, x, weight, running_mean, running_var, mean, (var + eps).rsqrt(), training, eps, {true, true, true});
+  const auto [dx, dweight, dbias] =
+      at::native_batch_norm_backward(dy, x, weight, running_mean, running_var, as_statistics(mean, x),
+                                     (as_statistics(var, x) + eps).rsqrt(), training, eps, {true, true, true});
   return {dx, dweight, dbias};
 }
 

@@ -37,7 +37,7 @@ bool kernels_apply(at::ArrayRef<Tensor> inputs) {
     if (!(x.is_cpu() || x.is_cuda()) || !plain(x)) return false;
     if (x._fw_grad(/*level=*/0).defined()) return false;  // forward-mode AD: C++ Functions have no jvp
     if (first == nullptr) {
-      if (transformed(x.device().type()) || !has_kernels(backend_of(x.device()), x.scalar_type())) return false;
+      if (transformed(x.device().type()) || !has_kernels(x.device(), x.scalar_type())) return false;
       first = &x;
     } else if (x.scalar_type() != first->scalar_type() || x.device() != first->device()) {
       return false;

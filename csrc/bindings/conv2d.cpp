@@ -2,7 +2,6 @@
 // transposed convolution) and its gradient to the weight. A 1-D convolution is a 2-D one of height 1.
 #include "csrc/core/conv2d.h"
 
-#include <ATen/Context.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv1d.h>
 #include <ATen/ops/conv2d.h>
@@ -63,7 +62,7 @@ void complete(Conv2d& p, at::MemoryFormat format, const Tensor& w) {
   if (p.R == 1) p.dilation_h = 1;
   if (p.S == 1) p.dilation_w = 1;
   p.channels_last = format == at::MemoryFormat::ChannelsLast;
-  p.allow_tf32 = at::globalContext().allowTF32CuDNN();
+  p.allow_tf32 = allow_tf32(w, /*convolution=*/true);
   p.w_k = w.stride(0), p.w_c = w.stride(1), p.w_r = w.stride(2), p.w_s = w.stride(3);
 }
 

@@ -1,7 +1,12 @@
 #include "csrc/bindings/device.h"
 
+#include <ATen/Context.h>
+#include <torch/version.h>
+
 #include <algorithm>
 #include <atomic>
+#include <sstream>
+#include <string>
 
 #include "csrc/bindings/common.h"
 
@@ -15,6 +20,32 @@ namespace dlk::bindings {
 namespace {
 
 std::atomic<bool> simt_in_use = false;
+
+#ifdef DLK_CUDA
+/// Whether the CUDA kernels were built for this GPU: machine code of its generation and no later than it, or PTX.
+/// DLK_CUDA_ARCHITECTURES is CMake's list, "80-real;90-real;90-virtual".
+bool is_built_for(int device) {
+  int major = 0, minor = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  std::istringstream list(DLK_CUDA_ARCHITECTURES);
+  for (std::string entry; std::getline(list, entry, ';');) {
+    const int built = std::stoi(entry), gpu = 10 * major + minor;
+    const bool ptx = entry.find("virtual") != std::string::npos;
+    if (built <= gpu && (ptx || built / 10 == major)) return true;
+  }
+  return false;
+}
+
+bool built_for(at::DeviceIndex device) {
+  static const std::vector<bool> answers = [] {
+    std::vector<bool> of_device;
+    for (int i = 0; i < c10::cuda::device_count(); ++i) of_device.push_back(is_built_for(i));
+    return of_device;
+  }();
+  return answers.at(device);
+}
+#endif
 
 }  // namespace
 
@@ -32,8 +63,11 @@ Backend backend_of(at::Device device) {
   return simt_in_use ? Backend::simt : Backend::cpu;
 }
 
-bool has_kernels(Backend backend, at::ScalarType dtype) {
-#ifndef DLK_CUDA
+bool has_kernels(at::Device device, at::ScalarType dtype) {
+  const Backend backend = backend_of(device);
+#ifdef DLK_CUDA
+  if (backend == Backend::cuda && !built_for(device.index())) return false;
+#else
   if (backend == Backend::cuda) return false;
 #endif
   const bool half = dtype == at::kHalf || dtype == at::kBFloat16;
@@ -45,6 +79,16 @@ bool counts_in_32_bits(const Tensor& x) { return backend_of(x.device()) != Backe
 bool fit_32_bits(std::initializer_list<double> counts) {
   constexpr double kMost = 0x7fffffff - 1024;  // blocks and tiles reach beyond the last
   return std::max(counts) <= kMost;
+}
+
+bool allow_tf32(const Tensor& x, bool convolution) {
+  if (backend_of(x.device()) == Backend::cpu || x.scalar_type() != at::kFloat) return false;
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10  // the newer setting; it refuses to be read by the older names
+  const auto op = convolution ? at::Float32Op::CONV : at::Float32Op::MATMUL;
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, op) == at::Float32Precision::TF32;
+#else
+  return convolution ? at::globalContext().allowTF32CuDNN() : at::globalContext().allowTF32CuBLAS();
+#endif
 }
 
 DeviceContext::DeviceContext(const Tensor& x) : backend_(backend_of(x.device())), device_(x.device()) {

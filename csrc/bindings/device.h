@@ -33,13 +33,16 @@ bool use_simt(bool use);
 /// Where the kernels for tensors on `device` run.
 Backend backend_of(at::Device device);
 
-/// Whether `backend` has kernels for tensors of `dtype`.
-bool has_kernels(Backend backend, at::ScalarType dtype);
+/// Whether there are kernels for tensors of `dtype` on `device`; for a GPU: some that it can run.
+bool has_kernels(at::Device device, at::ScalarType dtype);
 
 /// Whether the kernels for x number rows, pixels and elements of products and convolutions in 32 bits, as GPUs' do.
 bool counts_in_32_bits(const Tensor& x);
 /// Whether all of these do fit. In floating point, since they are products of sizes that nobody has checked yet.
 bool fit_32_bits(std::initializer_list<double> counts);
+
+/// Whether PyTorch's settings let GPUs round the float32 operands of products, or of convolutions, to TF32.
+bool allow_tf32(const Tensor& x, bool convolution);
 
 /// The device of x made current for a kernel call: its stream, and workspaces that live as long as this.
 class DeviceContext final : public Context {

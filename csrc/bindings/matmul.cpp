@@ -1,6 +1,5 @@
 // matmul and linear, on one batched matrix product, `dlkernels::gemm`; its gradients are products again, with the
 // operands' strides swapped instead of copies.
-#include <ATen/Context.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 
@@ -34,7 +33,7 @@ void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor
          .b_row = right.stride(-2),
          .b_col = right.stride(-1),
          .c_row = b.size(-1),
-         .allow_tf32 = at::globalContext().allowTF32CuBLAS()};
+         .allow_tf32 = allow_tf32(c, /*convolution=*/false)};
   if (c.dim() == 3) {
     p.batch = c.size(0);
     p.a_batch = left.stride(0);

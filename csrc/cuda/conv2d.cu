@@ -2,7 +2,8 @@
 //
 // Both are correlations of an image with a filter, on a grid of output pixels. Forward, the grid is all of y. Backward,
 // dx falls into stride_h x stride_w phases, in each of which all pixels see the same taps of dy: no multiplication with
-// the zeros between strides is done. The sum runs over features (tap, channel of the group).
+// the zeros between strides is done (at the price of a launch per phase, which only large strides on small images
+// feel). The sum runs over features (tap, channel of the group).
 //
 //   channels_last:  out[pixels x channels] = patches[pixels x features] filter[channels x features]^T
 //   NCHW:           out[channels x pixels] = filter[channels x features] patches[pixels x features]^T

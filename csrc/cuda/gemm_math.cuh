@@ -232,8 +232,10 @@ struct Mma {
 
 // ---- The tiles, in one table. Large tiles reuse each element read 128 times; small ones fill the GPU when the result
 // is small, and serve operands that cannot be copied 16 bytes at a time. Three stages: one is read while two are in
-// flight, which covers the latency of memory; shared memory per block is then 61 KiB for the large float and half tiles
-// (two blocks per multiprocessor of sm_80 and sm_90), 74 KiB for tf32's.
+// flight, which covers the latency of memory. Shared memory per block, of which stages take as much as the sums on
+// their way out: 66 KiB for large tiles (two blocks on a multiprocessor of sm_80 and sm_90, one on those with 100 KiB),
+// about 30 for small ones, 51 to 60 for double. The last number keeps ptxas from spilling registers to fit one block
+// more.
 struct LargeTile {};
 struct SmallTile {};
 
@@ -250,7 +252,7 @@ struct TileFor<float, true, SmallTile> : Mma<Tf32Fragments, 64, 64, 16, 32, 16, 
 template <class T>
 struct TileFor<T, false, LargeTile> : Mma<HalfFragments<T>, 128, 128, 32, 64, 32, 3, 1> {};
 template <class T>
-struct TileFor<T, false, SmallTile> : Mma<HalfFragments<T>, 64, 64, 32, 32, 16, 3, 2> {};
+struct TileFor<T, false, SmallTile> : Mma<HalfFragments<T>, 64, 64, 32, 32, 16, 3, 1> {};
 template <>
 struct TileFor<double, false, LargeTile> : Mma<DoubleFragments, 64, 64, 16, 32, 32, 3, 2> {};
 template <>

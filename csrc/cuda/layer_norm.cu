@@ -4,8 +4,7 @@
 //     dweight = sum dy h,  dbias = sum dy                over all elements that share a weight
 //
 // y and dx: a row is read by a team of 1 to 32 lanes or by a whole block, once for its sums and once more for the
-// result. dweight and dbias are sums by channel of (samples, groups *
-// channels, inner) arrays: channels.cuh.
+// result. dweight and dbias are sums by channel of (samples, groups channels, inner) arrays: channels.cuh.
 #include <cmath>
 
 #include "csrc/core/layer_norm.h"

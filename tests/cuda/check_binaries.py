@@ -45,7 +45,8 @@ REQUIRED = [
     (r"Source<(f16|bf16), [^<>]*8>", [r"^LDGSTS\.E\.BYPASS\.128"]),
     (r"Source<float, [^<>]*4>", [r"^LDGSTS\.E\.BYPASS\.128"]),
     (r"Source<double, [^<>]*2>", [r"^LDGSTS\.E\.BYPASS\.128"]),
-    (r"^map_kernel<", [r"^LDG\.E\.128", r"^STG\.E\.128"]),
+    (r"^(map_kernel|apply_kernel)<", [r"^LDG\.E\.128", r"^STG\.E\.128"]),
+    (r"^(partial_sums|channel_partials)<.*(f16|bf16|float)", [r"^LDG\.E\.128"]),
 ]
 FORBIDDEN = r"^(LDL|STL)"
 
