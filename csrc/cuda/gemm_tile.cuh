@@ -11,9 +11,8 @@
 //
 // A Source has:
 //   Lane lane(int lane)            what stays the same along k, per row of A (column of B); beyond the last one too
-//   const T* at(Lane, int k)       where the kWidth consecutive elements (along the layout's faster index) from (lane,
-//   k)
-//                                  lie; null: they are zeros
+//   const T* at(Lane, int k)       where the kWidth consecutive elements from (lane, k) on lie, along kOrder; null:
+//                                  they are zeros
 //   void select(int batch)         moves to the operand of that batch element
 // kOrder says whether ks or lanes are neighbours in memory; kWidth is 16 bytes' worth of elements where everything is
 // aligned and divisible, else 1.
