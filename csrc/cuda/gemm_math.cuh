@@ -230,10 +230,10 @@ struct Mma {
   static __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % kWarpsN * kWN; }
 };
 
-// ---- The tiles, in one table. Large tiles reuse each element read 128 times (double: 64); small ones fill the GPU when
-// the result is small, and serve operands that cannot be copied 16 bytes at a time. Three stages: one is read while two
-// are in flight, which covers the latency of memory; shared memory per block is then 61 KiB for the large float tiles,
-// 66 KiB for half ones (which the sums take on their way out) and up to 74 KiB for tf32's.
+// ---- The tiles, in one table. Large tiles reuse each element read 128 times (double: 64); small ones fill the GPU
+// when the result is small, and serve operands that cannot be copied 16 bytes at a time. Three stages: one is read
+// while two are in flight, which covers the latency of memory. Shared memory per block is then 66 KiB for large tiles
+// (their sums take it on the way out; the stages would do with 60), 60 KiB at most for double.
 struct LargeTile {};
 struct SmallTile {};
 
