@@ -280,6 +280,8 @@ def to_tf32(x):
 def test_rounding_to_tf32():
     x = torch.tensor([1 + 2**-11, -1 - 2**-11, 1 + 2**-12, 1 + 3 * 2**-11, 2 - 2**-23, 1 + 2**-10])
     assert to_tf32(x).tolist() == [1 + 2**-10, -1 - 2**-10, 1, 1 + 2**-9, 2, 1 + 2**-10]
+    with tf32(True):
+        assert torch.equal(DF.matmul(x[:, None], torch.ones(1, 8)), to_tf32(x)[:, None].expand(-1, 8))
 
 
 TF32_CASES = {
@@ -406,6 +408,8 @@ def test_every_kernel(math, backend):
         check(ours, theirs, inputs, op=function, roundings=wider * roundings(terms), strides=False)
 
     with tf32(allowed):
+        # A grid of 11 x 12 large tiles, incomplete ones at its edges
+        check_case("matmul", [rand(1400, 16, dtype=dtype), rand(16, 1528, dtype=dtype, seed=1)], {}, 16)
         for m, n, k, batch in PRODUCTS:
             for a_transposed, b_transposed in itertools.product([False, True], repeat=2):
                 a = rand(batch, m, k, dtype=dtype) if not a_transposed else rand(batch, k, m, dtype=dtype).mT

@@ -134,12 +134,14 @@ Tensor pad_uneven(const Tensor& x, at::IntArrayRef pad) {
   const bool even = std::all_of(pad.begin(), pad.end(), [](int64_t n) { return n == 0; });
   return even ? x : at::constant_pad_nd(x, pad);
 }
+
 /// PyTorch's convolution, for inputs that are not covered and for gradients of gradients.
 Tensor reference(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Geometry& g) {
   const auto& pad = g.padding;
   return at::conv2d(pad_uneven(x, {0, pad[3] - pad[2], 0, pad[1] - pad[0]}), w, bias, g.stride,
                     at::IntArrayRef({pad[0], pad[2]}), g.dilation, g.groups);
 }
+
 /// PyTorch's transposed convolution to an image of size x_size: the full one, less the padding.
 Tensor reference_transposed(const Tensor& dy, const Tensor& w, const OptionalTensor& bias, at::IntArrayRef x_size,
                             const Geometry& g) {

@@ -230,12 +230,12 @@ struct Mma {
   static __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % kWarpsN * kWN; }
 };
 
-// ---- The tiles, in one table. Large tiles reuse each element read 128 times; small ones fill the GPU when the result
-// is small, and serve operands that cannot be copied 16 bytes at a time. Three stages: one is read while two are in
-// flight, which covers the latency of memory. Shared memory per block, of which stages take as much as the sums on
-// their way out: 66 KiB for large tiles (two blocks on a multiprocessor of sm_80 and sm_90, one on those with 100 KiB),
-// about 30 for small ones, 51 to 60 for double. The last number keeps ptxas from spilling registers to fit one block
-// more.
+// ---- The tiles, in one table. Large tiles reuse each element read 128 times (double: 64); small ones fill the GPU
+// when the result is small, and serve operands that cannot be copied 16 bytes at a time. Three stages: one is read
+// while two are in flight, which covers the latency of memory. Shared memory per block, of which stages take as much as
+// the sums on their way out: 66 KiB for large tiles (two blocks on a multiprocessor of sm_80 and sm_90, one on those
+// with 100 KiB), about 30 for small ones, 51 to 60 for double. The last number keeps ptxas from spilling registers to
+// fit one block more.
 struct LargeTile {};
 struct SmallTile {};
 
