@@ -14,10 +14,11 @@ CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/cpp/*.h' 'tests/
             'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cu' 'examples/simt/*.cu')
 # The CUDA build of torch, and the GPUs of `make test-cuda-build`. Tools that read what nvcc makes: PyPI has them too.
 TORCH_CUDA ?= torch==2.14.1
+CUDA_BUILD_DIR ?= $(CURDIR)/build/cuda
 CUDA_GPUS ?= 8.0
 CUDA_TOOLS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 VENV_CUDA := $(CURDIR)/.venv-cuda
-SIMT_ORDERS ?= reverse random:1
+SIMT_ORDERS ?= forward reverse random:1
 SIMT_TESTS := $(patsubst %,tests/test_%.py,activation batch_norm conv2d cross_entropy dropout half layer_norm loss matmul \
               pool2d products softmax)
 DATA ?= digits
@@ -63,13 +64,10 @@ test-sanitize: $(VENV)/tools
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
 
-# The tests of the ops again, on the CUDA kernels, run on the CPU by csrc/simt, in several orders of threads and blocks.
-# (gradcheck, which calls small kernels thousands of times, in the first of them only.)
+# The tests of the ops again, on the CUDA kernels, run on the CPU by csrc/simt, in several orders of threads and blocks, two
+# at a time. (gradcheck, which calls small kernels thousands of times, in the first of them only.)
 test-simt: build
-	$(PY) -m pytest -q --backend=simt $(SIMT_TESTS)
-	for order in $(SIMT_ORDERS); do \
-	  DLKERNELS_SIMT_ORDER=$$order $(PY) -m pytest -q --backend=simt -k "not gradcheck" $(SIMT_TESTS) || exit 1; \
-	done
+	printf '%s\n' $(SIMT_ORDERS) | xargs -P 2 -I{} tests/simt_order.sh {} $(PY) $(SIMT_TESTS)
 
 # The CUDA kernels under the host executor, in its builds that find wrong addresses and data races: see docs/simt.md.
 test-simt-sanitize test-simt-race: test-simt-%: $(VENV)/tools
@@ -105,7 +103,7 @@ $(VENV_CUDA)/tools:
 
 test-cuda-build: $(VENV_CUDA)/tools
 	DLKERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_GPUS)" DLKERNELS_CPP_TESTS=OFF DLKERNELS_SIMT=OFF \
-	  DLKERNELS_BUILD_DIR=$(CURDIR)/build/cuda \
+	  DLKERNELS_BUILD_DIR=$(CUDA_BUILD_DIR) \
 	  $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
 	cd tests && $(VENV_CUDA)/bin/python -P -m pytest -q -p no:cacheprovider cuda/test_build.py
 

@@ -50,7 +50,11 @@ class Call final : public Context {
   U* result(int64_t n) {
     U* x = array_of<U>(n);
     read_.push_back([=](std::vector<double>& to) {
-      for (int64_t i = 0; i < n; ++i) to.push_back(simt::convert<double>(x[i]));
+      for (int64_t i = 0; i < n; ++i)
+        if constexpr (std::is_integral_v<U>)
+          to.push_back(static_cast<double>(x[i]));
+        else
+          to.push_back(simt::convert<double>(x[i]));
     });
     return x;
   }

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# simt_order.sh ORDER PYTHON TESTS...: the tests on the CUDA kernels under csrc/simt, with threads and blocks in this order;
+# the summary, or on failure all that pytest printed. Exit status 255 stops xargs.
+order=$1 python=$2
+shift 2
+[ "$order" = forward ] && select=test || select="not gradcheck"
+log=$(mktemp)
+if DLKERNELS_SIMT_ORDER=$order "$python" -m pytest -q --backend=simt -k "$select" "$@" > "$log" 2>&1; then
+  echo "order $order: $(tail -n 1 "$log")"
+else
+  cat "$log"
+  exit 255
+fi
