@@ -105,7 +105,7 @@ test-cuda-build: $(VENV_CUDA)/tools
 	DLKERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_GPUS)" DLKERNELS_CPP_TESTS=OFF DLKERNELS_SIMT=OFF \
 	  DLKERNELS_BUILD_DIR=$(CUDA_BUILD_DIR) \
 	  $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
-	cd tests && $(VENV_CUDA)/bin/python -P -m pytest -q -p no:cacheprovider cuda/test_build.py
+	cd tests && $(VENV_CUDA)/bin/python -P -m pytest -q -p no:cacheprovider cuda/check_build.py
 
 check: $(VENV)/check-tools
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
