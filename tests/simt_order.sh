@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # simt_order.sh ORDER PYTHON TESTS...: the tests on the CUDA kernels under csrc/simt, with threads and blocks in this order;
 # the summary, or on failure all that pytest printed. Exit status 255 stops xargs.
+# One thread of PyTorch each: threads that wait for each other spin, and these runs have the cores to share.
+export OMP_NUM_THREADS=1
 order=$1 python=$2
 shift 2
 [ "$order" = forward ] && select=test || select="not gradcheck"
