@@ -73,7 +73,7 @@ test-simt: build
 test-simt-sanitize test-simt-race: test-simt-%: $(VENV)/tools
 	$(VENV)/bin/cmake -S . -B build/simt-$* -G Ninja -DDLK_SIMT=ON -DDLK_SIMT_MODE=$* -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja
 	$(VENV)/bin/cmake --build build/simt-$* --target simt_tests
-	$(VENV)/bin/ctest --test-dir build/simt-$* -L simt --output-on-failure
+	$(VENV)/bin/ctest --test-dir build/simt-$* -L simt --parallel 2 --output-on-failure
 
 # Every way of installing, in a fresh venv, against TORCH.
 test-install:

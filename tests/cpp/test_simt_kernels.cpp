@@ -1,4 +1,4 @@
-// The CUDA kernels of every op but matrix products and convolutions, on the host executor: float and half precision
+// The CUDA kernels of every op, on the host executor: float and half precision
 // against double, on aligned and misaligned arrays of exactly the size needed. Whether they are right is tested from
 // Python; here they run under the sanitizers and the race detector.
 #include <cmath>
@@ -13,8 +13,10 @@
 #include "csrc/core/activation.h"
 #include "csrc/core/batch_norm.h"
 #include "csrc/core/channel_sum.h"
+#include "csrc/core/conv2d.h"
 #include "csrc/core/cross_entropy.h"
 #include "csrc/core/dropout.h"
+#include "csrc/core/gemm.h"
 #include "csrc/core/layer_norm.h"
 #include "csrc/core/loss.h"
 #include "csrc/core/pool2d.h"
@@ -255,6 +257,44 @@ void test_pools(int64_t C, bool channels_last) {
     });
 }
 
+/// C = A B in batches.
+void test_gemm(int64_t M, int64_t N, int64_t K, int64_t batch, std::initializer_list<bool> transposed) {
+  for (const bool a_transposed : transposed)
+    for (const bool b_transposed : transposed)
+      check_types("gemm", [=]<class T>(Call<T>& call) {
+        Gemm p{.M = M, .N = N, .K = K};
+        p.a_row = a_transposed ? 1 : K, p.a_col = a_transposed ? M : 1;
+        p.b_row = b_transposed ? 1 : N, p.b_col = b_transposed ? K : 1;
+        p.c_row = N, p.batch = batch, p.a_batch = M * K, p.b_batch = K * N, p.c_batch = M * N;
+        const T *a = call.random(batch * M * K), *b = call.random(batch * K * N), *bias = call.random(N);
+        simt::kernels<GemmKernels<T>>().multiply(p, a, b, bias, call.result(batch * M * N), call);
+        p.allow_tf32 = true;  // small multiples of 1/8 are exact in TF32 too
+        simt::kernels<GemmKernels<T>>().multiply(p, a, b, bias, call.result(batch * M * N), call);
+      });
+}
+
+/// Forward and both gradients; groups == C: depthwise.
+void test_conv(int64_t C, int64_t K, int64_t groups, int64_t R, int64_t stride, bool channels_last) {
+  Conv2d p{};
+  p.N = 2, p.C = C, p.H = 9, p.W = 8, p.K = K, p.R = R, p.S = R, p.groups = groups, p.channels_last = channels_last;
+  p.stride_h = p.stride_w = stride, p.pad_h = p.pad_w = R / 2, p.dilation_h = p.dilation_w = 1;
+  p.OH = (p.H + 2 * p.pad_h - R) / stride + 1, p.OW = (p.W + 2 * p.pad_w - R) / stride + 1;
+  const int64_t c = C / groups, w = K * c * R * R;
+  p.w_k = c * R * R, p.w_c = channels_last ? 1 : R * R, p.w_s = channels_last ? c : 1, p.w_r = R * p.w_s;
+  check_types("conv2d", [=]<class T>(Call<T>& call) mutable {
+    const int64_t x = p.N * C * p.H * p.W, y = p.N * K * p.OH * p.OW;
+    const T *image = call.random(x), *filter = call.random(w), *dy = call.random(y);
+    const T *bias = call.random(K), *bias_back = call.random(C);
+    for (const bool tf32 : {false, true}) {
+      p.allow_tf32 = tf32;
+      const auto& kernels = simt::kernels<Conv2dKernels<T>>();
+      kernels.forward(p, image, filter, bias, call.result(y), call);
+      kernels.backward_input(p, dy, filter, bias_back, call.result(x), call);
+      simt::kernels<Conv2dWeightKernels<T>>().backward_weight(p, image, dy, call.result(w), call);
+    }
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -268,6 +308,18 @@ int main() {
   test_norms(2, 3, 8200);
   for (const bool channels_last : {false, true})
     for (const int64_t C : {8, 5}) test_pools(C, channels_last);
+  test_gemm(72, 40, 48, 2, {false, true});
+  test_gemm(67, 13, 31, 1, {false, true});
+  test_gemm(8, 8, 640, 1, {true});      // in splits
+  test_gemm(16, 16, 24, 128, {false});  // large tiles
+  for (const bool channels_last : {false, true}) {
+    for (const int64_t stride : {1, 2}) {
+      test_conv(16, 24, 1, 3, stride, channels_last);
+      test_conv(6, 4, 2, 3, stride, channels_last);
+      test_conv(16, 16, 1, 1, stride, channels_last);
+      test_conv(10, 20, 10, 3, stride, channels_last);
+    }
+  }
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
