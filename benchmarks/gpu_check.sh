@@ -15,7 +15,7 @@ PLAN=${1:-}
 started=$SECONDS
 failed=0
 summary=()
-tests=(tests/test_{activation,batch_norm,conv2d,cross_entropy,dropout,half,layer_norm,loss,matmul,pool2d,softmax}.py)
+tests=(tests/test_{activation,batch_norm,conv2d,cross_entropy,dropout,half,layer_norm,loss,matmul,pool2d,products,softmax}.py)
 
 # step NAME SECONDS COMMAND...: runs the command within its share of the budget.
 step() {
