@@ -47,18 +47,9 @@ struct Correlation {
   FilterStrides w_strides;
   int64_t groups, outputs;  // output channels per group
   bool channels_last;
+  bool allow_tf32;
   Sink<T, PixelAddress> sink;
 
-  void run(bool allow_tf32, Context& context) const {
-    if constexpr (std::is_same_v<T, float>)
-      if (allow_tf32) return run<true>(context);
-    run<false>(context);
-  }
-
- private:
-  static constexpr int kWide = 16 / sizeof(T);
-
-  template <bool kTf32>
   void run(Context& context) const {
     const bool channel_inside = features.channels % kWide == 0;
     const bool wide_image = channels_last ? channel_inside && copies_16_bytes(in.p, {in.stride_w}) : pointwise();
@@ -67,14 +58,17 @@ struct Correlation {
     const bool along_lanes = w_strides.lane == 1 && outputs % kWide == 0 &&
                              copies_16_bytes(w, {w_strides.channel, w_strides.group, w_strides.r, w_strides.s});
     if (channels_last) {
-      if (wide_image && along_channels) return run_channels_last<kTf32, kWide, Order::k, kWide>(context);
-      if (wide_image && along_lanes) return run_channels_last<kTf32, kWide, Order::lane, kWide>(context);
-      return run_channels_last<kTf32, 1, Order::k, 1>(context);
+      if (wide_image && along_channels) return run_channels_last<kWide, Order::k, kWide>(context);
+      if (wide_image && along_lanes) return run_channels_last<kWide, Order::lane, kWide>(context);
+      return run_channels_last<1, Order::k, 1>(context);
     }
-    if (wide_image && filter_is_matrix()) return run_nchw<kTf32, kWide, kWide>(context);
-    if (filter_is_matrix()) return run_nchw<kTf32, 1, kWide>(context);
-    run_nchw<kTf32, 1, 1>(context);
+    if (wide_image && filter_is_matrix()) return run_nchw<kWide, kWide>(context);
+    if (filter_is_matrix()) return run_nchw<1, kWide>(context);
+    run_nchw<1, 1>(context);
   }
+
+ private:
+  static constexpr int kWide = 16 / sizeof(T);
 
   /// NCHW: the grid is the image, and kWide neighbours of one are neighbours in the other.
   bool pointwise() const {
@@ -89,24 +83,22 @@ struct Correlation {
            copies_16_bytes(w, {w_strides.lane, w_strides.group, features.count()});
   }
 
-  template <bool kTf32, int kImageWidth, Order kFilterOrder, int kFilterWidth>
+  template <int kImageWidth, Order kFilterOrder, int kFilterWidth>
   void run_channels_last(Context& context) const {
     const PatchSource<T, LaneIs::pixel, Order::k, kImageWidth> patches{in, features, pixels};
     const FilterSource<T, kFilterOrder, kFilterWidth> filter{w, w_strides, features, static_cast<int>(outputs)};
-    multiply<kTf32>(pixels.count, outputs, patches, filter, context);
+    multiply(pixels.count, outputs, patches, filter, context);
   }
-  template <bool kTf32, int kImageWidth, int kFilterWidth>
+  template <int kImageWidth, int kFilterWidth>
   void run_nchw(Context& context) const {
     const PatchSource<T, LaneIs::pixel, Order::lane, kImageWidth> patches{in, features, pixels};
     const FilterSource<T, Order::k, kFilterWidth> filter{w, w_strides, features, static_cast<int>(outputs)};
-    multiply<kTf32>(outputs, pixels.count, filter, patches, context);
+    multiply(outputs, pixels.count, filter, patches, context);
   }
-  template <bool kTf32, class A, class B>
+  template <class A, class B>
   void multiply(int64_t M, int64_t N, const A& a, const B& b, Context& context) const {
-    if constexpr (A::kWidth > 1 || B::kWidth > 1)
-      if (worth_large_tiles<T, kTf32>(M, N, groups))
-        return multiply_with<TileFor<T, kTf32, LargeTile>>(M, N, features.count(), groups, a, b, sink, context);
-    multiply_with<TileFor<T, kTf32, SmallTile>>(M, N, features.count(), groups, a, b, sink, context);
+    constexpr bool kMayBeLarge = A::kWidth > 1 || B::kWidth > 1;
+    launch_product<kMayBeLarge>(allow_tf32, M, N, features.count(), groups, a, b, sink, context);
   }
 };
 
@@ -151,8 +143,9 @@ void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Conte
       p.groups,
       outputs,
       p.channels_last,
+      p.allow_tf32,
       image_sink(y, bias, p.K, p.groups, p.OH, p.OW, p.OH, 0, 1, p.OW, 0, 1, p.channels_last)};
-  correlation.run(p.allow_tf32, context);
+  correlation.run(context);
 }
 
 /// The taps that a phase sees: the r with (phase + pad - r dilation) divisible by stride, which come every stride /
@@ -186,9 +179,10 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
           p.groups,
           outputs,
           p.channels_last,
+          p.allow_tf32,
           image_sink(dx, bias, p.C, p.groups, p.H, p.W, rows, row, p.stride_h, columns, column, p.stride_w,
                      p.channels_last)};
-      correlation.run(p.allow_tf32, context);
+      correlation.run(context);
     }
 }
 

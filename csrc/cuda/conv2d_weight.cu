@@ -30,20 +30,19 @@ struct WeightGradient {
   Sink<T, FilterAddress> sink;
   Context& context;
 
-  template <bool kTf32>
   void run() const {
     constexpr int kWide = 16 / sizeof(T);
     const int64_t plane = p.OH * p.OW, outputs = p.K / p.groups;
     if (p.channels_last) {
       const bool wide = features.channels % kWide == 0 && outputs % kWide == 0 && copies_16_bytes(x, {p.C}) &&
                         copies_16_bytes(dy, {p.K});
-      return wide ? run<kTf32, Order::lane, kWide, kWide>() : run<kTf32, Order::lane, 1, 1>();
+      return wide ? run<Order::lane, kWide, kWide>() : run<Order::lane, 1, 1>();
     }
-    return copies_16_bytes(dy, {plane}) ? run<kTf32, Order::k, kWide, 1>() : run<kTf32, Order::k, 1, 1>();
+    return copies_16_bytes(dy, {plane}) ? run<Order::k, kWide, 1>() : run<Order::k, 1, 1>();
   }
 
  private:
-  template <bool kTf32, Order kOrder, int kGradientWidth, int kImageWidth>
+  template <Order kOrder, int kGradientWidth, int kImageWidth>
   void run() const {
     const TapAxis one{1, 0, 0, 0, 0};
     const int64_t outputs = p.K / p.groups;
@@ -53,12 +52,8 @@ struct WeightGradient {
     const PatchSource<T, LaneIs::feature, kOrder, kImageWidth> patches{
         Image<T>(x, p.C, p.H, p.W, p.channels_last), features, PixelGrid(p.N, p.OH, p.OW, p.stride_h, p.stride_w)};
     const int64_t pixels = p.N * p.OH * p.OW;
-    if constexpr (kImageWidth > 1)
-      if (worth_large_tiles<T, kTf32>(outputs, features.count(), p.groups))
-        return multiply_with<TileFor<T, kTf32, LargeTile>>(outputs, features.count(), pixels, p.groups, gradient,
-                                                           patches, sink, context);
-    multiply_with<TileFor<T, kTf32, SmallTile>>(outputs, features.count(), pixels, p.groups, gradient, patches, sink,
-                                                context);
+    launch_product</*kMayBeLarge=*/(kImageWidth > 1)>(p.allow_tf32, outputs, features.count(), pixels, p.groups,
+                                                      gradient, patches, sink, context);
   }
 };
 
@@ -74,10 +69,7 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   const bool in_order = p.w_c == c && (p.R == 1 || p.w_r == r) && (p.S == 1 || p.w_s == s);
   Sink<T, FilterAddress> sink{.c = dw, .address = {features, strides}};
   sink.vectors = in_order && copies_16_bytes(dw, {p.w_k, features.count()});
-  const WeightGradient<T> gradient{p, x, dy, features, sink, context};
-  if constexpr (std::is_same_v<T, float>)
-    if (p.allow_tf32) return gradient.template run<true>();
-  gradient.template run<false>();
+  WeightGradient<T>{p, x, dy, features, sink, context}.run();
 }
 
 }  // namespace

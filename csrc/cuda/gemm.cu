@@ -31,18 +31,18 @@ struct MatrixAddress {
 };
 
 /// One call, with what does not depend on how operands are read.
-template <class T, bool kTf32>
+template <class T>
 struct Product {
   const Gemm& p;
   const T *a, *b;
   Sink<T, MatrixAddress> sink;
   Context& context;
 
-  template <class Size, Order kOrderA, Order kOrderB, int kWidth>
+  template <Order kOrderA, Order kOrderB, int kWidth>
   void run() const {
     const MatrixSource<T, kOrderA, kWidth> left{a, p.a_row, p.a_col, p.a_batch, static_cast<int>(p.M)};
     const MatrixSource<T, kOrderB, kWidth> right{b, p.b_col, p.b_row, p.b_batch, static_cast<int>(p.N)};
-    multiply_with<TileFor<T, kTf32, Size>>(p.M, p.N, p.K, p.batch, left, right, sink, context);
+    launch_product</*kMayBeLarge=*/(kWidth > 1)>(p.allow_tf32, p.M, p.N, p.K, p.batch, left, right, sink, context);
   }
 
   template <Order kOrderA, Order kOrderB>
@@ -52,9 +52,7 @@ struct Product {
     constexpr bool kAlongA = kOrderA == Order::k, kAlongB = kOrderB == Order::k;
     const bool wide = copies_16_bytes(a, {kAlongA ? p.a_row : p.a_col, kAlongA ? p.K : p.M, p.a_batch}) &&
                       copies_16_bytes(b, {kAlongB ? p.b_col : p.b_row, kAlongB ? p.K : p.N, p.b_batch});
-    if (!wide) return run<SmallTile, kOrderA, kOrderB, 1>();
-    if (worth_large_tiles<T, kTf32>(p.M, p.N, p.batch)) return run<LargeTile, kOrderA, kOrderB, kWidth>();
-    run<SmallTile, kOrderA, kOrderB, kWidth>();
+    wide ? run<kOrderA, kOrderB, kWidth>() : run<kOrderA, kOrderB, 1>();
   }
 
   void run() const {
@@ -69,9 +67,7 @@ void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Contex
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   const Sink<T, MatrixAddress> sink{
       .c = c, .bias = bias, .vectors = copies_16_bytes(c, {p.c_row, p.c_batch}), .address = {p.c_row, p.c_batch}};
-  if constexpr (std::is_same_v<T, float>)
-    if (p.allow_tf32) return Product<T, true>{p, a, b, sink, context}.run();
-  Product<T, false>{p, a, b, sink, context}.run();
+  Product<T>{p, a, b, sink, context}.run();
 }
 
 }  // namespace

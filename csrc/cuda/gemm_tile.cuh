@@ -273,11 +273,25 @@ void multiply_with(int64_t M, int64_t N, int64_t K, int64_t batch, const SourceA
          sink);
 }
 
-/// Whether the large tile of TileFor<T, kTf32> gives enough blocks to fill a GPU.
-template <class T, bool kTf32>
-bool worth_large_tiles(int64_t M, int64_t N, int64_t batch) {
+/// With the tile that suits: a large one if the caller has it (kMayBeLarge) and it gives enough blocks to fill a GPU.
+template <bool kTf32, bool kMayBeLarge, class SourceA, class SourceB, class Sink>
+void multiply_in(int64_t M, int64_t N, int64_t K, int64_t batch, const SourceA& a, const SourceB& b, const Sink& sink,
+                 Context& context) {
+  using T = typename SourceA::Element;
   using Large = TileFor<T, kTf32, LargeTile>;
-  return static_cast<int64_t>(ceil_div(M, Large::kBM)) * ceil_div(N, Large::kBN) * batch >= kWantedBlocks;
+  if constexpr (kMayBeLarge)
+    if (ceil_div(M, Large::kBM) * ceil_div(N, Large::kBN) * batch >= kWantedBlocks)
+      return multiply_with<Large>(M, N, K, batch, a, b, sink, context);
+  multiply_with<TileFor<T, kTf32, SmallTile>>(M, N, K, batch, a, b, sink, context);
+}
+
+/// The product of the sources to the sink; of float, on tensor cores if TF32 is allowed.
+template <bool kMayBeLarge, class SourceA, class SourceB, class Sink>
+void launch_product(bool allow_tf32, int64_t M, int64_t N, int64_t K, int64_t batch, const SourceA& a, const SourceB& b,
+                    const Sink& sink, Context& context) {
+  if constexpr (std::is_same_v<typename SourceA::Element, float>)
+    if (allow_tf32) return multiply_in<true, kMayBeLarge>(M, N, K, batch, a, b, sink, context);
+  multiply_in<false, kMayBeLarge>(M, N, K, batch, a, b, sink, context);
 }
 
 /// Whether n elements from p on, and with each stride of the list, are reached by copies of 16 bytes.
