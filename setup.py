@@ -31,8 +31,9 @@ def require(module):
 
 def jobs():
     """As many compilers as there are cores and memory (about 2 GiB each) for."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // 2**31))
+    # Not SC_AVPHYS_PAGES, which leaves out what the page cache would give back: after an install, nearly all.
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    return max(1, min(len(os.sched_getaffinity(0)), int(available[1]) // 2**21))
 
 
 def find_nvcc():
