@@ -1,4 +1,5 @@
-// Convolution forward and gradient to the input, as correlations (correlation.h) by implicit GEMM.
+// Convolution forward and gradient to the input, as correlations (correlation.h): by Winograd's algorithm
+// (winograd.cpp) or directly (depthwise.cpp) where those are faster, else by implicit GEMM, as follows.
 //
 // NCHW: per group, out[CO x pixels] = W[CO x (c, t)] Patches[(c, t) x pixels]; NHWC: out[pixels x CO] = Patches W^T.
 // The weights are packed once; then tasks (group, block of pixels, part of CO), cut by shape alone, run on the team of
@@ -9,6 +10,7 @@
 #include "csrc/cpu/depthwise.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/patches.h"
+#include "csrc/cpu/winograd.h"
 
 namespace dlk::cpu {
 namespace {
@@ -221,17 +223,19 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 }
 
 template <class T>
-void correlate(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T* bias, T* out, Context& context) {
   if (q.pixels() == 0 || q.CO == 0) return;
   if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
   if (is_depthwise(q)) return depthwise(q, in, w, bias, out, context);
+  if constexpr (std::is_same_v<T, float>)
+    if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
   if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, context);
   correlate_planar(q, in, w, bias, out, context);
 }
 
 template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
-  correlate(forward_correlation(p, context), x, w, bias, y, context);
+  correlate(forward_correlation(p, context), Pass::forward, x, w, bias, y, context);
 }
 
 template <class T>
@@ -239,7 +243,7 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
   int64_t* taps = context.array<int64_t>(3 * p.R * p.S);
   for (int64_t phase_h = 0; phase_h < p.stride_h && phase_h < p.H; ++phase_h)
     for (int64_t phase_w = 0; phase_w < p.stride_w && phase_w < p.W; ++phase_w)
-      correlate(backward_correlation(p, phase_h, phase_w, taps), dy, w, bias, dx, context);
+      correlate(backward_correlation(p, phase_h, phase_w, taps), Pass::backward_input, dy, w, bias, dx, context);
 }
 
 }  // namespace

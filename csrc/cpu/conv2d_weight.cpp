@@ -1,4 +1,5 @@
-// Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by implicit GEMM.
+// Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by Winograd's
+// algorithm (winograd_weight.cpp) or directly (depthwise.cpp) where those are faster, else by implicit GEMM.
 //
 // Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
@@ -9,6 +10,7 @@
 #include "csrc/cpu/depthwise.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/patches.h"
+#include "csrc/cpu/winograd.h"
 
 namespace dlk::cpu {
 namespace {
@@ -124,6 +126,8 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   using B = Block<T>;
   const Correlation q = forward_correlation(p, context);
   if (is_depthwise(q)) return depthwise_weight(q, x, dy, dw, context);
+  if constexpr (std::is_same_v<T, float>)
+    if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
   const Cut<T> cut(q);
   const int64_t size = cut.row_count * q.CO;
   T* partial = context.array<T>(q.groups * cut.splits * size);

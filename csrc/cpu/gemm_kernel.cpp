@@ -91,21 +91,24 @@ const TileFunction<T>* tiles(bool one_vector, bool rows_contiguous) {
 
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
-                    int64_t b_stride, const CView<T>& c) {
+                    int64_t b_stride, const CView<T>& c, int64_t run) {
   constexpr int MR = Block<T>::MR, NR = Block<T>::NR;
   for (int64_t j = 0; j < N; j += NR, b += panel_stride) {
     const int64_t n = N - j < NR ? N - j : NR;
     const TileFunction<T>* by_rows = tiles<T>(n <= kLanes<T>, a.rows_contiguous);
     for (int64_t i = 0; i < M; i += MR) {
       const int64_t rows = M - i < MR ? M - i : MR;
-      by_rows[rows - 1](K, a.from_row(i).data, a.stride, b, b_stride, n, c.from(i, j));
+      const AView<T> a_rows = a.from_row(i);
+      CView<T> c_tile = c.from(i, j);
+      for (int64_t k = 0; k < K; k += run, c_tile.accumulate = true)
+        by_rows[rows - 1](K - k < run ? K - k : run, a_rows.column(k), a.stride, b + k * b_stride, b_stride, n, c_tile);
     }
   }
 }
 
 template void multiply_block(int64_t, int64_t, int64_t, const AView<float>&, const float*, int64_t, int64_t,
-                             const CView<float>&);
+                             const CView<float>&, int64_t);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<double>&, const double*, int64_t, int64_t,
-                             const CView<double>&);
+                             const CView<double>&, int64_t);
 
 }  // namespace dlk::cpu::DLK_ISA

@@ -41,6 +41,7 @@ struct AView {
   DLK_INLINE AView from_row(int64_t i) const {
     return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous};
   }
+  DLK_INLINE const T* column(int64_t k) const { return data + (rows_contiguous ? k : k * stride); }
 };
 
 /// Where a tile of C goes: element (i, j) at data[(rows ? rows[i] : i * row_stride) + (columns ? columns[j] : j)].
@@ -69,10 +70,11 @@ struct CView {
 
 /// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row
 /// k at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Every panel
-/// is readable NR columns wide. Defined in gemm_kernel.cpp for float and double.
+/// is readable NR columns wide. Sums restart every `run` terms, which bounds their rounding error, and are added in
+/// order. Defined in gemm_kernel.cpp for float and double.
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
-                    int64_t b_stride, const CView<T>& c);
+                    int64_t b_stride, const CView<T>& c, int64_t run = Block<T>::KC);
 
 /// Row stride of a packed block of A with contiguous rows: an odd number of cache lines, so that the MR rows that a
 /// tile reads at once fall into different cache sets.
