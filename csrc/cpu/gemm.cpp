@@ -40,6 +40,11 @@ struct Plan {
     if (!pack_a) return 0;
     return a_rows_contiguous ? p.M * a_stride : ceil_div(p.M, B::MR) * kc * a_stride;
   }
+  /// Rows that are packed together: as many streams as the hardware prefetcher follows.
+  static constexpr int64_t kPackRows = 16;
+  int64_t b_jobs(int64_t panels, int64_t K) const {
+    return panels == 0 ? 0 : b_transposed ? panels : ceil_div(K, kPackRows);
+  }
   /// All of the block, or its last ragged panel alone, which must be readable NR wide.
   int64_t b_elements() const { return kc * (pack_b ? nc : B::NR); }
   int64_t elements(const Gemm& p) const { return round_up(a_elements(p), 16) + round_up(b_elements(), 16); }
@@ -56,6 +61,22 @@ void pack_a_rows(const Plan<T>& plan, const Gemm& p, int64_t i, int64_t K, const
   }
   T* panel = packed + i / B::MR * K * plan.a_stride;
   for (int64_t k = 0; k < K; ++k) copy(a + i + k * p.a_col, rows, panel + k * plan.a_stride);
+}
+
+/// Packs job i of `plan.b_jobs`, of the K x n block of B at `b`: one panel where columns are contiguous, kPackRows rows
+/// of all panels where rows are. Either way memory is read along its contiguous axis.
+template <class T>
+void pack_b_job(const Plan<T>& plan, const Gemm& p, int64_t job, int64_t K, int64_t n, const T* b, T* packed) {
+  constexpr int64_t NR = Block<T>::NR;
+  if (plan.b_transposed) {
+    const int64_t j = job * NR, columns = n - j < NR ? n - j : NR;
+    const T* from = b + j * p.b_col;
+    return pack_panel_transposed<T>(K, columns, [=](int64_t column) { return from + column * p.b_col; },
+                                    packed + j * K);
+  }
+  const int64_t k = job * plan.kPackRows, rows = K - k < plan.kPackRows ? K - k : plan.kPackRows;
+  for (int64_t j = 0; j < n; j += NR)
+    pack_panel(rows, n - j < NR ? n - j : NR, b + k * p.b_row + j, p.b_row, packed + j * K + k * NR);
 }
 
 /// One product of the batch, by all of `team`.
@@ -75,16 +96,11 @@ void multiply_one(const Team& team, const Plan<T>& plan, const Gemm& p, const T*
       const T* b_block = b + pc * p.b_row + jc * p.b_col;
 
       const int64_t first_packed = plan.pack_b ? 0 : full_panels;
-      const int64_t b_jobs = panels - first_packed, a_jobs = plan.pack_a ? row_groups : 0;
+      const int64_t b_jobs = plan.b_jobs(panels - first_packed, kc), a_jobs = plan.pack_a ? row_groups : 0;
       team.for_each(b_jobs + a_jobs, [&](int64_t job) {
         if (job >= b_jobs) return pack_a_rows(plan, p, (job - b_jobs) * B::MR, kc, a_block, packed_a);
-        const int64_t j = (first_packed + job) * B::NR, n = nc - j < B::NR ? nc - j : B::NR;
-        T* panel = packed_b + job * kc * B::NR;
-        const T* from = b_block + j * p.b_col;
-        if (plan.b_transposed)
-          pack_panel_transposed<T>(kc, n, [=](int64_t column) { return from + column * p.b_col; }, panel);
-        else
-          pack_panel(kc, n, from, p.b_row, panel);
+        const int64_t j = first_packed * B::NR;
+        pack_b_job(plan, p, job, kc, nc - j, b_block + j * p.b_col, packed_b);
       });
 
       CView<T> c_block{.data = c + jc, .row_stride = p.c_row, .accumulate = pc > 0};

@@ -36,6 +36,13 @@ void tile(int64_t K, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
   Vec<T> sum[rows][nv] = {};
   const int64_t row = rows_contiguous ? a_stride : 1, step = rows_contiguous ? 1 : a_stride;
+  // C is needed only at the end, and by then must not be waited for.
+  T* const first = c.data + (c.columns ? c.columns[0] : 0);
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
+  }
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
     Vec<T> bk[nv];
@@ -59,13 +66,25 @@ void tile(int64_t K, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
     }
     return store_tile(c, rows, n, &out[0][0]);
   }
-  T* first = c.data + (c.columns ? c.columns[0] : 0);
+  // Flags are read once: the compiler must assume that stores change them.
+  if (c.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) sum[i][v] += load(first + c.row(i) + v * L);
+    }
+  } else if (c.row_bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) sum[i][v] += c.row_bias[i];
+    }
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-    T* y = first + c.row(i);
-    const Vec<T> bias = splat(c.row_bias ? c.row_bias[i] : T(0));
+    T* const y = first + c.row(i);
 #pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) store(y + v * L, (c.accumulate ? load(y + v * L) : bias) + sum[i][v]);
+    for (int v = 0; v < nv; ++v) store(y + v * L, sum[i][v]);
   }
 }
 
