@@ -18,7 +18,7 @@ namespace dlk::cpu::DLK_ISA {
 /// Block sizes. Registers: MR * NV accumulators + NV of B + 1 broadcast must fit in 16 (AVX2, SSE) or 32 (AVX-512,
 /// NEON). KC: the B panel (KC x NR) and MR rows of A (MR x KC) together stay in a 32 KiB L1 (48 KiB with AVX-512), and
 /// sums restart every KC terms, which bounds their rounding error. MC: an MC x KC block of A takes about a third of a
-/// 512 KiB L2. NC: a KC x NC block of B stays in L2/L3 while all of A streams past it.
+/// 512 KiB L2. NC: what is packed of B (4 KC x NC, 2 MiB) stays in L2/L3 while all of A streams past it.
 template <class T>
 struct Block {
   static constexpr int MR = kIsa == Isa::avx512 ? 14 : kIsa == Isa::baseline ? 4 : 6;
@@ -26,7 +26,7 @@ struct Block {
   static constexpr int NR = NV * kLanes<T>;
   static constexpr int64_t KC = 1024 / sizeof(T);
   static constexpr int64_t MC = 12 * MR;
-  static constexpr int64_t NC = 1024;
+  static constexpr int64_t NC = 512;
 };
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
