@@ -7,8 +7,8 @@
 //   sizes    Blocks of each doubling of the size come in 8 sizes: at most 12.5 % more than asked for.
 //   limit    At most `limit` bytes are idle. Beyond it the blocks that have been idle longest go back to the system,
 //            so sizes that are no longer in use make room. When the system refuses memory, all idle blocks do.
-//   idle     The huge pages of an idle block are the system's to take when memory runs short (MADV_FREE): before it
-//            swaps or kills anything. Under AddressSanitizer an idle block is poisoned.
+//   idle     The huge pages of an idle block of 16 MiB or more are the system's to take when memory runs short
+//            (MADV_FREE): before it swaps or kills anything. Under AddressSanitizer an idle block is poisoned.
 //   threads  Any thread frees a block of any other. One mutex, held for list operations only, never for system calls.
 //   fork     A child starts with an empty cache, since it would copy each page that it writes.
 #pragma once
