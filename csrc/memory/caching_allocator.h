@@ -35,8 +35,8 @@ struct Statistics {
 
 class CachingAllocator {
  public:
-  /// What callers should ask for here. Below, malloc does well: of tensors of 128 KB it faults in no page again, of
-  /// 256 KB 3 %, of 1 MB 11 %, of 64 MB 89 % (the outputs and gradients of twelve layers).
+  /// What callers should ask for here. Below, malloc does well. Measured on the outputs and gradients of twelve relus,
+  /// in each step it faulted in again none of the pages of 128 KB tensors, 3 % of 256 KB, 11 % of 1 MB, 89 % of 64 MB.
   static constexpr size_t kSmallest = 256 << 10;
 
   explicit CachingAllocator(size_t limit) : limit_(limit) {}
@@ -73,13 +73,13 @@ class CachingAllocator {
   void* use(Blocks& from, Blocks::iterator block);
   Blocks shrink(size_t limit);
 
-  std::mutex mutex_;  // of all that follows
+  std::mutex mutex_;  // of all that follows; the limit is also read without
   Blocks used_;
   std::unordered_map<const void*, Blocks::iterator> find_used_;
   std::map<size_t, Blocks> idle_;  // by size, each from the longest idle to the latest
   Statistics statistics_;
   int64_t deallocations_ = 0;
-  std::atomic<size_t> limit_;  // read without the mutex
+  std::atomic<size_t> limit_;
 };
 
 /// The one that the library uses. It is never destroyed: tensors may outlive everything that ends at exit.
