@@ -111,12 +111,14 @@ const TileFunction<T>* tiles(bool one_vector, bool rows_contiguous) {
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
                     int64_t b_stride, const CView<T>& c, int64_t run) {
-  constexpr int MR = Block<T>::MR, NR = Block<T>::NR;
+  constexpr int NR = Block<T>::NR;
+  // Groups of rows as even as can be: a last one of few rows would keep few sums in flight.
+  const int64_t most = ceil_div(M, ceil_div(M, Block<T>::MR));
   for (int64_t j = 0; j < N; j += NR, b += panel_stride) {
     const int64_t n = N - j < NR ? N - j : NR;
     const TileFunction<T>* by_rows = tiles<T>(n <= kLanes<T>, a.rows_contiguous);
-    for (int64_t i = 0; i < M; i += MR) {
-      const int64_t rows = M - i < MR ? M - i : MR;
+    for (int64_t i = 0; i < M; i += most) {
+      const int64_t rows = M - i < most ? M - i : most;
       const AView<T> a_rows = a.from_row(i);
       CView<T> c_tile = c.from(i, j);
       for (int64_t k = 0; k < K; k += run, c_tile.accumulate = true)

@@ -23,7 +23,7 @@ constexpr int64_t kBlockBytes = kIsa == Isa::avx512 ? 1 << 20 : 384 << 10;
 template <int m>
 constexpr int64_t kSum = m == 4 ? B::KC : 24;
 /// Channels of U that are transformed at once: their taps stay in L1.
-constexpr int64_t kWeightChannels = 8;
+constexpr int64_t kWeightChannels = 16;
 
 /// q.weight of position (r, s) of the filter: forward, taps ascend; backward, they descend.
 int64_t tap_offset(const Correlation& q, int r, int s) {
@@ -36,19 +36,31 @@ void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_
   constexpr int64_t NR = B::NR;
   const int64_t n = q.CO - m < NR ? q.CO - m : NR;
   const T* from = w + m * q.w_out + c * q.w_in;
-  const int64_t first = q.weight[0] < q.weight[8] ? q.weight[0] : q.weight[8];
-  if (q.weight[8] - q.weight[0] == 8 || q.weight[0] - q.weight[8] == 8) {  // (K, C, 3, 3) in memory
-    T raw[9 * NR];
-    for (int64_t i = 0; i < channels; ++i, panel += 9 * NR) {
-      pack_panel_transposed<T>(9, n, [&](int64_t j) { return from + i * q.w_in + first + j * q.w_out; }, raw);
-      for (int t = 0; t < 9; ++t) copy(raw + (tap_offset(q, t / 3, t % 3) - first) * NR, NR, panel + t * NR);
+  if (q.w_in == 9 && q.weight[8] - q.weight[0] == 8)  // (CO, CI, 3, 3) in memory: all of a channel is contiguous
+    return pack_panel_transposed<T>(9 * channels, n, [&](int64_t j) { return from + j * q.w_out; }, panel);
+  T rows[kWeightChannels * NR];
+  const auto scatter = [&](int64_t count, int64_t stride, T* to) {
+    for (int64_t i = 0; i < count; ++i) copy(rows + i * NR, NR, to + i * stride);
+  };
+  if (q.w_out == 9 && q.weight[0] - q.weight[8] == 8) {  // (CI, CO, 3, 3), taps in reverse
+    for (int64_t i = 0; i < channels; ++i) {
+      const T* taps = from + i * q.w_in + q.weight[8];
+      pack_panel_transposed<T>(9, n, [&](int64_t j) { return taps + j * 9; }, rows);
+      scatter(9, -NR, panel + (i * 9 + 8) * NR);
     }
     return;
   }
   for (int t = 0; t < 9; ++t) {
     const T* tap = from + tap_offset(q, t / 3, t % 3);
-    for (int64_t i = 0; i < channels; ++i)
-      for (int64_t j = 0; j < NR; ++j) panel[(i * 9 + t) * NR + j] = j < n ? tap[j * q.w_out + i * q.w_in] : T(0);
+    if (q.w_in == 1) {
+      pack_panel_transposed<T>(channels, n, [&](int64_t j) { return tap + j * q.w_out; }, rows);
+    } else if (q.w_out == 1) {
+      pack_panel(channels, n, tap, q.w_in, rows);
+    } else {
+      for (int64_t i = 0; i < channels; ++i)
+        for (int64_t j = 0; j < NR; ++j) rows[i * NR + j] = j < n ? tap[j * q.w_out + i * q.w_in] : T(0);
+    }
+    scatter(channels, 9 * NR, panel + t * NR);
   }
 }
 
@@ -91,7 +103,7 @@ struct Job {
         bias(bias),
         panels(ceil_div(q.CO, B::NR)),
         CO(round_up(q.CO, L)),
-        v_row(packed_row_stride<T>(q.CI)) {}
+        v_row(row_stride<T>(q.CI)) {}
 
   /// V for a part of a block and the channels of group i (of kLanes).
   void input(const Window& part, int64_t first, int64_t i, T* strip, T* v, int64_t plane) const {
@@ -119,7 +131,7 @@ void by_tiles(const Job<tile>& job, const TileBlocks& blocks, Context& context) 
   constexpr int64_t kPlanes = Winograd<tile>::kPlanes, NR = B::NR;
   const Correlation& q = job.q;
   const int64_t u_plane = q.CI * NR, u_panel = kPlanes * u_plane;
-  const int64_t m_row = packed_row_stride<T>(job.CO);
+  const int64_t m_row = row_stride<T>(job.CO);
   const int64_t v_plane = plane_stride<T>(blocks.block_tiles(), job.v_row);
   const int64_t m_plane = plane_stride<T>(blocks.block_tiles(), m_row);
   const int64_t strip_size = blocks.strip_pixels(2) * L;
@@ -129,10 +141,10 @@ void by_tiles(const Job<tile>& job, const TileBlocks& blocks, Context& context) 
   T* strips = context.array<T>(max_threads() * strip_size);
 
   run_team(true, [&](const Team& team) {
-    const int64_t parts = ceil_div(q.CI, 4 * kWeightChannels);
+    const int64_t parts = ceil_div(q.CI, 2 * kWeightChannels);
     team.for_each(job.panels * parts, [&](int64_t i) {
-      const int64_t c = i % parts * 4 * kWeightChannels, panel = i / parts;
-      const Range channels{c, c + 4 * kWeightChannels < q.CI ? c + 4 * kWeightChannels : q.CI};
+      const int64_t c = i % parts * 2 * kWeightChannels, panel = i / parts;
+      const Range channels{c, c + 2 * kWeightChannels < q.CI ? c + 2 * kWeightChannels : q.CI};
       transform_weights<tile>(q, job.w, panel * NR, channels, u + panel * u_panel + c * NR, u_plane);
     });
     T* v = all_v + team.rank * kPlanes * v_plane;
@@ -161,7 +173,7 @@ template <int tile>
 void by_channels(const Job<tile>& job, const TileBlocks& blocks, Context& context) {
   constexpr int64_t kPlanes = Winograd<tile>::kPlanes, NR = B::NR;
   const Correlation& q = job.q;
-  const int64_t tiles = blocks.block_tiles(), m_row = packed_row_stride<T>(NR);
+  const int64_t tiles = blocks.block_tiles(), m_row = row_stride<T>(NR);
   const int64_t v_plane = plane_stride<T>(tiles, job.v_row), m_plane = plane_stride<T>(tiles, m_row);
   const int64_t K = q.CI < B::KC ? q.CI : B::KC, u_plane = (K | 1) * NR;
   const int64_t strip_size = blocks.strip_pixels(2) * L;
@@ -199,7 +211,7 @@ template <int tile>
 void run(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   const Job<tile> job(q, in, w, bias, out);
   const int64_t tile_bytes = Winograd<tile>::kPlanes * (q.CI + q.CO) * int64_t{sizeof(T)};
-  const int64_t fit = kBlockBytes / tile_bytes, least = 4 * B::MR;
+  const int64_t fit = kBlockBytes / tile_bytes, least = 2 * B::MR;
   const TileBlocks blocks(q, Winograd<tile>::kTile, fit > least ? fit : least);
   const int64_t tiles = blocks.tiles();
   if (q.CO > tiles && q.CO >= 4 * B::NR) return by_channels(job, TileBlocks(q, Winograd<tile>::kTile, tiles), context);

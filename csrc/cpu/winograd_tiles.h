@@ -171,11 +171,17 @@ DLK_INLINE void for_each_tile(const Window& v, int64_t m, int64_t first, int64_t
     for (int64_t j = 0; j < v.cols.size(); j += m) f(first++, (i * width + j) * kLanes<T>);
 }
 
-/// Elements between the planes of `rows` rows of `stride` elements: an odd number of cache lines (`stride` must be
-/// one), so that the kPlanes places where a transform stores at once fall into different cache sets.
+/// Strides of [plane][row][columns]: rows in whole vectors, and where they would be far apart, as in packed operands,
+/// an odd number of cache lines; planes always that, so that the kPlanes places where a transform stores at once fall
+/// into different cache sets.
+template <class T>
+constexpr int64_t row_stride(int64_t columns) {
+  const int64_t whole = round_up(columns, kLanes<T>);
+  return whole < kFarStride<T> ? whole : packed_row_stride<T>(columns);
+}
 template <class T>
 constexpr int64_t plane_stride(int64_t rows, int64_t stride) {
-  return (rows | 1) * stride;
+  return packed_row_stride<T>(rows * stride);
 }
 
 /// v[plane][tile][C] = the transformed input of one part's tiles, for channels [c, c + channels). `strip` is scratch.

@@ -39,7 +39,7 @@ struct Cut {
     c_parts = ceil_div(CI, c_size), k_parts = ceil_div(CO, k_size);
     planes = ceil_div(kPlanes, ceil_div(kTasks, c_parts * k_parts));
     plane_parts = ceil_div(kPlanes, planes);
-    row = packed_row_stride<T>(k_size), plane = plane_stride<T>(c_size, row);
+    row = row_stride<T>(k_size), plane = plane_stride<T>(c_size, row);
   }
 
   int64_t blocks() const { return c_parts * k_parts; }
@@ -132,7 +132,7 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
   const TileBlocks blocks(q, m, fit > kLeastTiles ? fit : kLeastTiles);
   const Cut<m> cut(q);
 
-  const int64_t v_row = packed_row_stride<T>(q.CI), v_plane = plane_stride<T>(blocks.block_tiles(), v_row);
+  const int64_t v_row = row_stride<T>(q.CI), v_plane = plane_stride<T>(blocks.block_tiles(), v_row);
   const int64_t z_panel = blocks.block_tiles() * NR, z_plane = packed_row_stride<T>(ceil_div(q.CO, NR) * z_panel);
   const int64_t strip_size = blocks.strip_pixels(2) * L;
   T* v = context.array<T>(W::kPlanes * v_plane);
