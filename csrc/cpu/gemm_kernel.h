@@ -41,7 +41,6 @@ struct AView {
   DLK_INLINE AView from_row(int64_t i) const {
     return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous};
   }
-  DLK_INLINE const T* column(int64_t k) const { return data + (rows_contiguous ? k : k * stride); }
 };
 
 /// Where a tile of C goes: element (i, j) at data[(rows ? rows[i] : i * row_stride) + (columns ? columns[j] : j)].
