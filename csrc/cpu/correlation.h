@@ -2,9 +2,10 @@
 //
 //   out[n, m, i, j] = bias[m] + sum over c, t of w(m, c, t) * in[n, c, i * step_h + dh[t], j * step_w + dw[t]]
 //
-// over a list of taps t, on a grid of output pixels (i, j) that may be every row_step-th row and col_step-th column of
-// the output image. Forward, a tap is a filter position, the step is the stride and the grid is all of y. Backward, dx
-// falls into stride_h * stride_w phases: within one, all pixels see the same taps, and dy is read with step 1.
+// over a list of taps t in ascending order of dh, then dw, on a grid of output pixels (i, j) that may be every
+// row_step-th row and col_step-th column of the output image. Forward, a tap is a filter position, the step is the
+// stride and the grid is all of y. Backward, dx falls into stride_h * stride_w phases: within one, all pixels see the
+// same taps, and dy is read with step 1.
 #pragma once
 
 #include "csrc/core/context.h"
@@ -86,8 +87,8 @@ inline Correlation backward_correlation(const Conv2d& p, int64_t phase_h, int64_
   q.w_out = p.w_c, q.w_in = p.w_k, q.w_group = q.CI * p.w_k;
   q.channels_last = p.channels_last, q.less_accurate = p.allow_tf32;
   q.dh = taps, q.dw = q.dh + p.R * p.S, q.weight = q.dw + p.R * p.S;
-  for (int64_t r = 0; r < p.R; ++r)
-    for (int64_t s = 0; s < p.S; ++s) {
+  for (int64_t r = p.R - 1; r >= 0; --r)
+    for (int64_t s = p.S - 1; s >= 0; --s) {
       const int64_t h = phase_h + p.pad_h - r * p.dilation_h, w = phase_w + p.pad_w - s * p.dilation_w;
       if (h % p.stride_h != 0 || w % p.stride_w != 0) continue;
       q.dh[q.taps] = h / p.stride_h;

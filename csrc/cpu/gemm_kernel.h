@@ -92,7 +92,15 @@ constexpr int64_t kGrainMultiplies = 400'000;
 
 template <class T>
 DLK_INLINE void copy(const T* from, int64_t n, T* to) {
-  for_each_vec<T>(n, [&](int64_t i, auto lanes) { store_n(to + i, load_n(from + i, lanes), lanes); });
+  constexpr int L = kLanes<T>;
+  if (n < L) return store_partial(to, load_partial(from, n), n);
+  for (int64_t i = 0; i + L < n; i += L) store(to + i, load(from + i));
+  store(to + n - L, load(from + n - L));  // overlaps the one before
+}
+
+template <class T>
+DLK_INLINE void zero(int64_t n, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = T(0);
 }
 
 /// Packs K x n (n <= NR) with unit column stride into one panel; missing columns become 0.
@@ -129,6 +137,26 @@ void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel) {
       }
       transpose<T>(block);
       for (int64_t l = 0; l < depth; ++l) store(panel + (k + l) * NR + v, block[l]);
+    }
+  }
+}
+
+/// to[l * stride + i] = from[i * from_stride + l] for i < rows and l < columns <= kLanes; whole vectors of `from` are
+/// readable.
+template <class T>
+void store_transposed(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t stride) {
+  constexpr int L = kLanes<T>;
+  for (int64_t i = 0; i < rows; i += L) {
+    const int64_t count = rows - i < L ? rows - i : L;
+    Vec<T> block[L];
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) block[l] = l < count ? load(from + (i + l) * from_stride) : Vec<T>{};
+    transpose<T>(block);
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) {
+      if (l >= columns) continue;
+      T* row = to + l * stride + i;
+      count == L ? store(row, block[l]) : store_partial(row, block[l], count);
     }
   }
 }

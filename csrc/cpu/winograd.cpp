@@ -25,13 +25,7 @@ constexpr int64_t kSum = m == 4 ? B::KC : 24;
 /// Channels of U that are transformed at once: their taps stay in L1.
 constexpr int64_t kWeightChannels = 16;
 
-/// q.weight of position (r, s) of the filter: forward, taps ascend; backward, they descend.
-int64_t tap_offset(const Correlation& q, int r, int s) {
-  const int64_t t = 3 * r + s;
-  return q.weight[q.dh[0] < q.dh[8] ? t : 8 - t];
-}
-
-/// Reads weights (m .. m + NR, c .. c + channels) into panel[c][tap][NR], taps by filter position; zeros beyond CO.
+/// Reads weights (m .. m + NR, c .. c + channels) into panel[c][tap][NR]; zeros beyond CO.
 void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_t channels, T* panel) {
   constexpr int64_t NR = B::NR;
   const int64_t n = q.CO - m < NR ? q.CO - m : NR;
@@ -42,7 +36,7 @@ void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_
   const auto scatter = [&](int64_t count, int64_t stride, T* to) {
     for (int64_t i = 0; i < count; ++i) copy(rows + i * NR, NR, to + i * stride);
   };
-  if (q.w_out == 9 && q.weight[0] - q.weight[8] == 8) {  // (CI, CO, 3, 3), taps in reverse
+  if (q.w_out == 9 && q.weight[0] - q.weight[8] == 8) {  // (CI, CO, 3, 3), taps in reverse: backward
     for (int64_t i = 0; i < channels; ++i) {
       const T* taps = from + i * q.w_in + q.weight[8];
       pack_panel_transposed<T>(9, n, [&](int64_t j) { return taps + j * 9; }, rows);
@@ -51,7 +45,7 @@ void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_
     return;
   }
   for (int t = 0; t < 9; ++t) {
-    const T* tap = from + tap_offset(q, t / 3, t % 3);
+    const T* tap = from + q.weight[t];
     if (q.w_in == 1) {
       pack_panel_transposed<T>(channels, n, [&](int64_t j) { return tap + j * q.w_out; }, rows);
     } else if (q.w_out == 1) {

@@ -69,23 +69,6 @@ void transform_gradient(const Correlation& q, const Images<const T>& dy, const W
   });
 }
 
-/// to[l * stride + i] = from[i][l] for i in [0, rows) and l in [0, outputs).
-void store_transposed(const T* from, int64_t rows, int64_t outputs, T* to, int64_t stride) {
-  for (int64_t i = 0; i < rows; i += L) {
-    const int64_t count = rows - i < L ? rows - i : L;
-    Vec<T> block[L];
-#pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) block[l] = l < count ? load(from + (i + l) * L) : Vec<T>{};
-    transpose<T>(block);
-#pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) {
-      if (l >= outputs) continue;
-      T* row = to + l * stride + i;
-      count == L ? store(row, block[l]) : store_partial(row, block[l], count);
-    }
-  }
-}
-
 /// dw of input channels [c, c + channels) (at most kLanes) and outputs [k, k + kLanes), from sums[plane][channel][...].
 template <int m>
 void finish(const Correlation& q, int64_t c, int64_t channels, int64_t k, const T* sums, int64_t row, int64_t plane,
@@ -102,11 +85,11 @@ void finish(const Correlation& q, int64_t c, int64_t channels, int64_t k, const 
           store(buffer + (i * channel_stride + (3 * r + s) * tap_stride) * L, value);
         });
   T* to = dw + k * q.w_out + c * q.w_in;
-  if (taps_adjacent) return store_transposed(buffer, 9 * channels, outputs, to, q.w_out);
+  if (taps_adjacent) return store_transposed(buffer, L, 9 * channels, outputs, to, q.w_out);
   for (int t = 0; t < 9; ++t) {
     const T* tap = buffer + t * L * L;
     if (q.w_in == 1) {
-      store_transposed(tap, channels, outputs, to + q.weight[t], q.w_out);
+      store_transposed(tap, L, channels, outputs, to + q.weight[t], q.w_out);
     } else {
       for (int64_t i = 0; i < channels; ++i)
         for (int64_t l = 0; l < outputs; ++l) to[q.weight[t] + l * q.w_out + i * q.w_in] = tap[i * L + l];
