@@ -18,7 +18,7 @@ namespace {
 using namespace DLK_ISA;
 
 /// Enough tasks to balance a few threads; with fewer pixel blocks than this, CO is cut too.
-constexpr int64_t kTasks = 4;
+constexpr int64_t kTasks = 8;
 
 /// Tasks: groups x pixel blocks x parts of CO.
 struct Tiling {
@@ -70,6 +70,9 @@ void output_offsets(const Correlation& q, Range pixels, int64_t image_stride, in
 /// Row m of the packed weights of one block of the sum: terms (c, t), taps innermost.
 template <class T>
 void pack_weight_row(const Correlation& q, const T* w, int64_t g, int64_t m, Range channels, Range taps, T* row) {
+  const T* from = weight_at(q, w, g, m, channels.begin, taps.begin);
+  if (taps.size() == q.taps && q.w_in == q.taps && q.weight[q.taps - 1] == q.taps - 1)  // (CO, CI, R, S) in memory
+    return copy(from, channels.size() * q.taps, row);
   for (int64_t c = channels.begin; c < channels.end; ++c)
     for (int64_t t = taps.begin; t < taps.end; ++t) *row++ = *weight_at(q, w, g, m, c, t);
 }
@@ -85,39 +88,66 @@ void pack_patches(const PlanarPatches<T>& patches, int64_t channels, Range taps,
     for (int64_t t = taps.begin; t < taps.end; ++t, panels += NR) patches.template read<NR>(c, t, panels, panel_stride);
 }
 
+/// The weights of all groups, [group][block of the sum][m][terms].
+template <class T>
+struct PackedWeights {
+  const SumBlocks<T>& sums;
+  int64_t CO, stride;
+  T* data;
+
+  PackedWeights(const Correlation& q, const SumBlocks<T>& sums, Context& context)
+      : sums(sums), CO(q.CO), stride(packed_row_stride<T>(sums.terms())) {
+    data = context.array<T>(q.groups * sums.count() * CO * stride);
+  }
+  void pack(const Team& team, const Correlation& q, const T* w) const {
+    team.for_each(q.groups * sums.count() * CO, [&](int64_t i) {
+      const int64_t m = i % CO, block = i / CO % sums.count(), g = i / CO / sums.count();
+      pack_weight_row(q, w, g, m, sums.channel_range(block), sums.tap_range(block), data + i * stride);
+    });
+  }
+  AView<T> view(int64_t g, int64_t block) const {
+    return {data + (g * sums.count() + block) * CO * stride, stride, true};
+  }
+};
+
 template <class T>
 void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   using B = Block<T>;
   const SumBlocks<T> sums(q);
   const Tiling tiling(q, kBlockPixels, B::NR, B::MR);
-  const int64_t stride = packed_row_stride<T>(sums.terms()), block_weights = q.CO * stride;
-  T* weights = context.array<T>(q.groups * sums.count() * block_weights);
+  const PackedWeights<T> weights(q, sums, context);
+  // Patches that several tasks need are packed first, all of them; else a task packs a block when it needs it.
+  const bool shared = tiling.output_parts > 1;
   const int64_t stage_size = PlanarPatches<T>::stage_elements(q, tiling.pixels, sums.channels);
   const int64_t panel_size = sums.terms() * B::NR + kLanes<T>;
-  const int64_t panels_size = ceil_div(tiling.pixels, B::NR) * panel_size, runs_size = 2 * tiling.pixels + 1;
-  const int64_t threads = max_threads();
+  const int64_t block_size = ceil_div(tiling.pixels, B::NR) * panel_size, runs_size = 2 * tiling.pixels + 1;
+  const int64_t blocks = q.groups * tiling.pixel_blocks * sums.count(), threads = max_threads();
   T* stages = context.array<T>(threads * stage_size);
-  T* all_panels = context.array<T>(threads * panels_size);
-  Run* all_runs = context.array<Run>(threads * runs_size);
+  T* panels = context.array<T>((shared ? blocks : threads) * block_size);
+  Run* runs = context.array<Run>(threads * runs_size);
   int64_t* all_columns = context.array<int64_t>(threads * tiling.pixels);
 
   run_team(worth_threads(q), [&](const Team& team) {
-    team.for_each(q.groups * sums.count() * q.CO, [&](int64_t i) {
-      const int64_t m = i % q.CO, block = i / q.CO % sums.count(), g = i / q.CO / sums.count();
-      pack_weight_row(q, w, g, m, sums.channel_range(block), sums.tap_range(block), weights + i * stride);
-    });
-    T* panels = all_panels + team.rank * panels_size;
+    weights.pack(team, q, w);
+    const auto pack = [&](int64_t g, Range pixels, int64_t block, T* to) {
+      PlanarPatches<T> patches(q, pixels, B::NR, runs + team.rank * runs_size, stages + team.rank * stage_size);
+      const Range channels = sums.channel_range(block);
+      patches.stage(in, g, channels);
+      pack_patches(patches, channels.size(), sums.tap_range(block), pixels.size(), to, panel_size);
+    };
+    if (shared)
+      team.for_each(blocks, [&](int64_t i) {
+        const auto task = tiling.task(q, i / sums.count() * tiling.output_parts);
+        pack(task.group, task.pixels, i % sums.count(), panels + i * block_size);
+      });
     int64_t* columns = all_columns + team.rank * tiling.pixels;
     team.for_each(tiling.count(q), [&](int64_t i) {
       const auto [g, pixels, outputs] = tiling.task(q, i);
-      PlanarPatches<T> patches(q, pixels, B::NR, all_runs + team.rank * runs_size, stages + team.rank * stage_size);
       output_offsets(q, pixels, q.groups * q.CO * q.OH * q.OW, 1, columns);
       for (int64_t block = 0; block < sums.count(); ++block) {
-        const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
-        if (taps.begin == 0) patches.stage(in, g, channels);
-        pack_patches(patches, channels.size(), taps, pixels.size(), panels, panel_size);
-        const int64_t terms = channels.size() * taps.size();
-        const AView<T> a{weights + (g * sums.count() + block) * block_weights, stride, true};
+        const int64_t at = shared ? i / tiling.output_parts * sums.count() + block : team.rank;
+        if (!shared) pack(g, pixels, block, panels + at * block_size);
+        const int64_t terms = sums.channel_range(block).size() * sums.tap_range(block).size();
         CView<T> c{.data = out + g * q.CO * q.OH * q.OW,
                    .row_stride = q.OH * q.OW,
                    .columns = columns,
@@ -125,9 +155,64 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
         if (bias) c.row_bias = bias + g * q.CO;
         for (int64_t m = outputs.begin; m < outputs.end; m += B::MC) {
           const int64_t M = outputs.end - m < B::MC ? outputs.end - m : B::MC;
-          multiply_block(M, pixels.size(), terms, a.from_row(m), panels, panel_size, B::NR, c.from(m, 0));
+          multiply_block(M, pixels.size(), terms, weights.view(g, block).from_row(m), panels + at * block_size,
+                         panel_size, B::NR, c.from(m, 0));
         }
       }
+    });
+  });
+}
+
+// ---- NCHW, few outputs: packing would cost more than it saves, so the tiles read the staged rows themselves.
+
+/// Elements of staged rows that one task reads: they stay in L2.
+constexpr int64_t kBandElements = 32 << 10;
+
+template <class T>
+bool few_outputs(const Correlation& q) {
+  const int64_t lanes = round_up(q.cols, kLanes<T>);
+  return q.CO <= 3 * Block<T>::MR && q.CI * q.taps <= 4 * Block<T>::KC && 2 * q.cols > lanes;
+}
+
+template <class T>
+void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  constexpr int64_t NR = Block<T>::NR;
+  const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
+  const int64_t fit = kBandElements / row_elements > 1 ? kBandElements / row_elements : 1;
+  const int64_t bands = ceil_div(q.rows, fit), band = ceil_div(q.rows, bands), terms = q.CI * q.taps;
+  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, band * q.cols, q.CI, true) + NR, runs_size = band + 1;
+  const int64_t stride = packed_row_stride<T>(terms), threads = max_threads();
+  T* weights = context.array<T>(q.groups * q.CO * stride);
+  T* stages = context.array<T>(threads * stage_size);
+  Run* runs = context.array<Run>(threads * runs_size);
+  int64_t* all_offsets = context.array<int64_t>(threads * terms);
+  int64_t* all_columns = context.array<int64_t>(threads * q.cols);
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    team.for_each(q.groups * q.CO, [&](int64_t i) {
+      pack_weight_row(q, w, i / q.CO, i % q.CO, {0, q.CI}, {0, q.taps}, weights + i * stride);
+    });
+    int64_t* offsets = all_offsets + team.rank * terms;
+    int64_t* columns = all_columns + team.rank * q.cols;
+    for (int64_t j = 0; j < q.cols; ++j) columns[j] = j * q.col_step;
+    team.for_each(q.N * q.groups * bands, [&](int64_t task) {
+      const int64_t g = task % q.groups, n = task / q.groups / bands, i0 = task / q.groups % bands * band;
+      const int64_t i1 = i0 + band < q.rows ? i0 + band : q.rows, first = n * q.rows * q.cols;
+      if (i0 >= i1) return;
+      PlanarPatches<T> patches(q, {first + i0 * q.cols, first + i1 * q.cols}, band * q.cols,
+                               runs + team.rank * runs_size, stages + team.rank * stage_size, /*always=*/true);
+      patches.stage(in, g, {0, q.CI});
+      const T* origin = patches.source(0, 0);
+      for (int64_t k = 0; k < terms; ++k) offsets[k] = patches.source(k / q.taps, k % q.taps) - origin;
+      const AView<T> a{weights + g * q.CO * stride, stride, true};
+      T* image = out + (n * q.groups + g) * q.CO * q.OH * q.OW;
+      for (int64_t i = i0; i < i1; ++i)
+        for (int64_t j = 0; j < q.cols; j += NR) {
+          CView<T> c{.data = image + q.output_pixel(i, 0), .row_stride = q.OH * q.OW, .columns = columns + j};
+          if (bias) c.row_bias = bias + g * q.CO;
+          multiply_scattered(q.CO, q.cols - j < NR ? q.cols - j : NR, terms, a,
+                             origin + patches.run(0).from + (i - i0) * patches.row_stride() + j, offsets, c);
+        }
     });
   });
 }
@@ -225,6 +310,7 @@ void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
   if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, context);
+  if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
   correlate_planar(q, in, w, bias, out, context);
 }
 

@@ -30,9 +30,44 @@ __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n
   }
 }
 
+/// Adds a tile in registers to n contiguous columns of C from `first` on.
+template <class T, int rows, int nv, bool whole>
+DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[rows][nv]) {
+  constexpr int L = kLanes<T>;
+  int64_t count[nv];
+  for (int v = 0; v < nv; ++v) count[v] = n - v * L < 0 ? 0 : n - v * L < L ? n - v * L : L;
+  // Flags are read once: the compiler must assume that stores change them.
+  if (c.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const T* y = first + c.row(i);
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) sum[i][v] += whole ? load(y + v * L) : load_partial(y + v * L, count[v]);
+    }
+  } else if (c.row_bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) sum[i][v] += c.row_bias[i];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    T* const y = first + c.row(i);
+#pragma GCC unroll 2
+    for (int v = 0; v < nv; ++v) whole ? store(y + v * L, sum[i][v]) : store_partial(y + v * L, sum[i][v], count[v]);
+  }
+}
+
+/// Where the rows of B lie: b_stride apart, or, if there is a table, at offsets[k].
+struct Rows {
+  int64_t stride;
+  const int64_t* offsets = nullptr;
+};
+
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
-template <class T, int rows, int nv, bool rows_contiguous>
-void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n,
+template <class T, int rows, int nv, bool rows_contiguous, bool table>
+void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, const Rows& b_rows, int64_t n,
           const CView<T>& c) {
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
   const int64_t row = rows_contiguous ? a_stride : 1, step = rows_contiguous ? 1 : a_stride;
@@ -51,14 +86,14 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, int6
     for (int64_t k = begin; k < end; ++k) {
       Vec<T> bk[nv];
 #pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) bk[v] = load(b + v * L);
+      for (int v = 0; v < nv; ++v) bk[v] = load(b + (table ? b_rows.offsets[k] : 0) + v * L);
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
         for (int v = 0; v < nv; ++v) sum[i][v] += bk[v] * a[i * row];
       }
       a += step;
-      b += b_stride;
+      if constexpr (!table) b += b_rows.stride;
     }
     if (begin > 0) {
 #pragma GCC unroll 16
@@ -74,8 +109,7 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, int6
       for (int v = 0; v < nv; ++v) store(&earlier[i][v * L], sum[i][v]), sum[i][v] = Vec<T>{};
     }
   }
-  const bool whole = n == nv * L && !c.column_bias && (!c.columns || c.columns[n - 1] - c.columns[0] == n - 1);
-  if (!whole) {
+  if (c.column_bias || (c.columns && c.columns[n - 1] - c.columns[0] != n - 1)) {
     T out[rows][NR];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
@@ -84,44 +118,35 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, int6
     }
     return store_tile(c, rows, n, &out[0][0]);
   }
-  // Flags are read once: the compiler must assume that stores change them.
-  if (c.accumulate) {
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) sum[i][v] += load(first + c.row(i) + v * L);
-    }
-  } else if (c.row_bias) {
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) sum[i][v] += c.row_bias[i];
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    T* const y = first + c.row(i);
-#pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) store(y + v * L, sum[i][v]);
-  }
+  n == nv* L ? add_tile<T, rows, nv, true>(c, first, n, sum) : add_tile<T, rows, nv, false>(c, first, n, sum);
 }
 
 template <class T>
-using TileFunction = void (*)(int64_t, int64_t, const T*, int64_t, const T*, int64_t, int64_t, const CView<T>&);
+using TileFunction = void (*)(int64_t, int64_t, const T*, int64_t, const T*, const Rows&, int64_t, const CView<T>&);
 
 /// tile<> for 1 .. MR rows, so that a ragged last group of rows costs no wasted work.
-template <class T, int nv, bool rows_contiguous, class Rows = std::make_integer_sequence<int, Block<T>::MR>>
+template <class T, int nv, bool rows_contiguous, bool table, class = std::make_integer_sequence<int, Block<T>::MR>>
 struct Tiles;
-template <class T, int nv, bool rows_contiguous, int... i>
-struct Tiles<T, nv, rows_contiguous, std::integer_sequence<int, i...>> {
-  static constexpr TileFunction<T> by_rows[] = {tile<T, i + 1, nv, rows_contiguous>...};
+template <class T, int nv, bool rows_contiguous, bool table, int... i>
+struct Tiles<T, nv, rows_contiguous, table, std::integer_sequence<int, i...>> {
+  static constexpr TileFunction<T> by_rows[] = {tile<T, i + 1, nv, rows_contiguous, table>...};
 };
 
+template <class T, bool rows_contiguous, bool table>
+const TileFunction<T>* tiles(int64_t n) {
+  if (n <= kLanes<T>) return Tiles<T, 1, rows_contiguous, table>::by_rows;
+  return Tiles<T, Block<T>::NV, rows_contiguous, table>::by_rows;
+}
+
+/// One panel: all groups of rows of A, as even as can be, since a last one of few rows would keep few sums in flight.
 template <class T>
-const TileFunction<T>* tiles(bool one_vector, bool rows_contiguous) {
-  constexpr int NV = Block<T>::NV;
-  if (one_vector) return rows_contiguous ? Tiles<T, 1, true>::by_rows : Tiles<T, 1, false>::by_rows;
-  return rows_contiguous ? Tiles<T, NV, true>::by_rows : Tiles<T, NV, false>::by_rows;
+void multiply_panel(const TileFunction<T>* by_rows, int64_t M, int64_t n, int64_t K, int64_t run, const AView<T>& a,
+                    const T* b, const Rows& b_rows, const CView<T>& c) {
+  const int64_t most = ceil_div(M, ceil_div(M, Block<T>::MR));
+  for (int64_t i = 0; i < M; i += most) {
+    const int64_t rows = M - i < most ? M - i : most;
+    by_rows[rows - 1](K, run, a.from_row(i).data, a.stride, b, b_rows, n, c.from(i, 0));
+  }
 }
 
 }  // namespace
@@ -130,18 +155,23 @@ template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
                     int64_t b_stride, const CView<T>& c, int64_t run) {
   constexpr int NR = Block<T>::NR;
-  // Groups of rows as even as can be: a last one of few rows would keep few sums in flight.
-  const int64_t most = ceil_div(M, ceil_div(M, Block<T>::MR));
   for (int64_t j = 0; j < N; j += NR, b += panel_stride) {
     const int64_t n = N - j < NR ? N - j : NR;
-    const TileFunction<T>* by_rows = tiles<T>(n <= kLanes<T>, a.rows_contiguous);
-    for (int64_t i = 0; i < M; i += most) {
-      const int64_t rows = M - i < most ? M - i : most;
-      by_rows[rows - 1](K, run, a.from_row(i).data, a.stride, b, b_stride, n, c.from(i, j));
-    }
+    const auto by_rows = a.rows_contiguous ? tiles<T, true, false>(n) : tiles<T, false, false>(n);
+    multiply_panel(by_rows, M, n, K, run, a, b, {b_stride}, c.from(0, j));
   }
 }
 
+template <class T>
+void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
+                        const CView<T>& c) {
+  multiply_panel(tiles<T, true, true>(n), M, n, K, Block<T>::KC, a, b, {0, offsets}, c);
+}
+
+template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&, const float*, const int64_t*,
+                                 const CView<float>&);
+template void multiply_scattered(int64_t, int64_t, int64_t, const AView<double>&, const double*, const int64_t*,
+                                 const CView<double>&);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<float>&, const float*, int64_t, int64_t,
                              const CView<float>&, int64_t);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<double>&, const double*, int64_t, int64_t,

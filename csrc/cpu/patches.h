@@ -44,9 +44,9 @@ template <class T>
 class PlanarPatches {
  public:
   /// Elements of stage memory that `channels` channels of any block of `pixels` pixels need.
-  static int64_t stage_elements(const Correlation& q, int64_t pixels, int64_t channels) {
+  static int64_t stage_elements(const Correlation& q, int64_t pixels, int64_t channels, bool always = false) {
     const Span span(q);
-    if (in_place(q, span)) return 0;
+    if (!always && in_place(q, span)) return 0;
     // A block touches at most this many images and rows; each image adds the height of the taps.
     const int64_t images = ceil_div(pixels, q.rows * q.cols) + 1;
     const int64_t rows = ceil_div(pixels, q.cols) + images;
@@ -54,9 +54,10 @@ class PlanarPatches {
     return channels * in_rows * stage_width(q, span) + kLanes<T>;
   }
 
+  /// `always` stages even what could be read where it lies: readers may then overrun a row by a vector or two.
   /// `runs`: room for pixels + pixels / cut + 1 runs; they end at multiples of `cut` pixels.
-  PlanarPatches(const Correlation& q, Range pixels, int64_t cut, Run* runs, T* stage)
-      : q_(q), span_(q), in_place_(in_place(q, span_)), pixels_(pixels), runs_(runs), stage_(stage) {
+  PlanarPatches(const Correlation& q, Range pixels, int64_t cut, Run* runs, T* stage, bool always = false)
+      : q_(q), span_(q), in_place_(!always && in_place(q, span_)), pixels_(pixels), runs_(runs), stage_(stage) {
     width_ = in_place_ ? q.IW : stage_width(q, span_);
     plane_ = in_place_ ? q.IH * q.IW : 0;
     int64_t p = pixels.begin;
