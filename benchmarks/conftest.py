@@ -1,0 +1,74 @@
+"""`pytest benchmarks`: options, one test per case, phase and number of threads, progress, and what the JSON says of the
+machine. `make bench` and `make bench-quick` run it and make the report."""
+
+import functools
+import sys
+
+import machine
+import pytest
+import torch
+from tqdm import tqdm
+
+
+def pytest_addoption(parser):
+    parser.addoption("--threads", default="1,2", help="numbers of threads, as in 1,2 (the default)")
+    parser.addoption("--budget", type=float, default=0.3, help="seconds of timing for each test (default: %(default)s)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "quick: the representative subset of `make bench-quick`")
+
+
+def pytest_generate_tests(metafunc):
+    if "threads" in metafunc.fixturenames:
+        counts = [int(count) for count in metafunc.config.getoption("--threads").split(",")]
+        metafunc.parametrize("threads", counts, ids=[f"{count}T" for count in counts])
+
+
+@functools.cache
+def measured_roofline(threads):
+    return machine.measure_roofline(threads)
+
+
+@pytest.fixture
+def roofline(threads):
+    return measured_roofline(threads)
+
+
+@pytest.fixture
+def budget(request):
+    return request.config.getoption("--budget")
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.clear()  # which has the host's name
+    machine_info.update(machine.describe())
+    counts = [int(count) for count in config.getoption("--threads").split(",")]
+    machine_info["roofline"] = {count: vars(measured_roofline(count)) for count in counts}
+
+
+# ---- A progress bar in place of pytest's dots
+
+
+def pytest_collection_finish(session):
+    if session.items and not session.config.option.collectonly:
+        session.config.progress = tqdm(total=len(session.items), unit="test", file=sys.__stderr__, dynamic_ncols=True)
+
+
+
+
+def pytest_report_teststatus(report):
+    if report.passed and report.when == "call":
+        return "passed", "", ""
+    return None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_protocol(item):
+    if bar := getattr(item.config, "progress", None):
+        bar.set_description(item.name[5:-1][:60].ljust(60), refresh=False)
+
+
+def pytest_runtest_teardown(item):
+    if bar := getattr(item.config, "progress", None):
+        bar.update()

@@ -1,0 +1,335 @@
+"""How a case is measured: PyTorch and dlkernels on the same inputs, first compared, then timed in turns.
+
+A case is `call(library, *inputs)` for library TORCH (torch.nn.functional and torch.matmul) or dlkernels.functional. It is
+timed in up to four phases: "forward" under no_grad, and "training", "input grad", "weight grad": forward and backward
+with gradients of all inputs, of the first, of the second alone. In these the backward pass is timed by itself too.
+
+- Rounds interleave: PyTorch, dlkernels, PyTorch, dlkernels, ..., so that a machine that slows down does so for both.
+- A sample is at least SAMPLE_SECONDS long: short calls loop inside it.
+- Times include freeing what a call returned, and nothing else stays alive. Python's garbage collector is off.
+- The ratio is PyTorch's median over ours; its spread, 20th and 80th percentile of the ratios of the rounds.
+"""
+
+import contextlib
+import functools
+import gc
+import math
+import statistics
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import memory
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dlkernels
+import dlkernels.functional as DF
+
+TORCH = types.SimpleNamespace(**vars(F), matmul=torch.matmul)
+
+SAMPLE_SECONDS = 2e-4
+MOST_LOOPS = 1000
+ROUNDS = (7, 100)  # at least, at most; between them by the time budget
+CHEAP_FLOPS, CHEAP_ELEMENTS = 5e8, 2e6  # up to here the check computes the result in float64 too
+
+PHASES = {"forward": None, "training": ..., "input grad": (0,), "weight grad": (1,)}  # gradients of which inputs
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the report; its name begins with the op. See the module's docstring for `call` and `phases`.
+
+    shapes: of the random float32 inputs that have gradients. data: makes what follows them (targets, running statistics)
+    from them. flops: multiplications and additions of the forward pass; each gradient of a product has as many.
+    backward_reads: whether the backward pass needs the inputs (for the bytes that it cannot avoid). verify: asserts that
+    results, a list of output and gradients, are right, where PyTorch's own differ by chance.
+    """
+
+    name: str
+    call: Callable
+    shapes: tuple
+    data: Callable = lambda *inputs: ()
+    phases: tuple = ("forward", "training")
+    channels_last: bool = False
+    flops: float = 0
+    backward_reads: bool = True
+    verify: Callable | None = None
+    quick: bool = False
+
+    @property
+    def op(self):
+        return self.name.split()[0]
+
+
+class Wrong(AssertionError):
+    """Our results differ from PyTorch's, or PyTorch computed them."""
+
+
+# ---- Inputs and results
+
+
+class Prepared:
+    """A case with its inputs, the gradient of its output, and its sizes."""
+
+    def __init__(self, case):
+        self.case = case
+        torch.manual_seed(0)
+        self.leaves = [self._leaf(shape) for shape in case.shapes]
+        self.inputs = [*self.leaves, *case.data(*self.leaves)]
+        with torch.no_grad():
+            y = self.call(TORCH)
+        self.dy = torch.randn_like(y)
+        self.output_bytes = y.nbytes
+
+    def _leaf(self, shape):
+        x = torch.randn(shape)
+        return x.contiguous(memory_format=torch.channels_last) if self.case.channels_last and x.dim() == 4 else x
+
+    def call(self, library):
+        return self.case.call(library, *self.inputs)
+
+    def gradient_of(self, phase):
+        """The inputs whose gradients a phase computes, and only these require it from here on."""
+        wanted = PHASES[phase]
+        chosen = [] if wanted is None else self.leaves if wanted is ... else [self.leaves[i] for i in wanted]
+        for leaf in self.leaves:
+            leaf.requires_grad_(any(leaf is x for x in chosen))
+        return chosen
+
+    def results(self, library):
+        """Output and gradients of all inputs."""
+        chosen = self.gradient_of("training")
+        y = self.call(library)
+        return [y.detach(), *torch.autograd.grad(y, chosen, self.dy)]
+
+    def in_double(self):
+        """The same in float64, as a Prepared."""
+        other = object.__new__(Prepared)
+        other.case, other.dy = self.case, self.dy.double()
+        other.leaves = [x.detach().double() for x in self.leaves]
+        rest = self.inputs[len(self.leaves) :]
+        other.inputs = [*other.leaves, *(x.double() if x.is_floating_point() else x for x in rest)]
+        return other
+
+
+def check(prepared, ours=DF):
+    """Raises Wrong unless ours gives PyTorch's results, forward and backward, on the inputs that are timed.
+
+    Where float64 is cheap: an error of at most 4 times PyTorch's or 16 roundings of the largest value; elsewhere, a
+    difference from PyTorch of at most 1e-4 of the largest value. (tests/ holds the kernels to more.)
+    """
+    case = prepared.case
+    dlkernels.reset_counts()
+    results = prepared.results(ours)
+    if fallbacks := [op for op, count in dlkernels.counts().items() if count["fallback"]]:
+        raise Wrong(f"{case.name}: PyTorch ran in place of the kernel of {', '.join(fallbacks)}")
+    if case.verify:
+        return case.verify(prepared, results)
+    references = prepared.results(TORCH)
+    cheap = case.flops <= CHEAP_FLOPS and max(y.numel() for y in references) <= CHEAP_ELEMENTS
+    exact = prepared.in_double().results(TORCH) if cheap else references
+    for i, (y, theirs, reference) in enumerate(zip(results, references, exact, strict=True)):
+        if y.shape != theirs.shape:
+            raise Wrong(f"{case.name}: result {i} has shape {tuple(y.shape)}, PyTorch's {tuple(theirs.shape)}")
+        scale = reference.abs().max().item()
+        allowed = 16 * torch.finfo(y.dtype).eps * scale + 4 * largest_error(theirs, reference) if cheap else 1e-4 * scale
+        error = largest_error(y, reference)
+        if not error <= allowed:  # a NaN is not
+            raise Wrong(f"{case.name}: result {i} is off by {error:.3g}; largest value {scale:.3g}, allowed {allowed:.3g}")
+    return None
+
+
+def largest_error(x, reference):
+    return (x.double() - reference.double()).abs().max().item()
+
+
+# ---- Time
+
+
+def forward_run(prepared, library):
+    """A function of the number of loops that returns the seconds of one call, as a tuple of one."""
+    call, inputs = prepared.case.call, prepared.inputs
+
+    def run(loops):
+        with torch.no_grad():
+            start = time.perf_counter()
+            for _ in range(loops):
+                call(library, *inputs)
+            return ((time.perf_counter() - start) / loops,)
+
+    return run
+
+
+def training_run(prepared, library, phase):
+    """The same for seconds of forward and backward, and of backward alone."""
+    call, inputs, dy = prepared.case.call, prepared.inputs, prepared.dy
+    chosen = prepared.gradient_of(phase)
+
+    def run(loops):
+        both = backward = 0.0
+        for _ in range(loops):
+            start = time.perf_counter()
+            y = call(library, *inputs)
+            middle = time.perf_counter()
+            torch.autograd.grad(y, chosen, dy)
+            del y
+            end = time.perf_counter()
+            both += end - start
+            backward += end - middle
+        return both / loops, backward / loops
+
+    return run
+
+
+@functools.lru_cache(maxsize=1)
+def prepare(case):
+    """The inputs of a case, whose results are checked; kept for its next phase and number of threads."""
+    prepared = Prepared(case)
+    check(prepared)
+    return prepared
+
+
+@contextlib.contextmanager
+def no_garbage_collection():
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def loops_and_rounds(runs, budget):
+    """How many calls make a sample, and how many rounds of all `runs` fit the budget in seconds. Warms up, too."""
+    for run in runs:
+        run(1)
+    seconds = [min(run(1)[0] for _ in range(2)) for run in runs]
+    loops = min(MOST_LOOPS, math.ceil(SAMPLE_SECONDS / min(seconds)))
+    least, most = ROUNDS
+    return loops, min(most, max(least, int(budget / (loops * sum(seconds)))))
+
+
+def take_turns(benchmark, runs, budget):
+    """Samples of each of `runs`, a dict from names to functions of loops, in rounds. pytest-benchmark times the last."""
+    samples = {name: [] for name in runs}
+    *others, last = runs
+    loops, rounds = loops_and_rounds(runs.values(), budget)
+
+    def turn(name):
+        samples[name].append(runs[name](loops))
+
+    def before_last():
+        benchmark.stats.iterations = loops  # pytest-benchmark divides by it, but refuses to be told beside a setup
+        for name in others:
+            turn(name)
+
+    with no_garbage_collection():
+        benchmark.pedantic(turn, args=(last,), setup=before_last, rounds=rounds)
+    return samples
+
+
+# ---- Statistics
+
+
+def percentile(values, percent):
+    """Of at least one value, by linear interpolation between the sorted values."""
+    values = sorted(values)
+    position = (len(values) - 1) * percent / 100
+    low = int(position)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (values[high] - values[low]) * (position - low)
+
+
+def compare(theirs, ours):
+    """Seconds of both per round, as the numbers of a row of the report."""
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return {
+        "torch": statistics.median(theirs),
+        "ours": statistics.median(ours),
+        "ratio": statistics.median(theirs) / statistics.median(ours),
+        "p20": percentile(ratios, 20),
+        "p80": percentile(ratios, 80),
+        "rounds": len(ours),
+    }
+
+
+def geometric_mean(values):
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+# ---- Rows of the report
+
+
+def work(prepared, phase):
+    """Floating-point operations and bytes that a phase cannot do without. Bytes: each input, output and gradient once."""
+    case = prepared.case
+    inputs = sum(x.nbytes for x in prepared.inputs)
+    forward = case.flops, inputs + prepared.output_bytes
+    if phase == "forward":
+        return forward
+    chosen = prepared.gradient_of("training" if phase in ("both", "backward") else phase)
+    gradients = sum(x.nbytes for x in chosen)
+    backward = len([x for x in chosen if x.dim() > 1]) * case.flops, (
+        prepared.output_bytes + gradients + (inputs if case.backward_reads else 0)
+    )
+    return backward if phase != "both" else tuple(a + b for a, b in zip(forward, backward))
+
+
+def row(prepared, phase, threads, samples, roofline):
+    """Times, ratio and share of the roofline; `samples`: seconds per round for each contender."""
+    flops, size = work(prepared, phase)
+    case = prepared.case
+    numbers = compare(samples["torch"], samples["ours"])
+    numbers |= {"flops": flops, "bytes": size, "share": roofline.seconds(flops, size) / numbers["ours"]}
+    if "compile" in samples:
+        numbers["compile"] = statistics.median(samples["compile"])
+    return {"op": case.op, "case": case.name, "phase": phase, "threads": threads} | numbers
+
+
+def contenders(case, compiled):
+    """Libraries by name; ours comes last."""
+    libraries = {"torch": TORCH, "compile": torch.compile(case.call)} if compiled else {"torch": TORCH}
+    return libraries | {"ours": DF}
+
+
+def measure(benchmark, case, phase, threads, roofline, budget):
+    """Times one phase of a case; its rows go to the JSON of pytest-benchmark, in extra_info."""
+    torch.set_num_threads(threads)
+    prepared = prepare(case)
+    libraries = {"torch": TORCH, "ours": DF}
+    if phase == "forward":
+        samples = take_turns(benchmark, {n: forward_run(prepared, x) for n, x in libraries.items()}, budget)
+        names = ["forward"]
+    else:
+        samples = take_turns(benchmark, {n: training_run(prepared, x, phase) for n, x in libraries.items()}, budget)
+        names = ["both", "backward"] if phase == "training" else [None, phase]
+    rows = [
+        row(prepared, name, threads, {n: [s[i] for s in of] for n, of in samples.items()}, roofline)
+        for i, name in enumerate(names)
+        if name
+    ]
+    if phase == "training":
+        for name, library in libraries.items():
+            step = functools.partial(training_run(prepared, library, phase), 1)
+            rows[0][f"saved {name}"] = memory.bytes_saved(step, kept_anyway=prepared.inputs[1:])
+            rows[0][f"peak {name}"] = memory.peak(step)
+    benchmark.group = case.op
+    benchmark.extra_info["rows"] = rows
+
+
+def bench(cases):
+    """A test for each phase of each case; conftest.py multiplies them by the numbers of threads."""
+    parameters = [
+        pytest.param(case, phase, id=f"{case.name} {phase}", marks=[pytest.mark.quick] * case.quick)
+        for case in cases
+        for phase in case.phases
+    ]
+
+    @pytest.mark.parametrize("case, phase", parameters)
+    def test(benchmark, case, phase, threads, roofline, budget):
+        measure(benchmark, case, phase, threads, roofline, budget)
+
+    return test
