@@ -1,5 +1,7 @@
 """matmul and linear: squares, the products of MLPs, transformers and classifiers, skinny and ragged ones."""
 
+import math
+
 from harness import Case, bench
 
 SQUARES = [8, 31, 64, 127, 128, 256, 512, 1024, 2048]
@@ -8,14 +10,11 @@ QUICK = {64, 512}
 
 def matmul(a, b, quick=False):
     """Batches of products: a (..., M, K), b (..., K, N)."""
-    flops = 2 * a[-1] * b[-1]
-    for size in a[:-1]:
-        flops *= size
     return Case(
         f"matmul {'x'.join(map(str, a))} {'x'.join(map(str, b))}",
         lambda library, a, b: library.matmul(a, b),
         (a, b),
-        flops=flops,
+        flops=2 * math.prod(a) * b[-1],
         quick=quick,
     )
 

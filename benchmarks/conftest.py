@@ -19,6 +19,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "quick: the representative subset of `make bench-quick`")
 
 
+@pytest.hookimpl(trylast=True)  # after the cases, so that all numbers of threads run on one case's inputs
 def pytest_generate_tests(metafunc):
     if "threads" in metafunc.fixturenames:
         counts = [int(count) for count in metafunc.config.getoption("--threads").split(",")]
