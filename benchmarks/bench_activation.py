@@ -22,9 +22,7 @@ QUICK = {"relu 64", "relu 8x64x112x112", "tanh 64x32x28x28", "gelu 64x32x28x28",
 def activation(name, size):
     function, options = name.removesuffix("_tanh"), FUNCTIONS[name]
     case = f"{name} {size}"
-    return Case(
-        case, lambda library, x: getattr(library, function)(x, **options), (SIZES[size],), quick=case in QUICK
-    )
+    return Case(case, lambda library, x: getattr(library, function)(x, **options), (SIZES[size],), quick=case in QUICK)
 
 
 CASES = [activation(name, size) for name in FUNCTIONS for size in SIZES]

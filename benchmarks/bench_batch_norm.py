@@ -1,7 +1,6 @@
 """batch_norm in training and evaluation: layers of the CNN, ResNet, MobileNetV2, in both memory formats."""
 
 import torch
-
 from harness import Case, bench
 
 LAYOUTS = ("nchw", "nhwc")

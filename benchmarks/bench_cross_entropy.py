@@ -1,7 +1,6 @@
 """cross_entropy of logits and classes: classifiers, language models, segmentation."""
 
 import torch
-
 from harness import Case, bench
 
 

@@ -1,7 +1,6 @@
 """The other losses: mse_loss, binary_cross_entropy_with_logits, nll_loss."""
 
 import torch
-
 from bench_cross_entropy import classes
 from harness import Case, bench
 

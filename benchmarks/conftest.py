@@ -6,7 +6,6 @@ import sys
 
 import machine
 import pytest
-import torch
 from tqdm import tqdm
 
 
@@ -54,8 +53,6 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 def pytest_collection_finish(session):
     if session.items and not session.config.option.collectonly:
         session.config.progress = tqdm(total=len(session.items), unit="test", file=sys.__stderr__, dynamic_ncols=True)
-
-
 
 
 def pytest_report_teststatus(report):

@@ -135,10 +135,14 @@ def check(prepared, ours=DF):
         if y.shape != theirs.shape:
             raise Wrong(f"{case.name}: result {i} has shape {tuple(y.shape)}, PyTorch's {tuple(theirs.shape)}")
         scale = reference.abs().max().item()
-        allowed = 16 * torch.finfo(y.dtype).eps * scale + 4 * largest_error(theirs, reference) if cheap else 1e-4 * scale
+        allowed = (
+            16 * torch.finfo(y.dtype).eps * scale + 4 * largest_error(theirs, reference) if cheap else 1e-4 * scale
+        )
         error = largest_error(y, reference)
         if not error <= allowed:  # a NaN is not
-            raise Wrong(f"{case.name}: result {i} is off by {error:.3g}; largest value {scale:.3g}, allowed {allowed:.3g}")
+            raise Wrong(
+                f"{case.name}: result {i} is off by {error:.3g}; largest value {scale:.3g}, allowed {allowed:.3g}"
+            )
     return None
 
 
@@ -272,8 +276,9 @@ def work(prepared, phase):
         return forward
     chosen = prepared.gradient_of("training" if phase in ("both", "backward") else phase)
     gradients = sum(x.nbytes for x in chosen)
-    backward = len([x for x in chosen if x.dim() > 1]) * case.flops, (
-        prepared.output_bytes + gradients + (inputs if case.backward_reads else 0)
+    backward = (
+        len([x for x in chosen if x.dim() > 1]) * case.flops,
+        (prepared.output_bytes + gradients + (inputs if case.backward_reads else 0)),
     )
     return backward if phase != "both" else tuple(a + b for a, b in zip(forward, backward))
 

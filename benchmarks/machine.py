@@ -100,7 +100,11 @@ def measure_roofline(threads):
     """The ceilings of `threads` cores; takes about two seconds."""
     library = _library()
     sinks = [torch.zeros(16) for _ in range(threads)]
-    flops = _best_rate(lambda t, n: library.fma_loop(n * 1000, sinks[t].data_ptr()), library.fma_loop(1000, sinks[0].data_ptr()), threads)
+    flops = _best_rate(
+        lambda t, n: library.fma_loop(n * 1000, sinks[t].data_ptr()),
+        library.fma_loop(1000, sinks[0].data_ptr()),
+        threads,
+    )
     copy = []
     for size in ARRAY_BYTES:
         part = max(size // 4 // threads // 16, 1) * 16  # floats of each thread
