@@ -12,16 +12,22 @@ from tqdm import tqdm
 def pytest_addoption(parser):
     parser.addoption("--threads", default="1,2", help="numbers of threads, as in 1,2 (the default)")
     parser.addoption("--budget", type=float, default=0.3, help="seconds of timing for each test (default: %(default)s)")
+    parser.addoption("--compile", action="store_true", help="time torch.compile of every case too (of models it is)")
+    parser.addoption("--no-compile", action="store_true", help="of models neither: compiling takes minutes")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "quick: the representative subset of `make bench-quick`")
 
 
+def thread_counts(config):
+    return [int(count) for count in config.getoption("--threads").split(",")]
+
+
 @pytest.hookimpl(trylast=True)  # after the cases, so that all numbers of threads run on one case's inputs
 def pytest_generate_tests(metafunc):
     if "threads" in metafunc.fixturenames:
-        counts = [int(count) for count in metafunc.config.getoption("--threads").split(",")]
+        counts = thread_counts(metafunc.config)
         metafunc.parametrize("threads", counts, ids=[f"{count}T" for count in counts])
 
 
@@ -40,11 +46,21 @@ def budget(request):
     return request.config.getoption("--budget")
 
 
+@pytest.fixture
+def compiled(request):
+    return request.config.getoption("--compile")
+
+
+@pytest.fixture
+def compile_models(request, threads):
+    """On most threads alone: it compiles anew for each number of them."""
+    return not request.config.getoption("--no-compile") and threads == max(thread_counts(request.config))
+
+
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info.clear()  # which has the host's name
     machine_info.update(machine.describe())
-    counts = [int(count) for count in config.getoption("--threads").split(",")]
-    machine_info["roofline"] = {count: vars(measured_roofline(count)) for count in counts}
+    machine_info["roofline"] = {count: vars(measured_roofline(count)) for count in thread_counts(config)}
 
 
 # ---- A progress bar in place of pytest's dots

@@ -28,11 +28,12 @@ import torch.nn.functional as F
 import dlkernels
 import dlkernels.functional as DF
 
+HAS_CACHE = hasattr(dlkernels, "set_cache_limit")
 TORCH = types.SimpleNamespace(**vars(F), matmul=torch.matmul)
 
 SAMPLE_SECONDS = 2e-4
 MOST_LOOPS = 1000
-ROUNDS = (7, 100)  # at least, at most; between them by the time budget
+LEAST_ROUNDS, MOST_ROUNDS = 7, 100  # between them by the time budget
 CHEAP_FLOPS, CHEAP_ELEMENTS = 5e8, 2e6  # up to here the check computes the result in float64 too
 
 PHASES = {"forward": None, "training": ..., "input grad": (0,), "weight grad": (1,)}  # gradients of which inputs
@@ -45,7 +46,8 @@ class Case:
     shapes: of the random float32 inputs that have gradients. data: makes what follows them (targets, running statistics)
     from them. flops: multiplications and additions of the forward pass; each gradient of a product has as many.
     backward_reads: whether the backward pass needs the inputs (for the bytes that it cannot avoid). verify: asserts that
-    results, a list of output and gradients, are right, where PyTorch's own differ by chance.
+    results, a list of output and gradients, are right, where PyTorch's own differ by chance. cached: with our caching
+    allocator, if there is one.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Case:
     flops: float = 0
     backward_reads: bool = True
     verify: Callable | None = None
+    cached: bool = True
     quick: bool = False
 
     @property
@@ -153,30 +156,28 @@ def largest_error(x, reference):
 # ---- Time
 
 
-def forward_run(prepared, library):
-    """A function of the number of loops that returns the seconds of one call, as a tuple of one."""
-    call, inputs = prepared.case.call, prepared.inputs
+def forward_run(call):
+    """A function of the number of loops that returns the seconds of one call(), as a tuple of one."""
 
     def run(loops):
         with torch.no_grad():
             start = time.perf_counter()
             for _ in range(loops):
-                call(library, *inputs)
+                call()
             return ((time.perf_counter() - start) / loops,)
 
     return run
 
 
-def training_run(prepared, library, phase):
-    """The same for seconds of forward and backward, and of backward alone."""
-    call, inputs, dy = prepared.case.call, prepared.inputs, prepared.dy
-    chosen = prepared.gradient_of(phase)
+def training_run(prepared, phase, call):
+    """The same for the seconds of forward and backward, and of backward alone."""
+    dy, chosen = prepared.dy, prepared.gradient_of(phase)
 
     def run(loops):
         both = backward = 0.0
         for _ in range(loops):
             start = time.perf_counter()
-            y = call(library, *inputs)
+            y = call()
             middle = time.perf_counter()
             torch.autograd.grad(y, chosen, dy)
             del y
@@ -206,21 +207,35 @@ def no_garbage_collection():
         gc.enable()
 
 
-def loops_and_rounds(runs, budget):
+@contextlib.contextmanager
+def cache_switched(on):
+    """With our caching allocator as it is, or switched off."""
+    if on or not HAS_CACHE:
+        yield
+        return
+    limit = dlkernels.memory_stats()["limit"]
+    dlkernels.set_cache_limit(0)
+    try:
+        yield
+    finally:
+        dlkernels.set_cache_limit(limit)
+
+
+def loops_and_rounds(runs, budget, least):
     """How many calls make a sample, and how many rounds of all `runs` fit the budget in seconds. Warms up, too."""
+    seconds = []
     for run in runs:
         run(1)
-    seconds = [min(run(1)[0] for _ in range(2)) for run in runs]
+        seconds.append(run(1)[0])
     loops = min(MOST_LOOPS, math.ceil(SAMPLE_SECONDS / min(seconds)))
-    least, most = ROUNDS
-    return loops, min(most, max(least, int(budget / (loops * sum(seconds)))))
+    return loops, min(MOST_ROUNDS, max(least, int(budget / (loops * sum(seconds)))))
 
 
-def take_turns(benchmark, runs, budget):
+def take_turns(benchmark, runs, budget, least=LEAST_ROUNDS):
     """Samples of each of `runs`, a dict from names to functions of loops, in rounds. pytest-benchmark times the last."""
     samples = {name: [] for name in runs}
     *others, last = runs
-    loops, rounds = loops_and_rounds(runs.values(), budget)
+    loops, rounds = loops_and_rounds(runs.values(), budget, least)
 
     def turn(name):
         samples[name].append(runs[name](loops))
@@ -247,17 +262,12 @@ def percentile(values, percent):
     return values[low] + (values[high] - values[low]) * (position - low)
 
 
-def compare(theirs, ours):
-    """Seconds of both per round, as the numbers of a row of the report."""
-    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
-    return {
-        "torch": statistics.median(theirs),
-        "ours": statistics.median(ours),
-        "ratio": statistics.median(theirs) / statistics.median(ours),
-        "p20": percentile(ratios, 20),
-        "p80": percentile(ratios, 80),
-        "rounds": len(ours),
-    }
+def compare(seconds):
+    """Seconds per round of "torch", "ours" and perhaps "compile", as the numbers of a row of the report."""
+    medians = {name: statistics.median(rounds) for name, rounds in seconds.items()}
+    ratios = [a / b for a, b in zip(seconds["torch"], seconds["ours"], strict=True)]
+    spread = {"p20": percentile(ratios, 20), "p80": percentile(ratios, 80)}
+    return medians | {"ratio": medians["torch"] / medians["ours"], **spread, "rounds": len(ratios)}
 
 
 def geometric_mean(values):
@@ -283,46 +293,38 @@ def work(prepared, phase):
     return backward if phase != "both" else tuple(a + b for a, b in zip(forward, backward))
 
 
-def row(prepared, phase, threads, samples, roofline):
-    """Times, ratio and share of the roofline; `samples`: seconds per round for each contender."""
+def row(prepared, phase, threads, seconds, roofline):
+    """Times, ratio and share of the roofline; `seconds`: those of each library per round."""
     flops, size = work(prepared, phase)
-    case = prepared.case
-    numbers = compare(samples["torch"], samples["ours"])
-    numbers |= {"flops": flops, "bytes": size, "share": roofline.seconds(flops, size) / numbers["ours"]}
-    if "compile" in samples:
-        numbers["compile"] = statistics.median(samples["compile"])
-    return {"op": case.op, "case": case.name, "phase": phase, "threads": threads} | numbers
+    numbers = compare(seconds)
+    share = roofline.seconds(flops, size) / numbers["ours"]
+    identity = {"op": prepared.case.op, "case": prepared.case.name, "phase": phase, "threads": threads}
+    return identity | numbers | {"flops": flops, "bytes": size, "share": share}
 
 
-def contenders(case, compiled):
-    """Libraries by name; ours comes last."""
-    libraries = {"torch": TORCH, "compile": torch.compile(case.call)} if compiled else {"torch": TORCH}
-    return libraries | {"ours": DF}
-
-
-def measure(benchmark, case, phase, threads, roofline, budget):
-    """Times one phase of a case; its rows go to the JSON of pytest-benchmark, in extra_info."""
+def measure(case, phase, threads, roofline, budget, benchmark, compiled):
+    """The rows of one phase of a case: of forward, of one gradient, or of forward and backward and of backward alone."""
     torch.set_num_threads(threads)
     prepared = prepare(case)
     libraries = {"torch": TORCH, "ours": DF}
-    if phase == "forward":
-        samples = take_turns(benchmark, {n: forward_run(prepared, x) for n, x in libraries.items()}, budget)
-        names = ["forward"]
-    else:
-        samples = take_turns(benchmark, {n: training_run(prepared, x, phase) for n, x in libraries.items()}, budget)
-        names = ["both", "backward"] if phase == "training" else [None, phase]
+    calls = {name: functools.partial(prepared.call, library) for name, library in libraries.items()}
+    if compiled:
+        calls = {"compile": torch.compile(calls["torch"])} | calls
+    timed = forward_run if phase == "forward" else functools.partial(training_run, prepared, phase)
+    runs = {name: timed(call) for name, call in calls.items()}
+    samples = take_turns(benchmark, runs, budget)
+    columns = {"forward": ["forward"], "training": ["both", "backward"]}.get(phase, [None, phase])
     rows = [
-        row(prepared, name, threads, {n: [s[i] for s in of] for n, of in samples.items()}, roofline)
-        for i, name in enumerate(names)
+        row(prepared, name, threads, {run: [sample[i] for sample in of] for run, of in samples.items()}, roofline)
+        for i, name in enumerate(columns)
         if name
     ]
     if phase == "training":
-        for name, library in libraries.items():
-            step = functools.partial(training_run(prepared, library, phase), 1)
+        for name in libraries:
+            step = functools.partial(runs[name], 1)
             rows[0][f"saved {name}"] = memory.bytes_saved(step, kept_anyway=prepared.inputs[1:])
             rows[0][f"peak {name}"] = memory.peak(step)
-    benchmark.group = case.op
-    benchmark.extra_info["rows"] = rows
+    return rows
 
 
 def bench(cases):
@@ -334,7 +336,10 @@ def bench(cases):
     ]
 
     @pytest.mark.parametrize("case, phase", parameters)
-    def test(benchmark, case, phase, threads, roofline, budget):
-        measure(benchmark, case, phase, threads, roofline, budget)
+    def test(benchmark, case, phase, threads, roofline, budget, compiled):
+        with cache_switched(case.cached):
+            rows = measure(case, phase, threads, roofline, budget, benchmark, compiled)
+        benchmark.group = case.op
+        benchmark.extra_info["rows"] = rows
 
     return test
