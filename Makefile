@@ -59,11 +59,11 @@ bench-quick bench: bench%: build
 	mkdir -p build/benchmarks
 	$(PY) -m pytest benchmarks -q -p no:cacheprovider --benchmark-quiet --benchmark-json=build/benchmarks/run.json \
 	  $(if $*,-m quick --threads 2 --budget 0.1) $(BENCH)
-	$(PY) benchmarks/report.py build/benchmarks/run.json build/benchmarks/$(if $*,quick,full)
+	$(PY) benchmarks/report.py make build/benchmarks/run.json build/benchmarks/$(if $*,quick,full)
 
 # The results of `make bench` as docs/benchmarks, and the README's section made from them.
 bench-report: build
-	$(PY) benchmarks/report.py --publish build/benchmarks/full
+	$(PY) benchmarks/report.py publish build/benchmarks/full
 
 test: test-cpp test-python test-simt
 

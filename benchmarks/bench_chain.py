@@ -4,9 +4,9 @@ a loop over one op. With the caching allocator and, "uncached", without it."""
 import functools
 
 import torch
+from harness import HAS_CACHE, TORCH, Case, ResultError, bench
 
 import dlkernels.functional as DF
-from harness import HAS_CACHE, TORCH, Case, Wrong, bench
 
 DEPTH = 4
 
@@ -29,7 +29,7 @@ def verify_without_dropping(prepared, results):
     with torch.no_grad():
         ours, theirs = (norm_relu_dropout(library, *prepared.inputs, rate=0.0) for library in (DF, TORCH))
     if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
-        raise Wrong(f"{prepared.case.name}: results differ by {(ours - theirs).abs().max():.3g}")
+        raise ResultError(f"{prepared.case.name}: results differ by {(ours - theirs).abs().max():.3g}")
 
 
 def chain(label, call, shape, *weights, quick=False, **options):

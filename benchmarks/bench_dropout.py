@@ -1,8 +1,8 @@
-"""dropout and dropout2d in training. Their masks differ from PyTorch's, so they are checked by what they must satisfy."""
+"""dropout and dropout2d in training. The masks differ from PyTorch's, so that other checks apply."""
 
 import math
 
-from harness import Case, Wrong, bench
+from harness import Case, ResultError, bench
 
 
 def verify(rate, whole_channels):
@@ -13,11 +13,11 @@ def verify(rate, whole_channels):
         kept = y != 0
         scale = 1 / (1 - rate)
         if not ((y - kept * x * scale).abs().max() <= 1e-6 and (dx - kept * dy * scale).abs().max() <= 1e-6):
-            raise Wrong(f"{prepared.case.name}: an element is neither dropped nor scaled, or its gradient differs")
+            raise ResultError(f"{prepared.case.name}: an element or its gradient is neither dropped nor scaled")
         drawn = kept.flatten(2).any(2) if whole_channels else kept
         deviation = math.sqrt(drawn.numel() * rate * (1 - rate))
         if abs(drawn.sum().item() - drawn.numel() * (1 - rate)) > 6 * deviation + 1:
-            raise Wrong(f"{prepared.case.name}: kept {drawn.sum().item()} of {drawn.numel()} at rate {rate}")
+            raise ResultError(f"{prepared.case.name}: kept {drawn.sum().item()} of {drawn.numel()} at rate {rate}")
 
     return check
 

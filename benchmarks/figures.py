@@ -3,9 +3,8 @@
 import matplotlib
 
 matplotlib.use("Agg")
-from harness import geometric_mean  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
-from targets import BACKWARD, FORWARD  # noqa: E402
+from results import BACKWARD, FORWARD, geometric_mean, single_ops, thread_counts  # noqa: E402
 
 THEIRS, OURS, LOSING = "tab:gray", "tab:green", "tab:red"
 DPI = 110
@@ -13,8 +12,8 @@ DPI = 110
 
 def most_threads(results):
     """Rows of single ops with the largest number of threads that was measured."""
-    threads = max(row["threads"] for row in results["rows"])
-    return threads, [r for r in results["rows"] if r["threads"] == threads and r["op"] not in ("model", "chain")]
+    threads = thread_counts(results)[-1]
+    return threads, [row for row in single_ops(results["rows"]) if row["threads"] == threads]
 
 
 def ratios(results, path):
@@ -44,7 +43,7 @@ def ratios(results, path):
 
 
 def roofline(results, path):
-    """Products and convolutions by operations per byte, under the FMA peak; the others by bytes, under a copy's speed."""
+    """Products and convolutions by operations per byte under the FMA peak, others by bytes under a copy's speed."""
     threads, rows = most_threads(results)
     roof = results["machine"]["roofline"][str(threads)]
     rows = [row for row in rows if row["phase"] in FORWARD]

@@ -1,8 +1,8 @@
 """How a case is measured: PyTorch and dlkernels on the same inputs, first compared, then timed in turns.
 
-A case is `call(library, *inputs)` for library TORCH (torch.nn.functional and torch.matmul) or dlkernels.functional. It is
-timed in up to four phases: "forward" under no_grad, and "training", "input grad", "weight grad": forward and backward
-with gradients of all inputs, of the first, of the second alone. In these the backward pass is timed by itself too.
+A case is `call(library, *inputs)` for library TORCH (torch.nn.functional and torch.matmul) or dlkernels.functional. It
+is timed in up to four phases: "forward" under no_grad, and "training", "input grad", "weight grad": forward and
+backward with gradients of all inputs, of the first, of the second alone. In these backward is timed by itself, too.
 
 - Rounds interleave: PyTorch, dlkernels, PyTorch, dlkernels, ..., so that a machine that slows down does so for both.
 - A sample is at least SAMPLE_SECONDS long: short calls loop inside it.
@@ -41,13 +41,13 @@ PHASES = {"forward": None, "training": ..., "input grad": (0,), "weight grad": (
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the report; its name begins with the op. See the module's docstring for `call` and `phases`.
+    """A line of the report; its name begins with the op. See the module's docstring for `call` and `phases`.
 
-    shapes: of the random float32 inputs that have gradients. data: makes what follows them (targets, running statistics)
-    from them. flops: multiplications and additions of the forward pass; each gradient of a product has as many.
-    backward_reads: whether the backward pass needs the inputs (for the bytes that it cannot avoid). verify: asserts that
-    results, a list of output and gradients, are right, where PyTorch's own differ by chance. cached: with our caching
-    allocator, if there is one.
+    shapes: of the random float32 inputs that have gradients. data: makes of them what follows them (targets, running
+    statistics). flops: multiplications and additions of the forward pass; each gradient of a product has as many.
+    backward_reads: whether the backward pass needs the inputs (for the bytes that it cannot avoid). verify: raises
+    unless results, a list of output and gradients, are right, where PyTorch's own differ by chance. cached: with our
+    caching allocator, if there is one.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Case:
         return self.name.split()[0]
 
 
-class Wrong(AssertionError):
+class ResultError(AssertionError):
     """Our results differ from PyTorch's, or PyTorch computed them."""
 
 
@@ -106,6 +106,8 @@ class Prepared:
         """Output and gradients of all inputs."""
         chosen = self.gradient_of("training")
         y = self.call(library)
+        if y.shape != self.dy.shape:
+            raise ResultError(f"{self.case.name}: output of {tuple(y.shape)}, PyTorch's of {tuple(self.dy.shape)}")
         return [y.detach(), *torch.autograd.grad(y, chosen, self.dy)]
 
     def in_double(self):
@@ -119,7 +121,7 @@ class Prepared:
 
 
 def check(prepared, ours=DF):
-    """Raises Wrong unless ours gives PyTorch's results, forward and backward, on the inputs that are timed.
+    """Raises ResultError unless ours gives PyTorch's results, forward and backward, on the inputs that are timed.
 
     Where float64 is cheap: an error of at most 4 times PyTorch's or 16 roundings of the largest value; elsewhere, a
     difference from PyTorch of at most 1e-4 of the largest value. (tests/ holds the kernels to more.)
@@ -128,22 +130,20 @@ def check(prepared, ours=DF):
     dlkernels.reset_counts()
     results = prepared.results(ours)
     if fallbacks := [op for op, count in dlkernels.counts().items() if count["fallback"]]:
-        raise Wrong(f"{case.name}: PyTorch ran in place of the kernel of {', '.join(fallbacks)}")
+        raise ResultError(f"{case.name}: PyTorch ran in place of the kernel of {', '.join(fallbacks)}")
     if case.verify:
         return case.verify(prepared, results)
     references = prepared.results(TORCH)
     cheap = case.flops <= CHEAP_FLOPS and max(y.numel() for y in references) <= CHEAP_ELEMENTS
     exact = prepared.in_double().results(TORCH) if cheap else references
     for i, (y, theirs, reference) in enumerate(zip(results, references, exact, strict=True)):
-        if y.shape != theirs.shape:
-            raise Wrong(f"{case.name}: result {i} has shape {tuple(y.shape)}, PyTorch's {tuple(theirs.shape)}")
         scale = reference.abs().max().item()
         allowed = (
             16 * torch.finfo(y.dtype).eps * scale + 4 * largest_error(theirs, reference) if cheap else 1e-4 * scale
         )
         error = largest_error(y, reference)
         if not error <= allowed:  # a NaN is not
-            raise Wrong(
+            raise ResultError(
                 f"{case.name}: result {i} is off by {error:.3g}; largest value {scale:.3g}, allowed {allowed:.3g}"
             )
     return None
@@ -208,17 +208,16 @@ def no_garbage_collection():
 
 
 @contextlib.contextmanager
-def cache_switched(on):
-    """With our caching allocator as it is, or switched off."""
-    if on or not HAS_CACHE:
-        yield
-        return
-    limit = dlkernels.memory_stats()["limit"]
-    dlkernels.set_cache_limit(0)
+def cache_switched_off():
+    """Without our caching allocator, if there is one."""
+    limit = dlkernels.memory_stats()["limit"] if HAS_CACHE else 0
+    if limit:
+        dlkernels.set_cache_limit(0)
     try:
         yield
     finally:
-        dlkernels.set_cache_limit(limit)
+        if limit:
+            dlkernels.set_cache_limit(limit)
 
 
 def loops_and_rounds(runs, budget, least):
@@ -232,7 +231,7 @@ def loops_and_rounds(runs, budget, least):
 
 
 def take_turns(benchmark, runs, budget, least=LEAST_ROUNDS):
-    """Samples of each of `runs`, a dict from names to functions of loops, in rounds. pytest-benchmark times the last."""
+    """Samples of each of `runs` (functions of loops, by name), in rounds. pytest-benchmark times the last."""
     samples = {name: [] for name in runs}
     *others, last = runs
     loops, rounds = loops_and_rounds(runs.values(), budget, least)
@@ -263,22 +262,18 @@ def percentile(values, percent):
 
 
 def compare(seconds):
-    """Seconds per round of "torch", "ours" and perhaps "compile", as the numbers of a row of the report."""
+    """Seconds per round of "torch", "ours" and perhaps others, as the numbers of a row of the report."""
     medians = {name: statistics.median(rounds) for name, rounds in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["torch"], seconds["ours"], strict=True)]
     spread = {"p20": percentile(ratios, 20), "p80": percentile(ratios, 80)}
     return medians | {"ratio": medians["torch"] / medians["ours"], **spread, "rounds": len(ratios)}
 
 
-def geometric_mean(values):
-    return math.exp(statistics.fmean(map(math.log, values)))
-
-
 # ---- Rows of the report
 
 
 def work(prepared, phase):
-    """Floating-point operations and bytes that a phase cannot do without. Bytes: each input, output and gradient once."""
+    """The floating-point operations of a phase, and the bytes of each input, output and gradient that it needs once."""
     case = prepared.case
     inputs = sum(x.nbytes for x in prepared.inputs)
     forward = case.flops, inputs + prepared.output_bytes
@@ -303,7 +298,7 @@ def row(prepared, phase, threads, seconds, roofline):
 
 
 def measure(case, phase, threads, roofline, budget, benchmark, compiled):
-    """The rows of one phase of a case: of forward, of one gradient, or of forward and backward and of backward alone."""
+    """The rows of a phase: one of forward or of a gradient alone; of training, "both" and "backward"."""
     torch.set_num_threads(threads)
     prepared = prepare(case)
     libraries = {"torch": TORCH, "ours": DF}
@@ -337,9 +332,8 @@ def bench(cases):
 
     @pytest.mark.parametrize("case, phase", parameters)
     def test(benchmark, case, phase, threads, roofline, budget, compiled):
-        with cache_switched(case.cached):
-            rows = measure(case, phase, threads, roofline, budget, benchmark, compiled)
         benchmark.group = case.op
-        benchmark.extra_info["rows"] = rows
+        with contextlib.nullcontext() if case.cached else cache_switched_off():
+            benchmark.extra_info["rows"] = measure(case, phase, threads, roofline, budget, benchmark, compiled)
 
     return test

@@ -1,8 +1,8 @@
 """The machine that benchmarks ran on: what it is, and its two ceilings, measured.
 
-The FMA peak comes from a loop of independent multiply-adds in registers, the copy bandwidth from y = max(x, 0) over arrays
-from 16 KB to 128 MB (bytes read + written, the better of ordinary and non-temporal stores). Both are compiled for this
-processor from roofline.cpp, once, into build/benchmarks.
+The FMA peak comes from a loop of independent multiply-adds in registers, the copy bandwidth from y = max(x, 0) over
+arrays from 16 KB to 128 MB (bytes read + written, the better of ordinary and non-temporal stores). Both are in
+roofline.cpp, compiled for this processor, once, into build/benchmarks.
 """
 
 import ctypes
@@ -68,7 +68,7 @@ def _library():
 
 
 def _seconds(calls):
-    """From the start of all of `calls`, each on a thread of its own (C code, which runs without the GIL), to their end."""
+    """From the start to the end of all `calls`, each on a thread of its own: C code, which runs without the GIL."""
     barrier = threading.Barrier(len(calls) + 1)
 
     def run(call):

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-FORWARD, BACKWARD = ("forward",), ("backward", "input grad", "weight grad")
+from results import BACKWARD, FORWARD
+
 X = "8x64x112x112"
 WINOGRAD = r"conv2d 3x3 (64->64|128->128|256->256|512->512|64->128|256->512) \S+ N"
 LENET = r"conv2d 5x5 (1->6|6->16) "
