@@ -28,7 +28,7 @@ export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
 export DLKERNELS_CPP_TESTS := ON
 export DLKERNELS_SIMT := ON
 
-.PHONY: all build demo bench bench-quick bench-report test test-cpp test-python test-simt test-sanitize test-simt-sanitize test-simt-race test-install \
+.PHONY: all build demo accuracy bench bench-quick bench-report test test-cpp test-python test-simt test-sanitize test-simt-sanitize test-simt-race test-install \
         test-cuda-build check check-cuda cuda-budget format clean
 
 all: build
@@ -58,12 +58,16 @@ demo: build
 bench-quick bench: bench%: build
 	mkdir -p build/benchmarks
 	$(PY) -m pytest benchmarks -q -p no:cacheprovider --benchmark-quiet --benchmark-json=build/benchmarks/run.json \
-	  $(if $*,-m quick --threads 2 --budget 0.1) $(BENCH)
+	  $(if $*,-m quick --threads 2 --budget 0.15) $(BENCH)
 	$(PY) benchmarks/report.py make build/benchmarks/run.json build/benchmarks/$(if $*,quick,full)
 
 # The results of `make bench` as docs/benchmarks, and the README's section made from them.
 bench-report: build
 	$(PY) benchmarks/report.py publish build/benchmarks/full
+
+# Errors of PyTorch and dlkernels against float64: docs/benchmarks/accuracy.md.
+accuracy: build
+	$(PY) benchmarks/accuracy.py
 
 test: test-cpp test-python test-simt
 

@@ -16,10 +16,6 @@ def pytest_addoption(parser):
     parser.addoption("--no-compile", action="store_true", help="of models neither: compiling takes minutes")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "quick: the representative subset of `make bench-quick`")
-
-
 def thread_counts(config):
     return [int(count) for count in config.getoption("--threads").split(",")]
 
@@ -61,6 +57,11 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info.clear()  # which has the host's name
     machine_info.update(machine.describe())
     machine_info["roofline"] = {count: vars(measured_roofline(count)) for count in thread_counts(config)}
+
+
+def pytest_benchmark_update_json(config, output_json):
+    chosen = [config.option.markexpr, config.option.keyword]
+    output_json["selection"] = " and ".join(text for text in chosen if text)
 
 
 # ---- A progress bar in place of pytest's dots

@@ -55,6 +55,12 @@ def machine_line(results):
     )
 
 
+def selection_line(results):
+    """A warning if this is not the whole suite."""
+    selection = results["selection"]
+    return f" **Only a part of the suite: `{selection}`; `make bench` runs all of it.**" if selection else ""
+
+
 def losses_line(results):
     measured = run_results.passes(results["rows"], FORWARD + BACKWARD)
     losing, clearly = (sum(row["ratio"] < limit for row in measured) for limit in (LOSS, CLEAR_LOSS))
@@ -65,7 +71,7 @@ def report(results):
     """report.md."""
     parts = [
         "# Benchmarks",
-        f"{machine_line(results)}. Made by `make bench`.",
+        f"{machine_line(results)}.{selection_line(results)}",
         METHOD,
         "## Summary",
         losses_line(results),
@@ -95,7 +101,7 @@ def readme_section(results):
         "![ratios of all cases](docs/benchmarks/ratios.png)",
         "Whole models, each library in its better memory format:",
         tables.models(results),
-        f"Measured on {machine_line(results)}.",
+        f"Measured on {machine_line(results)}.{selection_line(results)}",
     ]
     return "\n\n".join(parts)
 

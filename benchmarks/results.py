@@ -17,6 +17,7 @@ def collect(run):
     return {
         "date": run["datetime"][:10],
         "commit": commit["id"][:12] + " (with changes)" * commit["dirty"],
+        "selection": run["selection"],
         "machine": run["machine_info"],
         "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
     }
