@@ -53,9 +53,14 @@ def compile_models(request, threads):
     return not request.config.getoption("--no-compile") and threads == max(thread_counts(request.config))
 
 
+def pytest_sessionstart(session):
+    session.config.busy = [machine.busy_share()]
+
+
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info.clear()  # which has the host's name
     machine_info.update(machine.describe())
+    machine_info["busy"] = [*config.busy, machine.busy_share()]
     machine_info["roofline"] = {count: vars(measured_roofline(count)) for count in thread_counts(config)}
 
 

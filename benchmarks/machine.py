@@ -140,6 +140,20 @@ def _caches():
     return caches
 
 
+def busy_share(seconds=0.5):
+    """How much of the processor other programs use, from 0 to 1, while this one sleeps; None where nothing tells."""
+
+    def read():
+        ticks = [int(x) for x in _read("/proc/stat").partition("\n")[0].split()[1:9]]
+        return sum(ticks), sum(ticks[3:5])  # all; idle and waiting for disks
+
+    try:
+        (all0, idle0), _, (all1, idle1) = read(), time.sleep(seconds), read()
+        return round(1 - (idle1 - idle0) / (all1 - all0), 2)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
 def describe():
     """Processor, memory and versions, for reports: no names of hosts or users."""
     info = dlkernels.info()

@@ -15,6 +15,8 @@ import results as run_results
 import tables
 from results import BACKWARD, CLEAR_LOSS, FORWARD, LOSS
 
+BUSY = 0.05  # a share of the processor that others may use, before the run and after it
+
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "docs" / "benchmarks"
 BEGIN, END = "<!-- benchmarks: `make bench-report` writes this -->", "<!-- benchmarks: end -->"
@@ -55,10 +57,14 @@ def machine_line(results):
     )
 
 
-def selection_line(results):
-    """A warning if this is not the whole suite."""
-    selection = results["selection"]
-    return f" **Only a part of the suite: `{selection}`; `make bench` runs all of it.**" if selection else ""
+def warnings(results):
+    """If this is not the whole suite, or the machine was not ours alone."""
+    text = ""
+    if selection := results["selection"]:
+        text += f" **Only a part of the suite (`{selection}`); `make bench` runs all of it.**"
+    if (busy := max(share or 0 for share in results["machine"]["busy"])) > BUSY:
+        text += f" **Other programs used {100 * busy:.0f} % of the processor: these figures are not to be trusted.**"
+    return text
 
 
 def losses_line(results):
@@ -71,7 +77,7 @@ def report(results):
     """report.md."""
     parts = [
         "# Benchmarks",
-        f"{machine_line(results)}.{selection_line(results)}",
+        f"{machine_line(results)}.{warnings(results)}",
         METHOD,
         "## Summary",
         losses_line(results),
@@ -101,7 +107,7 @@ def readme_section(results):
         "![ratios of all cases](docs/benchmarks/ratios.png)",
         "Whole models, each library in its better memory format:",
         tables.models(results),
-        f"Measured on {machine_line(results)}.{selection_line(results)}",
+        f"Measured on {machine_line(results)}.{warnings(results)}",
     ]
     return "\n\n".join(parts)
 

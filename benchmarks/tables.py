@@ -24,6 +24,10 @@ def ratio_cell(row):
     return f"{marked(row['ratio'])} ({row['p20']:.2f}-{row['p80']:.2f})" if row else ""
 
 
+def compile_cell(row):
+    return marked(row["compile"] / row["ours"]) if row and "compile" in row else ""
+
+
 def duration(seconds):
     if seconds < 1e-3:
         return f"{seconds * 1e6:.3g} µs"
@@ -98,6 +102,7 @@ def op(rows):
         line = lines.setdefault((row["case"], alone, row["threads"]), {})
         line["backward" if alone else row["phase"]] = row
     header = ["case", "threads", "forward", "ratio", "ours", "backward", "ratio", "ours", "both", "saved MB", "peak MB"]
+    with_compile = any("compile" in row for row in rows)
     body = []
     for (case, alone, threads), line in lines.items():
         forward, backward, both = (line.get(phase) for phase in ("forward", "backward", "both"))
@@ -109,9 +114,10 @@ def op(rows):
                 marked(both["ratio"]) if both else "",
                 megabytes_cell(both, "saved"),
                 megabytes_cell(both, "peak"),
+                *[compile_cell(forward), compile_cell(backward)] * with_compile,
             ]
         )
-    return table(header, body)
+    return table(header + ["forward to torch.compile", "backward to it"] * with_compile, body)
 
 
 def models(results):
@@ -133,7 +139,7 @@ def _model_line(row, most_threads):
         row["threads"],
         *(f"{duration(row[name])} ({row[f'format {name}']})" for name in ("torch", "ours")),
         ratio_cell(row),
-        marked(to_compile) if "compile" in row else "",
+        compile_cell(row),
         marked(row["torch"] / row["uncached"]) if "uncached" in row else "",
         target,
         megabytes_cell(row, "saved"),
