@@ -11,6 +11,7 @@ import importlib
 import math
 from pathlib import Path
 
+import machine
 import torch
 from bench_conv2d import conv2d
 from harness import CHEAP_ELEMENTS, DF, TORCH, Case, Prepared
@@ -176,7 +177,11 @@ def report(selected):
             cells = [cell for pair in pairs for cell in error_cells(*pair)]
             lines.setdefault(case.op, []).append([arrows(case.name), result, inputs, *cells])
     header = ["case", "result", "inputs", "RMS, PyTorch", "ours", "ratio", "largest, PyTorch", "ours", "ratio"]
-    parts = ["# Accuracy", METHOD, f"{marked} of {total} results are marked."]
+    here = machine.describe()
+    about = "{processor}, {instruction set}; torch {torch}, dlkernels {dlkernels}. Made by `make accuracy`.".format(
+        **here
+    )
+    parts = ["# Accuracy", about, METHOD, f"{marked} of {total} results are marked."]
     parts += [
         "## Activations, in units of the last place",
         ULP_METHOD,

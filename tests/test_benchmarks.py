@@ -32,7 +32,7 @@ def relu_case(**options):
 class WrongGradient(torch.autograd.Function):
     @staticmethod
     def forward(x):
-        return x.relu()
+        return DF.relu(x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -68,7 +68,7 @@ def test_a_wrong_kernel_is_noticed(relu, flops):
 
 def test_a_fallback_is_noticed():
     case = harness.Case("relu", lambda library, x: library.relu(x.bfloat16()).float(), ((5, 7),))
-    with pytest.raises(harness.ResultError, match="PyTorch ran in place of the kernel"):
+    with pytest.raises(harness.ResultError, match="PyTorch ran in place of a kernel"):
         harness.check(harness.Prepared(case))
 
 
