@@ -2,7 +2,7 @@
 
 import math
 
-from results import BACKWARD, CLEAR_LOSS, FORWARD, LOSS, geometric_mean, passes, single_ops, thread_counts
+from results import BACKWARD, CLEAR_LOSS, FORWARD, LOSS, WHOLE, geometric_mean, passes, single_ops, thread_counts
 from targets import MODELS, SAVED_MB, TARGETS
 
 
@@ -39,8 +39,8 @@ def times_cell(row):
 
 
 def rate_cell(row):
-    """Of ours: GFLOP/s where operations are counted, else GB/s; and the share of the roofline."""
-    if row is None:
+    """Of ours: GFLOP/s where operations are counted, else GB/s; and the share of the roofline. Of single ops only."""
+    if row is None or row["op"] in WHOLE:
         return ""
     work, unit = (row["flops"], "GF/s") if row["flops"] else (row["bytes"], "GB/s")
     return f"{work / row['ours'] / 1e9:.3g} {unit}, {100 * row['share']:.0f} %"
@@ -74,7 +74,8 @@ def summary(results):
     rows, counts = single_ops(results["rows"]), thread_counts(results)
     means = [f"{name}, {n} thread{'s' * (n > 1)}" for n in counts for name in ("forward", "backward")]
     groups = {op: [row for row in rows if row["op"] == op] for op in dict.fromkeys(row["op"] for row in rows)}
-    groups["**all**"] = rows
+    if rows:
+        groups["**all**"] = rows
     return table(
         ["op", "cases", *means, "worst", f"below {LOSS:.2f}", f"below {CLEAR_LOSS}"],
         [_summary_line(name, of_op, counts) for name, of_op in groups.items()],

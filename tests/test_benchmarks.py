@@ -163,6 +163,7 @@ def test_tables():
     results = {"rows": rows}
     *_, relu, everything = tables.summary(results).splitlines()
     assert relu == "| relu | 2 | 1.00 | 0.97 | **0.50 ▼** | 2 of 3 | 1 of 3 |"
+    assert "0.10" not in tables.summary({"rows": rows[-1:]})  # nothing but the chain: no op to sum up
     assert everything == relu.replace("relu", "**all**")
     lines = tables.op(rows[:4]).splitlines()[2:]
     assert lines[0].startswith("| relu 64 | 1 | 2e+03 ms → 1 s | 2.00 (2.00-2.00) |".replace("2e+03 ms", "2 s"))
