@@ -14,10 +14,24 @@ from dlkernels import _C, functional, nn  # noqa: E402  (after the check, so tha
 from dlkernels._C import counts, reset_counts  # noqa: E402
 from dlkernels.conversion import convert, coverage, revert  # noqa: E402
 from dlkernels.info import info  # noqa: E402
+from dlkernels.memory import empty_cache, memory_stats, set_cache_limit, use_caching_allocator  # noqa: E402
 
 __version__ = info()["dlkernels"]
 
-__all__ = ["convert", "counts", "coverage", "functional", "info", "nn", "reset_counts", "revert"]
+__all__ = [
+    "convert",
+    "counts",
+    "coverage",
+    "empty_cache",
+    "functional",
+    "info",
+    "memory_stats",
+    "nn",
+    "reset_counts",
+    "revert",
+    "set_cache_limit",
+    "use_caching_allocator",
+]
 
 # torch.compile puts calls of these into its graph instead of breaking it.
 for _name in (

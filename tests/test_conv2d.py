@@ -57,6 +57,11 @@ CASES = {
     "depthwise_strided": ((2, 70, 12, 19), (70, 1, 5, 3), {"groups": 70, "padding": (2, 1), "stride": 2}),
     "depthwise_multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "padding": 1}),
     "deep_sum": ((1, 300, 5, 5), (4, 300, 3, 3), {"padding": 1}),
+    "winograd": ((3, 40, 17, 14), (37, 40, 3, 3), {"padding": 1}),
+    "winograd_few_tiles": ((1, 36, 12, 9), (150, 36, 3, 3), {"padding": (0, 2)}),
+    "winograd_wide": ((1, 20, 7, 600), (33, 20, 3, 3), {"padding": "same"}),
+    "winograd_small_images": ((30, 33, 5, 3), (34, 33, 3, 3), {"padding": 1}),
+    "winograd_deep": ((1, 300, 9, 12), (40, 300, 3, 3), {"padding": 1}),
     "one_pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
     "large_kernel": ((1, 2, 30, 30), (2, 2, 19, 21), {"padding": 9}),
     "empty_batch": ((0, 3, 8, 8), (4, 3, 3, 3), {}),
@@ -203,7 +208,7 @@ def test_gradients_of_some(function, wanted):
 
 
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("case", ["3x3", "7x7_stride_2", "groups", "depthwise"])
+@pytest.mark.parametrize("case", ["3x3", "7x7_stride_2", "groups", "depthwise", "winograd", "winograd_few_tiles"])
 def test_threads(case, x_format):
     x, w, options = CASES[case]
     inputs = operands((5, *x[1:]), w, w[0], torch.float32, x_format)

@@ -1,5 +1,6 @@
 #include "csrc/bindings/common.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/InferenceMode.h>
@@ -10,8 +11,12 @@
 
 #include <mutex>
 
+#include "csrc/bindings/allocator.h"
+
 namespace dlk::bindings {
 namespace {
+
+constexpr c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
 
 std::mutex counts_mutex;
 std::map<std::string, Counts>& counts_by_op() {
@@ -100,14 +105,21 @@ at::DimVector sizes_of(const Tensor& x) {
 }
 
 Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
-  return at::empty(sizes, options.memory_format(format));
+  if (!options.device().is_cpu()) return at::empty(sizes, options.memory_format(format));
+  return at::detail::empty_generic(sizes, &cpu_allocator(), kCpu, at::typeMetaToScalarType(options.dtype()), format);
 }
 
-Tensor allocate_like(const Tensor& x) { return at::empty_like(x); }
+Tensor allocate_like(const Tensor& x) {
+  if (!x.is_cpu()) return at::empty_like(x);
+  const auto like = [&](at::IntArrayRef strides) {
+    return at::detail::empty_strided_generic(x.sizes(), strides, &cpu_allocator(), kCpu, x.scalar_type());
+  };
+  return x.is_non_overlapping_and_dense() ? like(x.strides()) : like(at::infer_dense_strides(x.sizes(), x.strides()));
+}
 
 Tensor with_strides_of(const Tensor& x, const Tensor& like) {
   if (x.sym_strides() == like.sym_strides()) return x;
-  return at::empty_like(like).copy_(x);
+  return allocate_like(like).copy_(x);
 }
 
 at::MemoryFormat format_of(const Tensor& x) {

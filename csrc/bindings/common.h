@@ -61,7 +61,7 @@ void check_inference_tensor(const Tensor& x);
 /// Sizes as plain integers; under torch.compile with dynamic shapes they become guards.
 at::DimVector sizes_of(const Tensor& x);
 
-/// The one place where outputs come from.
+/// The one place where outputs come from: on the CPU, the caching allocator.
 Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options,
                 at::MemoryFormat format = at::MemoryFormat::Contiguous);
 /// Like `x` in sizes and, as far as it is dense, strides: what PyTorch's elementwise ops return.

@@ -82,11 +82,14 @@ bool fit_32_bits(std::initializer_list<double> counts) {
 }
 
 bool allow_tf32(const Tensor& x, bool convolution) {
-  if (backend_of(x.device()) == Backend::cpu || x.scalar_type() != at::kFloat) return false;
+  if (x.scalar_type() != at::kFloat) return false;
+  const bool cpu = backend_of(x.device()) == Backend::cpu;
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10  // the newer setting; it refuses to be read by the older names
   const auto op = convolution ? at::Float32Op::CONV : at::Float32Op::MATMUL;
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, op) == at::Float32Precision::TF32;
+  const auto backend = cpu ? at::Float32Backend::MKLDNN : at::Float32Backend::CUDA;
+  return at::globalContext().float32Precision(backend, op) == at::Float32Precision::TF32;
 #else
+  if (cpu) return false;
   return convolution ? at::globalContext().allowTF32CuDNN() : at::globalContext().allowTF32CuBLAS();
 #endif
 }

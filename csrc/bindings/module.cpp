@@ -3,8 +3,10 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "csrc/bindings/allocator.h"
 #include "csrc/bindings/common.h"
 #include "csrc/bindings/ops.h"
+#include "csrc/memory/caching_allocator.h"
 #ifdef DLK_SIMT
 #include "csrc/simt/executor.h"
 #endif
@@ -45,6 +47,19 @@ py::dict counts_as_dict() {
   return result;
 }
 
+py::dict memory_stats() {
+  const memory::Statistics statistics = memory::caching_allocator().statistics();
+  py::dict result;
+  result["allocated"] = statistics.allocated;
+  result["cached"] = statistics.cached;
+  result["peak"] = statistics.peak;
+  result["limit"] = memory::caching_allocator().limit();
+  result["hits"] = statistics.hits;
+  result["misses"] = statistics.misses;
+  result["released"] = statistics.released;
+  return result;
+}
+
 }  // namespace
 }  // namespace dlk::bindings
 
@@ -64,6 +79,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("launched_kernels", &dlk::simt::launched_kernels);
   m.def("reset_launched_kernels", &dlk::simt::reset_launched_kernels);
 #endif
+
+  // allocator.cpp
+  m.def("memory_stats", &memory_stats);
+  m.def("empty_cache", [] { dlk::memory::caching_allocator().empty(); }, nogil);
+  m.def("set_cache_limit", [](size_t bytes) { dlk::memory::caching_allocator().set_limit(bytes); }, nogil);
+  m.def("use_caching_allocator", &use_caching_allocator);
 
   // matmul.cpp
   m.def("linear", &linear_entry, nogil);

@@ -20,7 +20,8 @@ struct Conv2d {
   int64_t groups;
   bool channels_last;          // x and y are (N, H, W, C) in memory; else (N, C, H, W)
   int64_t w_k, w_c, w_r, w_s;  // strides of w
-  bool allow_tf32;             // a GPU may round float32 operands to 10 bits of mantissa
+  bool allow_tf32;             // float32 may lose accuracy for speed: a GPU may round operands to 10 bits of mantissa,
+                               // a CPU take Winograd tiles of 4 x 4 everywhere
 };
 
 /// Tensors are dense in the layout that p.channels_last says; w has the strides of p.

@@ -1,4 +1,5 @@
-// Convolution forward and gradient to the input, as correlations (correlation.h) by implicit GEMM.
+// Convolution forward and gradient to the input, as correlations (correlation.h): by Winograd's algorithm
+// (winograd.cpp) or directly (depthwise.cpp) where those are faster, else by implicit GEMM, as follows.
 //
 // NCHW: per group, out[CO x pixels] = W[CO x (c, t)] Patches[(c, t) x pixels]; NHWC: out[pixels x CO] = Patches W^T.
 // The weights are packed once; then tasks (group, block of pixels, part of CO), cut by shape alone, run on the team of
@@ -9,6 +10,7 @@
 #include "csrc/cpu/depthwise.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/patches.h"
+#include "csrc/cpu/winograd.h"
 
 namespace dlk::cpu {
 namespace {
@@ -16,7 +18,7 @@ namespace {
 using namespace DLK_ISA;
 
 /// Enough tasks to balance a few threads; with fewer pixel blocks than this, CO is cut too.
-constexpr int64_t kTasks = 8;
+constexpr int64_t kTasks = 4;
 
 /// Tasks: groups x pixel blocks x parts of CO.
 struct Tiling {
@@ -72,21 +74,15 @@ void pack_weight_row(const Correlation& q, const T* w, int64_t g, int64_t m, Ran
     for (int64_t t = taps.begin; t < taps.end; ++t) *row++ = *weight_at(q, w, g, m, c, t);
 }
 
-/// Packs the patches of one block of pixels into panels of NR pixels; the ragged last one is filled with zeros.
+/// Packs the patches of one block of pixels into panels of NR pixels; the ragged last one is filled with zeros. A
+/// channel is read for all pixels at once: memory likes long runs.
 template <class T>
-void pack_patches(const PlanarPatches<T>& patches, int64_t channels, Range taps, int64_t pixels, T* panels) {
+void pack_patches(const PlanarPatches<T>& patches, int64_t channels, Range taps, int64_t pixels, T* panels,
+                  int64_t panel_stride) {
   constexpr int64_t NR = Block<T>::NR;
-  const int64_t terms = channels * taps.size();
-  Range runs{0, 0};
-  for (int64_t j = 0; j < pixels; j += NR, panels += terms * NR) {
-    runs.begin = runs.end;
-    while (runs.end < patches.runs() && patches.run(runs.end).to < j + NR) ++runs.end;
-    if (pixels - j < NR)
-      for (int64_t i = 0; i < terms * NR; ++i) panels[i] = T(0);
-    T* row = panels - j;  // runs count pixels from the start of the block
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t t = taps.begin; t < taps.end; ++t, row += NR) patches.read(c, t, runs, row);
-  }
+  if (pixels % NR != 0) zero(panel_stride, panels + pixels / NR * panel_stride);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t t = taps.begin; t < taps.end; ++t, panels += NR) patches.template read<NR>(c, t, panels, panel_stride);
 }
 
 template <class T>
@@ -97,7 +93,8 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
   const int64_t stride = packed_row_stride<T>(sums.terms()), block_weights = q.CO * stride;
   T* weights = context.array<T>(q.groups * sums.count() * block_weights);
   const int64_t stage_size = PlanarPatches<T>::stage_elements(q, tiling.pixels, sums.channels);
-  const int64_t panels_size = sums.terms() * tiling.pixels + kLanes<T>, runs_size = 2 * tiling.pixels + 1;
+  const int64_t panel_size = sums.terms() * B::NR + kLanes<T>;
+  const int64_t panels_size = ceil_div(tiling.pixels, B::NR) * panel_size, runs_size = 2 * tiling.pixels + 1;
   const int64_t threads = max_threads();
   T* stages = context.array<T>(threads * stage_size);
   T* all_panels = context.array<T>(threads * panels_size);
@@ -118,7 +115,7 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
       for (int64_t block = 0; block < sums.count(); ++block) {
         const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
         if (taps.begin == 0) patches.stage(in, g, channels);
-        pack_patches(patches, channels.size(), taps, pixels.size(), panels);
+        pack_patches(patches, channels.size(), taps, pixels.size(), panels, panel_size);
         const int64_t terms = channels.size() * taps.size();
         const AView<T> a{weights + (g * sums.count() + block) * block_weights, stride, true};
         CView<T> c{.data = out + g * q.CO * q.OH * q.OW,
@@ -128,7 +125,7 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
         if (bias) c.row_bias = bias + g * q.CO;
         for (int64_t m = outputs.begin; m < outputs.end; m += B::MC) {
           const int64_t M = outputs.end - m < B::MC ? outputs.end - m : B::MC;
-          multiply_block(M, pixels.size(), terms, a.from_row(m), panels, terms * B::NR, B::NR, c.from(m, 0));
+          multiply_block(M, pixels.size(), terms, a.from_row(m), panels, panel_size, B::NR, c.from(m, 0));
         }
       }
     });
@@ -221,17 +218,19 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 }
 
 template <class T>
-void correlate(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T* bias, T* out, Context& context) {
   if (q.pixels() == 0 || q.CO == 0) return;
   if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
   if (is_depthwise(q)) return depthwise(q, in, w, bias, out, context);
+  if constexpr (std::is_same_v<T, float>)
+    if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
   if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, context);
   correlate_planar(q, in, w, bias, out, context);
 }
 
 template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
-  correlate(forward_correlation(p, context), x, w, bias, y, context);
+  correlate(forward_correlation(p, context), Pass::forward, x, w, bias, y, context);
 }
 
 template <class T>
@@ -239,7 +238,7 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
   int64_t* taps = context.array<int64_t>(3 * p.R * p.S);
   for (int64_t phase_h = 0; phase_h < p.stride_h && phase_h < p.H; ++phase_h)
     for (int64_t phase_w = 0; phase_w < p.stride_w && phase_w < p.W; ++phase_w)
-      correlate(backward_correlation(p, phase_h, phase_w, taps), dy, w, bias, dx, context);
+      correlate(backward_correlation(p, phase_h, phase_w, taps), Pass::backward_input, dy, w, bias, dx, context);
 }
 
 }  // namespace

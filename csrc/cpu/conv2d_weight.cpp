@@ -1,4 +1,5 @@
-// Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by implicit GEMM.
+// Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by Winograd's
+// algorithm (winograd_weight.cpp) or directly (depthwise.cpp) where those are faster, else by implicit GEMM.
 //
 // Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
@@ -9,6 +10,7 @@
 #include "csrc/cpu/depthwise.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/patches.h"
+#include "csrc/cpu/winograd.h"
 
 namespace dlk::cpu {
 namespace {
@@ -94,28 +96,42 @@ void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, 
   }
   const int64_t stride = packed_row_stride<T>(kBlockPixels);
   PlanarPatches<T> patches(q, pixels, kBlockPixels, buffers.runs, buffers.stage);
-  const Range runs{0, patches.runs()};
   for (int64_t block = row_blocks.begin; block < row_blocks.end; ++block) {
     const Range channels = cut.rows.channel_range(block), taps = cut.rows.tap_range(block);
     patches.stage(in, g, channels);
     T* row = buffers.patches;
     for (int64_t c = 0; c < channels.size(); ++c)
-      for (int64_t t = taps.begin; t < taps.end; ++t, row += stride) patches.read(c, t, runs, row);
+      for (int64_t t = taps.begin; t < taps.end; ++t, row += stride) patches.template read<kBlockPixels>(c, t, row);
     multiply(block, {buffers.patches, stride, true});
   }
 }
 
-/// dw = the splits' sums, added in order; partial is [group][split][row][CO].
+/// dw of kLanes rows from `row` on: the splits' sums, added in order, and transposed; partial is [split][row][CO].
 template <class T>
 void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64_t g, int64_t row, T* dw) {
-  const int64_t size = cut.row_count * q.CO;
-  const T* first = partial + g * cut.splits * size + row * q.CO;
-  const int64_t c = q.channels_last ? row % q.CI : row / q.taps, t = q.channels_last ? row / q.CI : row % q.taps;
-  T* to = dw + g * q.w_group + c * q.w_in + q.weight[t];
-  for (int64_t k = 0; k < q.CO; ++k) {
-    T sum = first[k];
-    for (int64_t split = 1; split < cut.splits; ++split) sum += first[split * size + k];
-    to[k * q.w_out] = sum;
+  constexpr int64_t L = kLanes<T>;
+  const int64_t rows = cut.row_count - row < L ? cut.row_count - row : L, size = cut.row_count * q.CO;
+  const auto offset = [&](int64_t i) {  // of row i in dw
+    return q.channels_last ? i % q.CI * q.w_in + q.weight[i / q.CI] : i / q.taps * q.w_in + q.weight[i % q.taps];
+  };
+  bool adjacent = true;
+  for (int64_t i = 1; i < rows; ++i) adjacent &= offset(row + i) == offset(row) + i;
+  for (int64_t k = 0; k < q.CO; k += L) {
+    const int64_t outputs = q.CO - k < L ? q.CO - k : L;
+    T sums[L * L];
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* from = partial + (row + i) * q.CO + k;
+      Vec<T> sum = load_partial(from, outputs);
+      for (int64_t split = 1; split < cut.splits; ++split) sum += load_partial(from + split * size, outputs);
+      store(sums + i * L, sum);
+    }
+    T* to = dw + g * q.w_group + k * q.w_out;
+    if (adjacent) {
+      store_transposed(sums, L, rows, outputs, to + offset(row), q.w_out);
+    } else {
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t l = 0; l < outputs; ++l) to[l * q.w_out + offset(row + i)] = sums[i * L + l];
+    }
   }
 }
 
@@ -124,6 +140,8 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   using B = Block<T>;
   const Correlation q = forward_correlation(p, context);
   if (is_depthwise(q)) return depthwise_weight(q, x, dy, dw, context);
+  if constexpr (std::is_same_v<T, float>)
+    if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
   const Cut<T> cut(q);
   const int64_t size = cut.row_count * q.CO;
   T* partial = context.array<T>(q.groups * cut.splits * size);
@@ -154,8 +172,11 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
                   partial + (g * cut.splits + split) * size);
       }
     });
-    team.for_each(q.groups * cut.row_count,
-                  [&](int64_t i) { add_splits(q, cut, partial, i / cut.row_count, i % cut.row_count, dw); });
+    const int64_t parts = ceil_div(cut.row_count, kLanes<T>);
+    team.for_each(q.groups * parts, [&](int64_t i) {
+      const int64_t g = i / parts;
+      add_splits(q, cut, partial + g * cut.splits * size, g, i % parts * kLanes<T>, dw);
+    });
   });
 }
 

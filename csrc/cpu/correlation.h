@@ -2,9 +2,10 @@
 //
 //   out[n, m, i, j] = bias[m] + sum over c, t of w(m, c, t) * in[n, c, i * step_h + dh[t], j * step_w + dw[t]]
 //
-// over a list of taps t, on a grid of output pixels (i, j) that may be every row_step-th row and col_step-th column of
-// the output image. Forward, a tap is a filter position, the step is the stride and the grid is all of y. Backward, dx
-// falls into stride_h * stride_w phases: within one, all pixels see the same taps, and dy is read with step 1.
+// over a list of taps t in ascending order of dh, then dw, on a grid of output pixels (i, j) that may be every
+// row_step-th row and col_step-th column of the output image. Forward, a tap is a filter position, the step is the
+// stride and the grid is all of y. Backward, dx falls into stride_h * stride_w phases: within one, all pixels see the
+// same taps, and dy is read with step 1.
 #pragma once
 
 #include "csrc/core/context.h"
@@ -22,6 +23,7 @@ struct Correlation {
   int64_t taps, *dh, *dw, *weight;  // weight[t]: offset of tap t in w
   int64_t w_out, w_in, w_group;     // strides of w along m, c and the groups
   bool channels_last;
+  bool less_accurate;  // Conv2d::allow_tf32
 
   int64_t pixels() const { return N * rows * cols; }
   /// Pixel (i, j) of the grid within its output image.
@@ -60,7 +62,7 @@ inline Correlation forward_correlation(const Conv2d& p, Context& context) {
   q.rows = p.OH, q.row_step = 1, q.cols = p.OW, q.col_step = 1;
   q.step_h = p.stride_h, q.step_w = p.stride_w;
   q.w_out = p.w_k, q.w_in = p.w_c, q.w_group = q.CO * p.w_k;
-  q.channels_last = p.channels_last;
+  q.channels_last = p.channels_last, q.less_accurate = p.allow_tf32;
   q.dh = context.array<int64_t>(3 * p.R * p.S), q.dw = q.dh + p.R * p.S, q.weight = q.dw + p.R * p.S;
   for (int64_t r = 0; r < p.R; ++r)
     for (int64_t s = 0; s < p.S; ++s, ++q.taps) {
@@ -83,10 +85,10 @@ inline Correlation backward_correlation(const Conv2d& p, int64_t phase_h, int64_
   q.cols = ceil_div(p.W - phase_w, p.stride_w), q.col0 = phase_w, q.col_step = p.stride_w;
   q.step_h = 1, q.step_w = 1;
   q.w_out = p.w_c, q.w_in = p.w_k, q.w_group = q.CI * p.w_k;
-  q.channels_last = p.channels_last;
+  q.channels_last = p.channels_last, q.less_accurate = p.allow_tf32;
   q.dh = taps, q.dw = q.dh + p.R * p.S, q.weight = q.dw + p.R * p.S;
-  for (int64_t r = 0; r < p.R; ++r)
-    for (int64_t s = 0; s < p.S; ++s) {
+  for (int64_t r = p.R - 1; r >= 0; --r)
+    for (int64_t s = p.S - 1; s >= 0; --s) {
       const int64_t h = phase_h + p.pad_h - r * p.dilation_h, w = phase_w + p.pad_w - s * p.dilation_w;
       if (h % p.stride_h != 0 || w % p.stride_w != 0) continue;
       q.dh[q.taps] = h / p.stride_h;

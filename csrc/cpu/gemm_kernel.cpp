@@ -30,24 +30,49 @@ __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n
   }
 }
 
-/// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist.
+/// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
 template <class T, int rows, int nv, bool rows_contiguous>
-void tile(int64_t K, const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n, const CView<T>& c) {
+void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n,
+          const CView<T>& c) {
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
-  Vec<T> sum[rows][nv] = {};
   const int64_t row = rows_contiguous ? a_stride : 1, step = rows_contiguous ? 1 : a_stride;
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < K; ++k) {
-    Vec<T> bk[nv];
+  // C is needed only at the end, and by then must not be waited for.
+  T* const first = c.data + (c.columns ? c.columns[0] : 0);
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) bk[v] = load(b + v * L);
+    for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
+  }
+  Vec<T> sum[rows][nv] = {};
+  alignas(64) T earlier[rows][NR];  // the sum of earlier runs
+  for (int64_t begin = 0;; begin += run) {
+    const int64_t end = begin + run < K ? begin + run : K;
+#pragma GCC unroll 4
+    for (int64_t k = begin; k < end; ++k) {
+      Vec<T> bk[nv];
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) bk[v] = load(b + v * L);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+        for (int v = 0; v < nv; ++v) sum[i][v] += bk[v] * a[i * row];
+      }
+      a += step;
+      b += b_stride;
+    }
+    if (begin > 0) {
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+        for (int v = 0; v < nv; ++v) sum[i][v] += load(&earlier[i][v * L]);
+      }
+    }
+    if (end == K) break;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) sum[i][v] += bk[v] * a[i * row];
+      for (int v = 0; v < nv; ++v) store(&earlier[i][v * L], sum[i][v]), sum[i][v] = Vec<T>{};
     }
-    a += step;
-    b += b_stride;
   }
   const bool whole = n == nv * L && !c.column_bias && (!c.columns || c.columns[n - 1] - c.columns[0] == n - 1);
   if (!whole) {
@@ -59,18 +84,30 @@ void tile(int64_t K, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
     }
     return store_tile(c, rows, n, &out[0][0]);
   }
-  T* first = c.data + (c.columns ? c.columns[0] : 0);
+  // Flags are read once: the compiler must assume that stores change them.
+  if (c.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) sum[i][v] += load(first + c.row(i) + v * L);
+    }
+  } else if (c.row_bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) sum[i][v] += c.row_bias[i];
+    }
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-    T* y = first + c.row(i);
-    const Vec<T> bias = splat(c.row_bias ? c.row_bias[i] : T(0));
+    T* const y = first + c.row(i);
 #pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) store(y + v * L, (c.accumulate ? load(y + v * L) : bias) + sum[i][v]);
+    for (int v = 0; v < nv; ++v) store(y + v * L, sum[i][v]);
   }
 }
 
 template <class T>
-using TileFunction = void (*)(int64_t, const T*, int64_t, const T*, int64_t, int64_t, const CView<T>&);
+using TileFunction = void (*)(int64_t, int64_t, const T*, int64_t, const T*, int64_t, int64_t, const CView<T>&);
 
 /// tile<> for 1 .. MR rows, so that a ragged last group of rows costs no wasted work.
 template <class T, int nv, bool rows_contiguous, class Rows = std::make_integer_sequence<int, Block<T>::MR>>
@@ -91,21 +128,23 @@ const TileFunction<T>* tiles(bool one_vector, bool rows_contiguous) {
 
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
-                    int64_t b_stride, const CView<T>& c) {
-  constexpr int MR = Block<T>::MR, NR = Block<T>::NR;
+                    int64_t b_stride, const CView<T>& c, int64_t run) {
+  constexpr int NR = Block<T>::NR;
+  // Groups of rows as even as can be: a last one of few rows would keep few sums in flight.
+  const int64_t most = ceil_div(M, ceil_div(M, Block<T>::MR));
   for (int64_t j = 0; j < N; j += NR, b += panel_stride) {
     const int64_t n = N - j < NR ? N - j : NR;
     const TileFunction<T>* by_rows = tiles<T>(n <= kLanes<T>, a.rows_contiguous);
-    for (int64_t i = 0; i < M; i += MR) {
-      const int64_t rows = M - i < MR ? M - i : MR;
-      by_rows[rows - 1](K, a.from_row(i).data, a.stride, b, b_stride, n, c.from(i, j));
+    for (int64_t i = 0; i < M; i += most) {
+      const int64_t rows = M - i < most ? M - i : most;
+      by_rows[rows - 1](K, run, a.from_row(i).data, a.stride, b, b_stride, n, c.from(i, j));
     }
   }
 }
 
 template void multiply_block(int64_t, int64_t, int64_t, const AView<float>&, const float*, int64_t, int64_t,
-                             const CView<float>&);
+                             const CView<float>&, int64_t);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<double>&, const double*, int64_t, int64_t,
-                             const CView<double>&);
+                             const CView<double>&, int64_t);
 
 }  // namespace dlk::cpu::DLK_ISA

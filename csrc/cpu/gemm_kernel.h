@@ -18,7 +18,7 @@ namespace dlk::cpu::DLK_ISA {
 /// Block sizes. Registers: MR * NV accumulators + NV of B + 1 broadcast must fit in 16 (AVX2, SSE) or 32 (AVX-512,
 /// NEON). KC: the B panel (KC x NR) and MR rows of A (MR x KC) together stay in a 32 KiB L1 (48 KiB with AVX-512), and
 /// sums restart every KC terms, which bounds their rounding error. MC: an MC x KC block of A takes about a third of a
-/// 512 KiB L2. NC: a KC x NC block of B stays in L2/L3 while all of A streams past it.
+/// 512 KiB L2. NC: what is packed of B (4 KC x NC, 2 MiB) stays in L2/L3 while all of A streams past it.
 template <class T>
 struct Block {
   static constexpr int MR = kIsa == Isa::avx512 ? 14 : kIsa == Isa::baseline ? 4 : 6;
@@ -26,7 +26,7 @@ struct Block {
   static constexpr int NR = NV * kLanes<T>;
   static constexpr int64_t KC = 1024 / sizeof(T);
   static constexpr int64_t MC = 12 * MR;
-  static constexpr int64_t NC = 1024;
+  static constexpr int64_t NC = 512;
 };
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -69,10 +69,11 @@ struct CView {
 
 /// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row
 /// k at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Every panel
-/// is readable NR columns wide. Defined in gemm_kernel.cpp for float and double.
+/// is readable NR columns wide. Sums restart every `run` terms, which bounds their rounding error, and are added in
+/// order. Defined in gemm_kernel.cpp for float and double.
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
-                    int64_t b_stride, const CView<T>& c);
+                    int64_t b_stride, const CView<T>& c, int64_t run = Block<T>::KC);
 
 /// Row stride of a packed block of A with contiguous rows: an odd number of cache lines, so that the MR rows that a
 /// tile reads at once fall into different cache sets.
@@ -91,7 +92,15 @@ constexpr int64_t kGrainMultiplies = 400'000;
 
 template <class T>
 DLK_INLINE void copy(const T* from, int64_t n, T* to) {
-  for_each_vec<T>(n, [&](int64_t i, auto lanes) { store_n(to + i, load_n(from + i, lanes), lanes); });
+  constexpr int L = kLanes<T>;
+  if (n < L) return store_partial(to, load_partial(from, n), n);
+  for (int64_t i = 0; i + L < n; i += L) store(to + i, load(from + i));
+  store(to + n - L, load(from + n - L));  // overlaps the one before
+}
+
+template <class T>
+DLK_INLINE void zero(int64_t n, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = T(0);
 }
 
 /// Packs K x n (n <= NR) with unit column stride into one panel; missing columns become 0.
@@ -128,6 +137,26 @@ void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel) {
       }
       transpose<T>(block);
       for (int64_t l = 0; l < depth; ++l) store(panel + (k + l) * NR + v, block[l]);
+    }
+  }
+}
+
+/// to[l * stride + i] = from[i * from_stride + l] for i < rows and l < columns <= kLanes; whole vectors of `from` are
+/// readable.
+template <class T>
+void store_transposed(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t stride) {
+  constexpr int L = kLanes<T>;
+  for (int64_t i = 0; i < rows; i += L) {
+    const int64_t count = rows - i < L ? rows - i : L;
+    Vec<T> block[L];
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) block[l] = l < count ? load(from + (i + l) * from_stride) : Vec<T>{};
+    transpose<T>(block);
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) {
+      if (l >= columns) continue;
+      T* row = to + l * stride + i;
+      count == L ? store(row, block[l]) : store_partial(row, block[l], count);
     }
   }
 }

@@ -21,6 +21,13 @@ struct Range {
 struct Pixel {
   int64_t n, i, j;
   Pixel(const Correlation& q, int64_t p) : n(p / (q.rows * q.cols)), i(p / q.cols % q.rows), j(p % q.cols) {}
+
+  DLK_INLINE void next(const Correlation& q) {
+    if (++j < q.cols) return;
+    j = 0;
+    if (++i < q.rows) return;
+    i = 0, ++n;
+  }
 };
 
 // ---- NCHW: rows of the image are contiguous.
@@ -89,17 +96,19 @@ class PlanarPatches {
     source_ = stage_;
   }
 
-  /// Writes tap t of staged channel c for runs [runs): to[pixel]. Unless the source is the image itself, writes up to a
-  /// vector too far, so rows must be written in ascending order.
-  DLK_INLINE void read(int64_t c, int64_t t, Range runs, T* to) const {
+  /// Writes tap t of staged channel c: pixel p goes to[p / cut * panel_stride + p % cut]. Unless the source is the
+  /// image itself, writes up to a vector too far, so rows must be written in ascending order.
+  template <int64_t cut>
+  DLK_INLINE void read(int64_t c, int64_t t, T* to, int64_t panel_stride = 0) const {
     const T* from = source(c, t);
-    for (int64_t r = runs.begin; r < runs.end; ++r) {
+    for (int64_t r = 0; r < count_; ++r) {
       const Run run = runs_[r];
+      T* const row = to + run.to / cut * panel_stride + run.to % cut;
       if (in_place_) {
-        copy(from + run.from, run.length, to + run.to);
+        copy(from + run.from, run.length, row);
         continue;
       }
-      for (int64_t l = 0; l < run.length; l += kLanes<T>) store(to + run.to + l, load(from + run.from + l));
+      for (int64_t l = 0; l < run.length; l += kLanes<T>) store(row + l, load(from + run.from + l));
     }
   }
 
@@ -140,17 +149,31 @@ class PlanarPatches {
       int64_t begin = left < 0 ? -left : 0, end = q_.IW - left;
       if (end > width_) end = width_;
       if (from == nullptr || end <= begin) begin = end = width_;
-      for (int64_t j = 0; j < begin; ++j) to[j] = T(0);
+      zero(begin, to);
       copy(from + left + begin, end - begin, to + begin);
-      for (int64_t j = end; j < width_; ++j) to[j] = T(0);
+      zero(width_ - end, to + end);
       return;
     }
-    const int64_t columns = width_ / q_.step_w;
-    for (int64_t phase = 0; phase < q_.step_w; ++phase, to += columns)
-      for (int64_t j = 0; j < columns; ++j) {
-        const int64_t w = span_.left + phase + j * q_.step_w;
-        to[j] = from != nullptr && w >= 0 && w < q_.IW ? from[w] : T(0);
-      }
+    const int64_t columns = width_ / q_.step_w, step = q_.step_w;
+    for (int64_t phase = 0; phase < step; ++phase, to += columns) {
+      const int64_t first = span_.left + phase;  // the input column of j = 0
+      int64_t begin = first < 0 ? ceil_div(-first, step) : 0, end = first < q_.IW ? ceil_div(q_.IW - first, step) : 0;
+      if (end > columns) end = columns;
+      if (from == nullptr || end <= begin) begin = end = columns;
+      zero(begin, to);
+      copy_every(step, from + first + begin * step, end - begin, to + begin);
+      zero(columns - end, to + end);
+    }
+  }
+
+  /// to[j] = from[j * step].
+  static void copy_every(int64_t step, const T* from, int64_t n, T* to) {
+    constexpr int L = kLanes<T>;
+    int64_t j = 0;
+    if (step == 2)
+      for (; j + L < n; j += L)  // the second vector ends before from[2 n - 2]
+        store(to + j, even_lanes(load(from + 2 * j), load(from + 2 * j + L)));
+    for (; j < n; ++j) to[j] = from[j * step];
   }
 
   const Correlation& q_;
@@ -166,20 +189,27 @@ class PlanarPatches {
 // ---- NHWC: the channels of a pixel are contiguous.
 
 /// Writes the patches of `pixels`, one row of `stride` elements each: taps in order, the channels [channels) of each.
+/// Taps that read adjacent pixels are one copy where all channels are wanted: with few channels, this is most of the
+/// gain.
 template <class T>
 void read_channels_last(const Correlation& q, const T* in, int64_t g, Range pixels, Range taps, Range channels, T* to,
                         int64_t stride) {
-  const int64_t C = q.groups * q.CI;
+  const int64_t C = q.groups * q.CI, n = channels.size();
   in += g * q.CI + channels.begin;
-  for (int64_t p = pixels.begin; p < pixels.end; ++p, to += stride) {
-    const Pixel pixel(q, p);
+  for (int64_t t = taps.begin, adjacent; t < taps.end; t += adjacent, to += adjacent * n) {
+    adjacent = 1;
+    while (n == C && t + adjacent < taps.end && q.dh[t + adjacent] == q.dh[t] &&
+           q.dw[t + adjacent] == q.dw[t] + adjacent)
+      ++adjacent;
     T* row = to;
-    for (int64_t t = taps.begin; t < taps.end; ++t, row += channels.size()) {
+    Pixel pixel(q, pixels.begin);
+    for (int64_t p = pixels.begin; p < pixels.end; ++p, row += stride, pixel.next(q)) {
       const int64_t h = pixel.i * q.step_h + q.dh[t], w = pixel.j * q.step_w + q.dw[t];
-      if (h >= 0 && h < q.IH && w >= 0 && w < q.IW)
-        copy(in + ((pixel.n * q.IH + h) * q.IW + w) * C, channels.size(), row);
-      else
-        for (int64_t c = 0; c < channels.size(); ++c) row[c] = T(0);
+      int64_t begin = w < 0 ? -w : 0, end = q.IW - w < adjacent ? q.IW - w : adjacent;
+      if (h < 0 || h >= q.IH || end <= begin) begin = end = adjacent;
+      zero(begin * n, row);
+      if (begin < end) copy(in + ((pixel.n * q.IH + h) * q.IW + w + begin) * C, (end - begin) * n, row + begin * n);
+      zero((adjacent - end) * n, row + end * n);
     }
   }
 }

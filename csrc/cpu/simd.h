@@ -214,6 +214,16 @@ DLK_INLINE V interleave(V a, V b) {
   return interleave_half<half>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
 }
 
+/// Lanes 0, 2, 4, ... of a followed by b.
+template <class V, int... i>
+DLK_INLINE V even_lanes(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (2 * i)...);
+}
+template <class V>
+DLK_INLINE V even_lanes(V a, V b) {
+  return even_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
+}
+
 /// Transposes the kLanes x kLanes matrix whose rows are rows[0..kLanes): log2(kLanes) perfect shuffles.
 template <class T>
 DLK_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {

@@ -99,6 +99,8 @@ void check_shapes() {
     check_passes<T>("depthwise strided", conv(2, 70, 9, 19, 70, 3, 3, 2, 1, 1, 70), 1);
     check_passes<T>("1x1", conv(3, 17, 7, 9, 33, 1, 1, 1, 0, 1, 1), 1);
     check_passes<T>("several pixel blocks", conv(2, 3, 20, 30, 40, 3, 3, 1, 1, 1, 1), 1);
+    check_passes<T>("winograd", conv(3, 20, 17, 14, 21, 3, 3, 1, 1, 1, 1), 1);
+    check_passes<T>("winograd, few tiles", conv(1, 18, 9, 7, 140, 3, 3, 1, 2, 1, 1), 1);
     check_passes<T>("several sum blocks", conv(1, 140, 5, 6, 3, 3, 3, 1, 1, 1, 1), 1);
   }
 }

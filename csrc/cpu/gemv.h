@@ -1,0 +1,100 @@
+// C = A B + bias where A has so few rows that reading B from memory is all the work: B is read once, where it lies.
+//
+// B by columns (contiguous along K): dot products, a few columns at a time. B by rows, one row of A: weighted sums of
+// kRows rows of B, added to C. Tasks are blocks of columns, cut by shape alone: the result does not depend on the
+// threads.
+#pragma once
+
+#include "csrc/core/gemm.h"
+#include "csrc/cpu/gemm_kernel.h"
+
+namespace dlk::cpu {
+namespace {
+
+/// With more rows than this, packing B for the register-blocked kernel pays.
+constexpr int64_t kFewRows = 4;
+
+inline bool is_gemv(const Gemm& p) {
+  if (p.b_row == 1 && p.b_col != 1) return p.M <= kFewRows && p.a_col == 1;
+  return p.M == 1 && p.b_col == 1;
+}
+
+/// rows x cols dot products of length K.
+template <class T, int rows, int cols>
+DLK_INLINE void dots(int64_t K, const T* a, int64_t a_row, const T* b, int64_t b_col, const T* bias, T* c,
+                     int64_t c_row) {
+  Vec<T> sum[rows][cols] = {};
+  for_each_vec<T>(K, [&](int64_t k, auto lanes) {
+    Vec<T> x[rows];
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; ++i) x[i] = load_n(a + i * a_row + k, lanes);
+#pragma GCC unroll 8
+    for (int j = 0; j < cols; ++j) {
+      const Vec<T> y = load_n(b + j * b_col + k, lanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < rows; ++i) sum[i][j] += x[i] * y;
+    }
+  });
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < cols; ++j) c[i * c_row + j] = reduce_sum(sum[i][j]) + (bias ? bias[j] : T(0));
+}
+
+/// Columns [0, n) of C from B by columns.
+template <class T, int rows>
+void multiply_columns(const Gemm& p, int64_t n, const T* a, const T* b, const T* bias, T* c) {
+  constexpr int kCols = rows == 1 ? 8 : 4;  // 8 sums and more hide the latency of an FMA (4 cycles, two per cycle)
+  int64_t j = 0;
+  for (; j + kCols <= n; j += kCols)
+    dots<T, rows, kCols>(p.K, a, p.a_row, b + j * p.b_col, p.b_col, bias ? bias + j : nullptr, c + j, p.c_row);
+  for (; j < n; ++j)
+    dots<T, rows, 1>(p.K, a, p.a_row, b + j * p.b_col, p.b_col, bias ? bias + j : nullptr, c + j, p.c_row);
+}
+
+/// c[0, n) += a[0, rows) times `rows` rows of B. The partial sum of these rows is rounded apart, which bounds the
+/// error.
+template <class T, int rows>
+DLK_INLINE void add_rows(int64_t n, const T* a, int64_t a_col, const T* b, int64_t b_row, T* c) {
+  Vec<T> x[rows];
+  for (int r = 0; r < rows; ++r) x[r] = splat(a[r * a_col]);
+  for_each_vec<T>(n, [&](int64_t j, auto lanes) {
+    Vec<T> sum{};
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) sum += x[r] * load_n(b + r * b_row + j, lanes);
+    store_n(c + j, load_n(c + j, lanes) + sum, lanes);
+  });
+}
+
+/// Columns [0, n) of C from B by rows, one row of A.
+template <class T>
+void multiply_rows(const Gemm& p, int64_t n, const T* a, const T* b, const T* bias, T* c) {
+  constexpr int kRows = 8;  // streams of memory
+  for (int64_t j = 0; j < n; ++j) c[j] = bias ? bias[j] : T(0);
+  int64_t k = 0;
+  for (; k + kRows <= p.K; k += kRows) add_rows<T, kRows>(n, a + k * p.a_col, p.a_col, b + k * p.b_row, p.b_row, c);
+  for (; k < p.K; ++k) add_rows<T, 1>(n, a + k * p.a_col, p.a_col, b + k * p.b_row, p.b_row, c);
+}
+
+template <class T>
+void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c) {
+  constexpr int64_t kColumns = 1024;  // C's part stays in L1
+  const int64_t block = p.b_col == 1 ? kColumns : 64, blocks = ceil_div(p.N, block);
+  parallel_tasks(p.batch * blocks, p.batch * p.N * p.K >= kGrainElements, [&](int64_t task) {
+    const int64_t i = task / blocks, j = task % blocks * block, n = p.N - j < block ? p.N - j : block;
+    const T *x = a + i * p.a_batch, *y = b + i * p.b_batch + j * p.b_col, *row = bias ? bias + j : nullptr;
+    T* to = c + i * p.c_batch + j;
+    if (p.b_col == 1) return multiply_rows(p, n, x, y, row, to);
+    switch (p.M) {
+      case 1:
+        return multiply_columns<T, 1>(p, n, x, y, row, to);
+      case 2:
+        return multiply_columns<T, 2>(p, n, x, y, row, to);
+      case 3:
+        return multiply_columns<T, 3>(p, n, x, y, row, to);
+      default:
+        return multiply_columns<T, kFewRows>(p, n, x, y, row, to);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace dlk::cpu

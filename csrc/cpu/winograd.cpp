@@ -1,0 +1,267 @@
+// Winograd correlation: transform the input's tiles to V[plane][tile][CI], the weights to U[plane][CI][CO], multiply
+// plane by plane, M[plane] = V[plane] U[plane], and transform M back.
+//
+// Many tiles: U is computed first; then a task is a block of tiles, whose V and M stay in its core's cache. Few tiles
+// and many channels, where U is larger than V: V is computed first; then a task is a panel of NR output channels, which
+// transforms its part of U and uses it at once. Tasks are cut by shape alone, an element of out is computed by one
+// thread in a fixed order, and how tiles are blocked does not change it.
+#include "csrc/cpu/winograd.h"
+
+#include "csrc/cpu/winograd_tiles.h"
+
+namespace dlk::cpu::DLK_ISA {
+namespace {
+
+using T = float;
+using B = Block<T>;
+constexpr int L = kLanes<T>;
+
+/// Bytes of V and M of one block of tiles: they stay in L2 (1 MiB and more with AVX-512, else 512 KiB) with a plane of
+/// U.
+constexpr int64_t kBlockBytes = kIsa == Isa::avx512 ? 1 << 20 : 384 << 10;
+/// Channels after which sums restart, which bounds their rounding error.
+template <int m>
+constexpr int64_t kSum = m == 4 ? B::KC : 24;
+/// Channels of U that are transformed at once: their taps stay in L1.
+constexpr int64_t kWeightChannels = 16;
+
+/// Reads weights (m .. m + NR, c .. c + channels) into panel[c][tap][NR]; zeros beyond CO.
+void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_t channels, T* panel) {
+  constexpr int64_t NR = B::NR;
+  const int64_t n = q.CO - m < NR ? q.CO - m : NR;
+  const T* from = w + m * q.w_out + c * q.w_in;
+  if (q.w_in == 9 && q.weight[8] - q.weight[0] == 8)  // (CO, CI, 3, 3) in memory: all of a channel is contiguous
+    return pack_panel_transposed<T>(9 * channels, n, [&](int64_t j) { return from + j * q.w_out; }, panel);
+  T rows[kWeightChannels * NR];
+  const auto scatter = [&](int64_t count, int64_t stride, T* to) {
+    for (int64_t i = 0; i < count; ++i) copy(rows + i * NR, NR, to + i * stride);
+  };
+  if (q.w_out == 9 && q.weight[0] - q.weight[8] == 8) {  // (CI, CO, 3, 3), taps in reverse: backward
+    for (int64_t i = 0; i < channels; ++i) {
+      const T* taps = from + i * q.w_in + q.weight[8];
+      pack_panel_transposed<T>(9, n, [&](int64_t j) { return taps + j * 9; }, rows);
+      scatter(9, -NR, panel + (i * 9 + 8) * NR);
+    }
+    return;
+  }
+  for (int t = 0; t < 9; ++t) {
+    const T* tap = from + q.weight[t];
+    if (q.w_in == 1) {
+      pack_panel_transposed<T>(channels, n, [&](int64_t j) { return tap + j * q.w_out; }, rows);
+    } else if (q.w_out == 1) {
+      pack_panel(channels, n, tap, q.w_in, rows);
+    } else {
+      for (int64_t i = 0; i < channels; ++i)
+        for (int64_t j = 0; j < NR; ++j) rows[i * NR + j] = j < n ? tap[j * q.w_out + i * q.w_in] : T(0);
+    }
+    scatter(channels, 9 * NR, panel + t * NR);
+  }
+}
+
+/// u[plane][c][NR] = the transformed weights of outputs [m, m + NR) and channels [channels).
+template <int tile>
+void transform_weights(const Correlation& q, const T* w, int64_t m, Range channels, T* u, int64_t plane) {
+  using W = Winograd<tile>;
+  T taps[kWeightChannels * 9 * B::NR];
+  for (int64_t c = channels.begin; c < channels.end; c += kWeightChannels) {
+    const int64_t count = channels.end - c < kWeightChannels ? channels.end - c : kWeightChannels;
+    read_weights(q, w, m, c, count, taps);
+    for (int64_t i = 0; i < count; ++i)
+      for (int v = 0; v < B::NR; v += L) {
+        const T* from = taps + i * 9 * B::NR + v;
+        T* to = u + (c - channels.begin + i) * B::NR + v;
+        transform_2d<T, typename W::Weight>(
+            [&](int r, int s) { return load(from + (3 * r + s) * B::NR); },
+            [&](int r, int s, Vec<T> value) { store(to + (r * W::kAlpha + s) * plane, value); });
+      }
+  }
+}
+
+/// What both orders of the work share.
+template <int tile>
+struct Job {
+  using W = Winograd<tile>;
+  const Correlation& q;
+  const Span span;
+  const Images<const T> in;
+  const Images<T> out;
+  const T *w, *bias;
+  const int64_t panels, CO, v_row;  // CO: in whole vectors
+
+  Job(const Correlation& q, const T* x, const T* w, const T* bias, T* y)
+      : q(q),
+        span(q),
+        in{x, q.CI, q.IH, q.IW, q.channels_last},
+        out{y, q.CO, q.OH, q.OW, q.channels_last},
+        w(w),
+        bias(bias),
+        panels(ceil_div(q.CO, B::NR)),
+        CO(round_up(q.CO, L)),
+        v_row(row_stride<T>(q.CI)) {}
+
+  /// V for a part of a block and the channels of group i (of kLanes).
+  void input(const Window& part, int64_t first, int64_t i, T* strip, T* v, int64_t plane) const {
+    const int64_t c = i * L, channels = q.CI - c < L ? q.CI - c : L;
+    transform_input<T, tile>(span, in, part, first, c, channels, strip, v, v_row, plane);
+  }
+
+  /// The outputs of a part of a block, channels from k on, from m[plane][tile][...], whose rows begin with channel k0.
+  void output(const Window& part, int64_t first, int64_t k0, int64_t k, T* strip, const T* m, int64_t row,
+              int64_t plane) const {
+    const int64_t channels = q.CO - k < L ? q.CO - k : L, width = part.cols.size();
+    for_each_tile<T>(part, W::kTile, first, width, [&](int64_t t, int64_t offset) {
+      const T* from = m + t * row + k - k0;
+      transform_2d<T, typename W::Output>(
+          [&](int i, int j) { return load(from + (i * W::kAlpha + j) * plane); },
+          [&](int i, int j, Vec<T> value) { store(strip + offset + (i * width + j) * L, value); });
+    });
+    unstage(out, part, k, channels, bias, strip);
+  }
+};
+
+/// Many tiles: U first, then a task per block of tiles.
+template <int tile>
+void by_tiles(const Job<tile>& job, const TileBlocks& blocks, Context& context) {
+  constexpr int64_t kPlanes = Winograd<tile>::kPlanes, NR = B::NR;
+  const Correlation& q = job.q;
+  const int64_t u_plane = q.CI * NR, u_panel = kPlanes * u_plane;
+  const int64_t m_row = row_stride<T>(job.CO);
+  const int64_t v_plane = plane_stride<T>(blocks.block_tiles(), job.v_row);
+  const int64_t m_plane = plane_stride<T>(blocks.block_tiles(), m_row);
+  const int64_t strip_size = blocks.strip_pixels(2) * L;
+  T* u = context.array<T>(job.panels * u_panel);
+  T* all_v = context.array<T>(max_threads() * kPlanes * v_plane);
+  T* all_m = context.array<T>(max_threads() * kPlanes * m_plane);
+  T* strips = context.array<T>(max_threads() * strip_size);
+
+  run_team(true, [&](const Team& team) {
+    const int64_t parts = ceil_div(q.CI, 2 * kWeightChannels);
+    team.for_each(job.panels * parts, [&](int64_t i) {
+      const int64_t c = i % parts * 2 * kWeightChannels, panel = i / parts;
+      const Range channels{c, c + 2 * kWeightChannels < q.CI ? c + 2 * kWeightChannels : q.CI};
+      transform_weights<tile>(q, job.w, panel * NR, channels, u + panel * u_panel + c * NR, u_plane);
+    });
+    T* v = all_v + team.rank * kPlanes * v_plane;
+    T* m = all_m + team.rank * kPlanes * m_plane;
+    T* strip = strips + team.rank * strip_size;
+    team.for_each(blocks.count(), [&](int64_t b) {
+      blocks.for_each_part(b, [&](const Window& part, int64_t first) {
+        for (int64_t i = 0; i < ceil_div(q.CI, L); ++i) job.input(part, first, i, strip, v, v_plane);
+      });
+      for (int64_t plane = 0; plane < kPlanes; ++plane)
+        for (int64_t c = 0; c < q.CI; c += B::KC) {
+          const int64_t K = q.CI - c < B::KC ? q.CI - c : B::KC;
+          const CView<T> to{.data = m + plane * m_plane, .row_stride = m_row, .accumulate = c > 0};
+          multiply_block(blocks.size(b), job.CO, K, AView<T>{v + plane * v_plane + c, job.v_row, true},
+                         u + plane * u_plane + c * NR, u_panel, NR, to, kSum<tile>);
+        }
+      blocks.for_each_part(b, [&](const Window& part, int64_t first) {
+        for (int64_t k = 0; k < q.CO; k += L) job.output(part, first, 0, k, strip, m, m_row, m_plane);
+      });
+    });
+  });
+}
+
+/// Few tiles: V first, then a task per panel of output channels.
+template <int tile>
+void by_channels(const Job<tile>& job, const TileBlocks& blocks, Context& context) {
+  constexpr int64_t kPlanes = Winograd<tile>::kPlanes, NR = B::NR;
+  const Correlation& q = job.q;
+  const int64_t tiles = blocks.block_tiles(), m_row = row_stride<T>(NR);
+  const int64_t v_plane = plane_stride<T>(tiles, job.v_row), m_plane = plane_stride<T>(tiles, m_row);
+  const int64_t K = q.CI < B::KC ? q.CI : B::KC, u_plane = (K | 1) * NR;
+  const int64_t strip_size = blocks.strip_pixels(2) * L;
+  T* v = context.array<T>(kPlanes * v_plane);
+  T* all_m = context.array<T>(max_threads() * kPlanes * m_plane);
+  T* all_u = context.array<T>(max_threads() * kPlanes * u_plane);
+  T* strips = context.array<T>(max_threads() * strip_size);
+
+  run_team(true, [&](const Team& team) {
+    T* strip = strips + team.rank * strip_size;
+    team.for_each(ceil_div(q.CI, L), [&](int64_t i) {
+      blocks.for_each_part(0, [&](const Window& part, int64_t first) { job.input(part, first, i, strip, v, v_plane); });
+    });
+    T* m = all_m + team.rank * kPlanes * m_plane;
+    T* u = all_u + team.rank * kPlanes * u_plane;
+    team.for_each(job.panels, [&](int64_t panel) {
+      const int64_t k0 = panel * NR, N = job.CO - k0 < NR ? job.CO - k0 : NR;
+      for (int64_t c = 0; c < q.CI; c += K) {
+        const Range channels{c, c + K < q.CI ? c + K : q.CI};
+        transform_weights<tile>(q, job.w, k0, channels, u, u_plane);
+        for (int64_t plane = 0; plane < kPlanes; ++plane) {
+          const CView<T> to{.data = m + plane * m_plane, .row_stride = m_row, .accumulate = c > 0};
+          multiply_block(tiles, N, channels.size(), AView<T>{v + plane * v_plane + c, job.v_row, true},
+                         u + plane * u_plane, u_plane, NR, to, kSum<tile>);
+        }
+      }
+      blocks.for_each_part(0, [&](const Window& part, int64_t first) {
+        for (int64_t k = k0; k < k0 + N; k += L) job.output(part, first, k0, k, strip, m, m_row, m_plane);
+      });
+    });
+  });
+}
+
+template <int tile>
+void run(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  const Job<tile> job(q, in, w, bias, out);
+  const int64_t tile_bytes = Winograd<tile>::kPlanes * (q.CI + q.CO) * int64_t{sizeof(T)};
+  const int64_t fit = kBlockBytes / tile_bytes, least = 2 * B::MR;
+  const TileBlocks blocks(q, Winograd<tile>::kTile, fit > least ? fit : least);
+  const int64_t tiles = blocks.tiles();
+  if (q.CO > tiles && q.CO >= 4 * B::NR) return by_channels(job, TileBlocks(q, Winograd<tile>::kTile, tiles), context);
+  by_tiles(job, blocks, context);
+}
+
+// ---- When, and with which tiles
+
+/// 3 x 3 adjacent taps, every pixel, one group.
+bool applies(const Correlation& q) {
+  if (q.taps != 9 || q.groups != 1 || q.step_h != 1 || q.step_w != 1 || q.row_step != 1 || q.col_step != 1)
+    return false;
+  const Span span(q);
+  return span.height == 3 && span.width == 3;
+}
+
+/// The largest tile whose error against float64 (RMS and maximum) stays within twice that of PyTorch's kernels for the
+/// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md). Those sum
+/// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
+/// pixels, the more accurately the fewer there are.
+int accurate_tile(const Correlation& q, Pass pass) {
+  if (q.less_accurate) return 4;
+  constexpr bool avx512 = kIsa == Isa::avx512;
+  switch (pass) {
+    case Pass::forward:
+      return avx512 && !q.channels_last ? 3 : 4;
+    case Pass::backward_input:
+      return q.channels_last ? 4 : 3;
+    default:
+      return !avx512 || !q.channels_last ? 4 : q.pixels() >= 1024 ? 3 : 2;
+  }
+}
+
+/// Whether tiles of m x m are clearly faster than implicit GEMM. Costs are multiplications per (input, output) channel;
+/// constants as measured: products in small blocks run at 3/4 of the peak, a tile's transforms to and from the layout
+/// cost as much as 450 products per channel on either side, those of a filter as much as 300.
+bool pays(const Correlation& q, int64_t m) {
+  const int64_t tiles = q.N * ceil_div(q.rows, m) * ceil_div(q.cols, m);
+  const double transforms = 450.0 * tiles * (1.0 / q.CI + 1.0 / q.CO) + 300;
+  const double winograd = 1.3 * (m + 2) * (m + 2) * tiles + transforms, direct = 1.15 * 9 * q.pixels();
+  return winograd < 0.85 * direct;
+}
+
+}  // namespace
+
+int winograd_tile(const Correlation& q, Pass pass) {
+  if (!applies(q)) return 0;
+  // Smaller tiles waste less at the borders.
+  for (int m = accurate_tile(q, pass); m >= 2; --m)
+    if (pays(q, m)) return m;
+  return 0;
+}
+
+void winograd(const Correlation& q, int tile, const float* in, const float* w, const float* bias, float* out,
+              Context& context) {
+  with_winograd_tile(tile, [&]<int m>() { run<m>(q, in, w, bias, out, context); });
+}
+
+}  // namespace dlk::cpu::DLK_ISA

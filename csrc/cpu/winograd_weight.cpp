@@ -1,0 +1,167 @@
+// Winograd gradient to the weight: V[plane][tile][CI] of the input and Z[plane][tile][CO] of the gradient, of one block
+// of tiles at a time; M[plane] += V[plane]^T Z[plane], summed over the tiles; at the end M is transformed to dw.
+//
+// Blocks of tiles follow each other; within one, the team of threads first fills V and Z, then shares the products, cut
+// into parts of CI, CO and the planes by shape alone. An element of M is summed by one thread in the order of the
+// tiles: the result does not depend on the number of threads.
+#include "csrc/cpu/winograd.h"
+#include "csrc/cpu/winograd_tiles.h"
+
+namespace dlk::cpu::DLK_ISA {
+namespace {
+
+using T = float;
+using B = Block<T>;
+constexpr int L = kLanes<T>;
+constexpr int64_t NR = B::NR;
+
+/// Enough tasks to balance a few threads.
+constexpr int64_t kTasks = 8;
+/// Bytes of V and Z of a block of tiles, which all cores read: a share of L3.
+constexpr int64_t kBlockBytes = 4 << 20;
+/// But so many tiles that M, which passes through the cache once per block, costs little next to the products.
+constexpr int64_t kLeastTiles = 128;
+/// Tiles after which sums restart, which bounds their rounding error.
+template <int m>
+constexpr int64_t kSumTiles = m == 4 ? 64 : 32;
+
+/// The parts that M is cut into: task = (part of CI, part of CO, part of the planes).
+template <int m>
+struct Cut {
+  static constexpr int kPlanes = Winograd<m>::kPlanes;
+  int64_t CI, CO;                  // CO: in whole vectors
+  int64_t c_size, k_size, planes;  // of a part
+  int64_t c_parts, k_parts, plane_parts;
+  int64_t row, plane;  // strides of a part of M
+
+  explicit Cut(const Correlation& q) : CI(q.CI), CO(round_up(q.CO, L)) {
+    c_size = ceil_div(CI, ceil_div(CI, 6 * B::MR)), k_size = 2 * NR;
+    c_parts = ceil_div(CI, c_size), k_parts = ceil_div(CO, k_size);
+    planes = ceil_div(kPlanes, ceil_div(kTasks, c_parts * k_parts));
+    plane_parts = ceil_div(kPlanes, planes);
+    row = row_stride<T>(k_size), plane = plane_stride<T>(c_size, row);
+  }
+
+  int64_t blocks() const { return c_parts * k_parts; }
+  int64_t block_elements() const { return kPlanes * plane; }
+  Range c(int64_t block) const { return part(block / k_parts, c_size, CI); }
+  Range k(int64_t block) const { return part(block % k_parts, k_size, CO); }
+  Range plane_range(int64_t i) const { return part(i, planes, kPlanes); }
+
+ private:
+  static Range part(int64_t i, int64_t size, int64_t n) { return {i * size, (i + 1) * size < n ? (i + 1) * size : n}; }
+};
+
+/// z[plane][panel][tile][NR] = the transformed gradients of one part's tiles, for channels [k, k + kLanes).
+template <int m>
+void transform_gradient(const Correlation& q, const Images<const T>& dy, const Window& part, int64_t first, int64_t k,
+                        T* strip, T* z, int64_t panel, int64_t plane) {
+  using W = Winograd<m>;
+  stage(dy, part, k, q.CO - k < L ? q.CO - k : L, strip);
+  const int64_t row = part.cols.size() * L;
+  T* to_panel = z + k / NR * panel + k % NR;
+  for_each_tile<T>(part, m, first, part.cols.size(), [&](int64_t tile, int64_t offset) {
+    const T* from = strip + offset;
+    T* to = to_panel + tile * NR;
+    transform_2d<T, typename W::Gradient>(
+        [&](int i, int j) { return load(from + i * row + j * L); },
+        [&](int i, int j, Vec<T> value) { store(to + (i * W::kAlpha + j) * plane, value); });
+  });
+}
+
+/// dw of input channels [c, c + channels) (at most kLanes) and outputs [k, k + kLanes), from sums[plane][channel][...].
+template <int m>
+void finish(const Correlation& q, int64_t c, int64_t channels, int64_t k, const T* sums, int64_t row, int64_t plane,
+            T* dw) {
+  using W = Winograd<m>;
+  const bool taps_adjacent = q.w_in == 9 && q.weight[8] == 8;  // (K, C, 3, 3) in memory
+  const int64_t outputs = q.CO - k < L ? q.CO - k : L;
+  const int64_t tap_stride = taps_adjacent ? 1 : L, channel_stride = taps_adjacent ? 9 : 1;
+  T buffer[9 * L * L];  // [channel][tap][output] or [tap][channel][output]
+  for (int64_t i = 0; i < channels; ++i)
+    transform_2d<T, typename W::WeightGradient>(
+        [&](int r, int s) { return load(sums + i * row + (r * W::kAlpha + s) * plane); },
+        [&](int r, int s, Vec<T> value) {
+          store(buffer + (i * channel_stride + (3 * r + s) * tap_stride) * L, value);
+        });
+  T* to = dw + k * q.w_out + c * q.w_in;
+  if (taps_adjacent) return store_transposed(buffer, L, 9 * channels, outputs, to, q.w_out);
+  for (int t = 0; t < 9; ++t) {
+    const T* tap = buffer + t * L * L;
+    if (q.w_in == 1) {
+      store_transposed(tap, L, channels, outputs, to + q.weight[t], q.w_out);
+    } else {
+      for (int64_t i = 0; i < channels; ++i)
+        for (int64_t l = 0; l < outputs; ++l) to[q.weight[t] + l * q.w_out + i * q.w_in] = tap[i * L + l];
+    }
+  }
+}
+
+/// dw of a part of M.
+template <int m>
+void finish_block(const Correlation& q, Range c, Range k, const T* sums, const Cut<m>& cut, T* dw) {
+  for (int64_t i = c.begin; i < c.end; i += L)
+    for (int64_t j = k.begin; j < k.end; j += L)
+      finish<m>(q, i, c.end - i < L ? c.end - i : L, j, sums + (i - c.begin) * cut.row + j - k.begin, cut.row,
+                cut.plane, dw);
+}
+
+template <int m>
+void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context) {
+  using W = Winograd<m>;
+  const Span span(q);
+  const Images<const T> x{in, q.CI, q.IH, q.IW, q.channels_last}, y{dy, q.CO, q.OH, q.OW, q.channels_last};
+  const int64_t tile_bytes = W::kPlanes * (q.CI + q.CO) * int64_t{sizeof(T)}, fit = kBlockBytes / tile_bytes;
+  const TileBlocks blocks(q, m, fit > kLeastTiles ? fit : kLeastTiles);
+  const Cut<m> cut(q);
+
+  const int64_t v_row = row_stride<T>(q.CI), v_plane = plane_stride<T>(blocks.block_tiles(), v_row);
+  const int64_t z_panel = blocks.block_tiles() * NR, z_plane = packed_row_stride<T>(ceil_div(q.CO, NR) * z_panel);
+  const int64_t strip_size = blocks.strip_pixels(2) * L;
+  T* v = context.array<T>(W::kPlanes * v_plane);
+  T* z = context.array<T>(W::kPlanes * z_plane);
+  // Where one task makes a part of M in one go, it also transforms it, while it is in its cache.
+  const bool at_once = blocks.count() == 1 && cut.plane_parts == 1;
+  T* sums = context.array<T>((at_once ? max_threads() : cut.blocks()) * cut.block_elements());
+  T* strips = context.array<T>(max_threads() * strip_size);
+
+  run_team(true, [&](const Team& team) {
+    T* strip = strips + team.rank * strip_size;
+    const int64_t c_groups = ceil_div(q.CI, L), k_groups = ceil_div(q.CO, L);
+    for (int64_t b = 0; b < blocks.count(); ++b) {
+      team.for_each(c_groups + k_groups, [&](int64_t i) {
+        blocks.for_each_part(b, [&](const Window& part, int64_t first) {
+          if (i < c_groups) {
+            const int64_t c = i * L, channels = q.CI - c < L ? q.CI - c : L;
+            transform_input<T, m>(span, x, part, first, c, channels, strip, v, v_row, v_plane);
+          } else {
+            transform_gradient<m>(q, y, part, first, (i - c_groups) * L, strip, z, z_panel, z_plane);
+          }
+        });
+      });
+      team.for_each(cut.blocks() * cut.plane_parts, [&](int64_t task) {
+        const int64_t block = task / cut.plane_parts;
+        const Range c = cut.c(block), k = cut.k(block), planes = cut.plane_range(task % cut.plane_parts);
+        T* to = sums + (at_once ? team.rank : block) * cut.block_elements();
+        for (int64_t plane = planes.begin; plane < planes.end; ++plane) {
+          const CView<T> c_view{.data = to + plane * cut.plane, .row_stride = cut.row, .accumulate = b > 0};
+          multiply_block(c.size(), k.size(), blocks.size(b), AView<T>{v + plane * v_plane + c.begin, v_row, false},
+                         z + plane * z_plane + k.begin / NR * z_panel, z_panel, NR, c_view, kSumTiles<m>);
+        }
+        if (at_once) finish_block<m>(q, c, k, to, cut, dw);
+      });
+    }
+    if (at_once) return;
+    team.for_each(cut.blocks(), [&](int64_t block) {
+      finish_block<m>(q, cut.c(block), cut.k(block), sums + block * cut.block_elements(), cut, dw);
+    });
+  });
+}
+
+}  // namespace
+
+void winograd_weight(const Correlation& q, int tile, const float* in, const float* dy, float* dw, Context& context) {
+  with_winograd_tile(tile, [&]<int m>() { run<m>(q, in, dy, dw, context); });
+}
+
+}  // namespace dlk::cpu::DLK_ISA
