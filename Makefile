@@ -28,7 +28,7 @@ export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
 export DLKERNELS_CPP_TESTS := ON
 export DLKERNELS_SIMT := ON
 
-.PHONY: all build demo test test-cpp test-python test-simt test-sanitize test-simt-sanitize test-simt-race test-install \
+.PHONY: all build demo accuracy bench bench-quick bench-report test test-cpp test-python test-simt test-sanitize test-simt-sanitize test-simt-race test-install \
         test-cuda-build check check-cuda cuda-budget format clean
 
 all: build
@@ -52,6 +52,22 @@ demo: export DLKERNELS_CPP_TESTS := OFF
 demo: export DLKERNELS_SIMT := OFF
 demo: build
 	$(PY) examples/train_cnn.py --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+# PyTorch and dlkernels in turns: a subset in less than two minutes; all cases, on one thread and on two, in less than 20.
+# BENCH: further options of pytest, such as -k softmax. Results and report: build/benchmarks/{quick,full}.
+bench-quick bench: bench%: build
+	mkdir -p build/benchmarks
+	$(PY) -m pytest benchmarks -q -p no:cacheprovider --benchmark-quiet --benchmark-json=build/benchmarks/run.json \
+	  $(if $*,-m quick --threads 2 --budget 0.15) $(BENCH)
+	$(PY) benchmarks/report.py make build/benchmarks/run.json build/benchmarks/$(if $*,quick,full)
+
+# The results of `make bench` as docs/benchmarks, and the README's section made from them.
+bench-report: build
+	$(PY) benchmarks/report.py publish build/benchmarks/full
+
+# Errors of PyTorch and dlkernels against float64: docs/benchmarks/accuracy.md.
+accuracy: build
+	$(PY) benchmarks/accuracy.py
 
 test: test-cpp test-python test-simt
 

@@ -146,7 +146,7 @@ def test_source_distribution(tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
-    folders = [ROOT / name for name in ("csrc", "dlkernels", "docs", "examples", "tests")]
+    folders = [ROOT / name for name in ("benchmarks", "csrc", "dlkernels", "docs", "examples", "tests")]
     needed = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".py", ".txt")]
     needed = {str(path.relative_to(ROOT)) for path in needed} - {"dlkernels/_build_info.py"}
     needed |= {"CMakeLists.txt", "Makefile", "pyproject.toml", "setup.py"}
