@@ -28,7 +28,7 @@ constexpr int64_t kSumTiles = m == 4 ? 64 : 32;
 /// The parts that M is cut into: task = (part of CI, part of CO, part of the planes).
 template <int m>
 struct Cut {
-  static constexpr int kPlanes = Winograd<m>::kPlanes;
+  static constexpr int64_t kPlanes = Winograd<m>::kPlanes;
   int64_t CI, CO;                  // CO: in whole vectors
   int64_t c_size, k_size, planes;  // of a part
   int64_t c_parts, k_parts, plane_parts;
@@ -37,7 +37,9 @@ struct Cut {
   explicit Cut(const Correlation& q) : CI(q.CI), CO(round_up(q.CO, L)) {
     c_size = ceil_div(CI, ceil_div(CI, 6 * B::MR)), k_size = 2 * NR;
     c_parts = ceil_div(CI, c_size), k_parts = ceil_div(CO, k_size);
-    planes = ceil_div(kPlanes, ceil_div(kTasks, c_parts * k_parts));
+    planes = kPlanes;
+    if (c_parts * k_parts < kTasks)  // cut the planes instead
+      c_size = CI, k_size = CO, c_parts = k_parts = 1, planes = ceil_div(kPlanes, kTasks);
     plane_parts = ceil_div(kPlanes, planes);
     row = row_stride<T>(k_size), plane = plane_stride<T>(c_size, row);
   }
@@ -97,10 +99,10 @@ void finish(const Correlation& q, int64_t c, int64_t channels, int64_t k, const 
   }
 }
 
-/// dw of a part of M.
+/// dw of rows [rows) and all columns of a part of M.
 template <int m>
-void finish_block(const Correlation& q, Range c, Range k, const T* sums, const Cut<m>& cut, T* dw) {
-  for (int64_t i = c.begin; i < c.end; i += L)
+void finish_rows(const Correlation& q, Range rows, Range c, Range k, const T* sums, const Cut<m>& cut, T* dw) {
+  for (int64_t i = c.begin + rows.begin; i < c.begin + rows.end; i += L)
     for (int64_t j = k.begin; j < k.end; j += L)
       finish<m>(q, i, c.end - i < L ? c.end - i : L, j, sums + (i - c.begin) * cut.row + j - k.begin, cut.row,
                 cut.plane, dw);
@@ -115,7 +117,7 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
   const TileBlocks blocks(q, m, fit > kLeastTiles ? fit : kLeastTiles);
   const Cut<m> cut(q);
 
-  const int64_t v_row = row_stride<T>(q.CI), v_plane = plane_stride<T>(blocks.block_tiles(), v_row);
+  const int64_t v_row = packed_row_stride<T>(q.CI), v_plane = plane_stride<T>(blocks.block_tiles(), v_row);
   const int64_t z_panel = blocks.block_tiles() * NR, z_plane = packed_row_stride<T>(ceil_div(q.CO, NR) * z_panel);
   const int64_t strip_size = blocks.strip_pixels(2) * L;
   T* v = context.array<T>(W::kPlanes * v_plane);
@@ -148,12 +150,16 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
           multiply_block(c.size(), k.size(), blocks.size(b), AView<T>{v + plane * v_plane + c.begin, v_row, false},
                          z + plane * z_plane + k.begin / NR * z_panel, z_panel, NR, c_view, kSumTiles<m>);
         }
-        if (at_once) finish_block<m>(q, c, k, to, cut, dw);
+        if (at_once) finish_rows<m>(q, {0, c.size()}, c, k, to, cut, dw);
       });
     }
     if (at_once) return;
-    team.for_each(cut.blocks(), [&](int64_t block) {
-      finish_block<m>(q, cut.c(block), cut.k(block), sums + block * cut.block_elements(), cut, dw);
+    const int64_t parts = ceil_div(cut.c_size, L);
+    team.for_each(cut.blocks() * parts, [&](int64_t i) {
+      const int64_t block = i / parts, row = i % parts * L;
+      const Range c = cut.c(block);
+      const int64_t end = row + L < c.size() ? row + L : c.size();
+      if (row < end) finish_rows<m>(q, {row, end}, c, cut.k(block), sums + block * cut.block_elements(), cut, dw);
     });
   });
 }
