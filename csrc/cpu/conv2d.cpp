@@ -82,10 +82,12 @@ void pack_weight_row(const Correlation& q, const T* w, int64_t g, int64_t m, Ran
 template <class T>
 void pack_patches(const PlanarPatches<T>& patches, int64_t channels, Range taps, int64_t pixels, T* panels,
                   int64_t panel_stride) {
-  constexpr int64_t NR = Block<T>::NR;
+  constexpr int64_t NR = Block<T>::NR, kAhead = 4;  // channels: about 4 KiB in flight
   if (pixels % NR != 0) zero(panel_stride, panels + pixels / NR * panel_stride);
-  for (int64_t c = 0; c < channels; ++c)
+  for (int64_t c = 0; c < channels; ++c) {
+    if (c + kAhead < channels) patches.prefetch(c + kAhead);
     for (int64_t t = taps.begin; t < taps.end; ++t, panels += NR) patches.template read<NR>(c, t, panels, panel_stride);
+  }
 }
 
 /// The weights of all groups, [group][block of the sum][m][terms].

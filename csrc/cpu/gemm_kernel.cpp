@@ -4,27 +4,25 @@
 namespace dlk::cpu::DLK_ISA {
 namespace {
 
-/// Adds an accumulator tile (row stride NR) to rows x n of C: the general case, with biases, ragged edges and columns
-/// that are scattered.
+/// Adds an accumulator tile (row stride NR) to rows x n of C where columns are scattered: runs of them are still stored
+/// as vectors.
 template <class T>
 __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n, const T* tile) {
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
   for (int64_t j = 0; j < n; j += L) {
     const int64_t count = n - j < L ? n - j : L;
-    const bool scattered = c.columns && c.columns[j + count - 1] - c.columns[j] != count - 1;
-    const Vec<T> column_bias = c.column_bias ? load_partial(c.column_bias + j, count) : Vec<T>{};
-    T* first = c.data + (c.columns ? c.columns[j] : j);
+    const bool scattered = c.columns[j + count - 1] - c.columns[j] != count - 1;
     for (int i = 0; i < rows; ++i) {
-      T* y = first + c.row(i);
+      T* y = c.data + c.row(i) + c.columns[j];
       const Vec<T> sum = load(tile + i * NR + j);
-      const Vec<T> bias = column_bias + (c.row_bias ? c.row_bias[i] : T(0));
+      const T bias = c.row_bias ? c.row_bias[i] : T(0);
       if (!scattered) {
-        store_partial(y, (c.accumulate ? load_partial(y, count) : bias) + sum, count);
+        store_partial(y, (c.accumulate ? load_partial(y, count) : splat(bias)) + sum, count);
         continue;
       }
       for (int64_t l = 0; l < count; ++l) {
         T& element = y[c.columns[j + l] - c.columns[j]];
-        element = (c.accumulate ? element : bias[l]) + sum[l];
+        element = (c.accumulate ? element : bias) + sum[l];
       }
     }
   }
@@ -49,6 +47,15 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
       for (int v = 0; v < nv; ++v) sum[i][v] += c.row_bias[i];
+    }
+  } else if (c.column_bias) {
+    Vec<T> bias[nv];
+    for (int v = 0; v < nv; ++v)
+      bias[v] = whole ? load(c.column_bias + v * L) : load_partial(c.column_bias + v * L, count[v]);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) sum[i][v] += bias[v];
     }
   }
 #pragma GCC unroll 16
@@ -109,7 +116,7 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
       for (int v = 0; v < nv; ++v) store(&earlier[i][v * L], sum[i][v]), sum[i][v] = Vec<T>{};
     }
   }
-  if (c.column_bias || (c.columns && c.columns[n - 1] - c.columns[0] != n - 1)) {
+  if (c.columns && c.columns[n - 1] - c.columns[0] != n - 1) {
     T out[rows][NR];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {

@@ -51,8 +51,8 @@ struct CView {
   const int64_t* rows = nullptr;     // offsets of the rows, where they have no common stride
   const int64_t* columns = nullptr;  // offsets of the columns, where they are not all contiguous
   bool accumulate = false;           // add to what is there; else start from the biases (null: 0)
-  const T* row_bias = nullptr;
-  const T* column_bias = nullptr;
+  const T* row_bias = nullptr;       // one of the two
+  const T* column_bias = nullptr;    // not with `columns`
 
   DLK_INLINE int64_t row(int64_t i) const { return rows ? rows[i] : i * row_stride; }
 

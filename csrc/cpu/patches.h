@@ -113,6 +113,15 @@ class PlanarPatches {
     }
   }
 
+  /// Asks for what read() of channel c takes, if that comes from the image: the next channel lies in another page,
+  /// where the hardware does not look ahead.
+  DLK_INLINE void prefetch(int64_t c) const {
+    if (!in_place_) return;
+    for (int64_t r = 0; r < count_; ++r)
+      for (int64_t l = 0; l < runs_[r].length; l += 64 / sizeof(T))
+        __builtin_prefetch(source(c, 0) + runs_[r].from + l);
+  }
+
   /// What tap t of staged channel c reads for pixel l of a run: source(c, t)[run.from + l].
   DLK_INLINE const T* source(int64_t c, int64_t t) const {
     const int64_t dw = q_.dw[t] - (in_place_ ? 0 : span_.left), dh = q_.dh[t] - (in_place_ ? 0 : span_.top);
