@@ -151,6 +151,7 @@ void fill_rows(const Gemm& p, const T* bias, T* c) {
 
 template <class T>
 void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Context& context) {
+  if (p.M == 0 || p.N == 0) return;
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
   if (is_gemv(p)) return gemv(p, a, b, bias, c);
   const Plan<T> plan(p);
