@@ -266,3 +266,23 @@ def test_compiled():
     expected = torch.autograd.grad(function(*inputs), inputs)
     for a, b in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="a setting of PyTorch 2.10 and later")
+def test_accuracy_may_be_traded_for_speed():
+    """torch.backends.mkldnn.conv.fp32_precision = "tf32" lets 3 x 3 convolutions take larger Winograd tiles."""
+    x, w = operands((4, 40, 18, 20), (40, 40, 3, 3), 0)
+    dy, geometry = rand(4, 40, 18, 20, seed=3), [1, 1, 1, 1, 1, 1, 1, 1, 1]
+    op = torch.ops.dlkernels.convolution_backward_input
+    setting = torch.backends.mkldnn.conv
+    before = setting.fp32_precision
+    with torch.no_grad():
+        accurate = op(dy, w, None, x.shape, geometry)
+        try:
+            setting.fp32_precision = "tf32"
+            fast = op(dy, w, None, x.shape, geometry)
+        finally:
+            setting.fp32_precision = before
+        exact = op(dy.double(), w.double(), None, x.shape, geometry)
+    error = (accurate - exact).norm(), (fast - exact).norm()
+    assert error[0] < error[1] < 2e-6 * exact.norm()
