@@ -215,10 +215,15 @@ void read_channels_last(const Correlation& q, const T* in, int64_t g, Range pixe
     Pixel pixel(q, pixels.begin);
     for (int64_t p = pixels.begin; p < pixels.end; ++p, row += stride, pixel.next(q)) {
       const int64_t h = pixel.i * q.step_h + q.dh[t], w = pixel.j * q.step_w + q.dw[t];
+      const T* from = in + ((pixel.n * q.IH + h) * q.IW + w) * C;
+      if (h >= 0 && h < q.IH && w >= 0 && w + adjacent <= q.IW) {
+        copy(from, adjacent * n, row);
+        continue;
+      }
       int64_t begin = w < 0 ? -w : 0, end = q.IW - w < adjacent ? q.IW - w : adjacent;
       if (h < 0 || h >= q.IH || end <= begin) begin = end = adjacent;
       zero(begin * n, row);
-      if (begin < end) copy(in + ((pixel.n * q.IH + h) * q.IW + w + begin) * C, (end - begin) * n, row + begin * n);
+      if (begin < end) copy(from + begin * C, (end - begin) * n, row + begin * n);
       zero((adjacent - end) * n, row + end * n);
     }
   }
