@@ -82,9 +82,7 @@ struct RowNormFunction : torch::autograd::Function<RowNormFunction> {
                                const OptionalTensor& bias, int64_t trailing, int64_t groups, double eps) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, mean, rstd] = DLK_OP(row_norm).call(x, weight, bias, trailing, groups, eps);
-    ctx->saved_data["trailing"] = trailing;
-    ctx->saved_data["groups"] = groups;
-    ctx->saved_data["eps"] = eps;
+    save_values(ctx, trailing, groups, eps);
     // The bias has no part in the gradients, but its own gradient may be differentiated: it is a leaf of the graph.
     ctx->save_for_backward({x, or_undefined(weight), or_undefined(bias), mean, rstd});
     ctx->mark_non_differentiable({mean, rstd});
@@ -94,8 +92,7 @@ struct RowNormFunction : torch::autograd::Function<RowNormFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
-    const int64_t trailing = ctx->saved_data["trailing"].toInt(), groups = ctx->saved_data["groups"].toInt();
-    const double eps = ctx->saved_data["eps"].toDouble();
+    const auto [trailing, groups, eps] = saved_values<int64_t, int64_t, double>(ctx);
     variable_list gradients(6);
     if (create_graph()) {
       const std::vector<bool> needs = {x.requires_grad(), weight.defined() && weight.requires_grad(),
@@ -115,19 +112,14 @@ struct RowNormFunction : torch::autograd::Function<RowNormFunction> {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> row_norm_autograd(const Tensor& x, const OptionalTensor& weight,
-                                                     const OptionalTensor& bias, int64_t trailing, int64_t groups,
-                                                     double eps) {
-  const variable_list outputs = RowNormFunction::apply(x, weight, bias, trailing, groups, eps);
-  return {outputs[0], outputs[1], outputs[2]};
-}
-
 void check_size(const char* op, const char* name, const OptionalTensor& x, at::IntArrayRef expected) {
   if (!x.has_value()) return;
   const at::DimVector sizes = sizes_of(*x);
   TORCH_CHECK(sizes == expected, op, ": ", name, " must have the size ", at::IntArrayRef(expected), ", got ",
               at::IntArrayRef(sizes));
 }
+
+Counter layer_norm_calls("layer_norm"), group_norm_calls("group_norm");
 
 }  // namespace
 
@@ -139,13 +131,12 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "row_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int trailing, int groups) -> "
       "(Tensor, Tensor, Tensor)");
 }
-DLK_IMPL(row_norm)
-DLK_IMPL(row_norm_backward)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("row_norm", TORCH_FN(row_norm_autograd)); }
+DLK_IMPL(row_norm, RowNormFunction)
+DLK_IMPL_BACKWARD(row_norm_backward)
 
 Tensor layer_norm(const Tensor& input, const std::vector<int64_t>& normalized_shape, const OptionalTensor& weight,
                   const OptionalTensor& bias, double eps) {
-  if (!covered("layer_norm", {input, or_undefined(weight), or_undefined(bias)}))
+  if (!covered(layer_norm_calls, {input, or_undefined(weight), or_undefined(bias)}))
     return at::layer_norm(input, normalized_shape, weight, bias, eps);
   const at::DimVector sizes = sizes_of(input);
   const int64_t trailing = std::ssize(normalized_shape);
@@ -160,7 +151,7 @@ Tensor layer_norm(const Tensor& input, const std::vector<int64_t>& normalized_sh
 
 Tensor group_norm(const Tensor& input, int64_t num_groups, const OptionalTensor& weight, const OptionalTensor& bias,
                   double eps) {
-  if (!covered("group_norm", {input, or_undefined(weight), or_undefined(bias)}))
+  if (!covered(group_norm_calls, {input, or_undefined(weight), or_undefined(bias)}))
     return at::group_norm(input, num_groups, weight, bias, eps);
   const at::DimVector sizes = sizes_of(input);
   TORCH_CHECK(num_groups > 0 && sizes[1] % num_groups == 0, "group_norm: num_groups must divide the ", sizes[1],
