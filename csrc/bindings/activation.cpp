@@ -120,9 +120,8 @@ bool saves_output(const Reference& ref, double a, bool inplace) {
 }
 
 template <bool inplace>
-struct ActivationFunction : torch::autograd::Function<ActivationFunction<inplace>> {
+struct ActivationGradient {
   static Tensor forward(AutogradContext* ctx, Tensor x, int64_t formula, double a, double b) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const bool from_output = saves_output(reference(formula), a, inplace);
     if (static_cast<Activation>(formula) == Activation::elu) b = from_output;
     save_values(ctx, formula, a, b);
@@ -138,12 +137,12 @@ struct ActivationFunction : torch::autograd::Function<ActivationFunction<inplace
     return x;
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const Tensor saved = ctx->get_saved_variables()[0];
     const auto [formula, a, b] = saved_values<int64_t, double, double>(ctx);
-    const Tensor dx = create_graph() ? reference(formula).backward(grads[0], saved, a, b)
-                                     : DLK_OP(activation_backward).call(grads[0], saved, formula, a, b);
-    return {dx, Tensor(), Tensor(), Tensor()};
+    const Tensor dx = create_graph() ? reference(formula).backward(dy, saved, a, b)
+                                     : DLK_OP(activation_backward).call(dy, saved, formula, a, b);
+    return {dx};
   }
 };
 
@@ -154,8 +153,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("activation_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)");
   m.def("activation_backward(Tensor dy, Tensor saved, int formula, float a, float b) -> Tensor");
 }
-DLK_IMPL(activation, ActivationFunction<false>)
-DLK_IMPL_INPLACE(activation_, ActivationFunction<true>)
+DLK_IMPL(activation, ActivationGradient<false>)
+DLK_IMPL_INPLACE(activation_, ActivationGradient<true>)
 DLK_IMPL_BACKWARD(activation_backward)
 
 Tensor activation_by_name(const std::string& name, const Tensor& input, double a, double b, bool inplace) {

@@ -94,40 +94,37 @@ std::tuple<Tensor, Tensor, Tensor> differentiable_backward(const Tensor& dy, con
                                         (as_statistics(var, x) + eps).rsqrt(), training, eps, {true, true, true});
 }
 
-struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
+struct BatchNormGradient {
   // Training: mean and var are outputs beside y.
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
                                const OptionalTensor& bias, double eps) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, mean, var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);
     save_values(ctx, /*training=*/true, bias.has_value(), eps);
     ctx->save_for_backward({x, or_undefined(weight), mean, var});
-    ctx->mark_non_differentiable({mean, var});
     return {y, mean, var};
   }
 
   // Evaluation: mean and var are inputs.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& mean, const Tensor& var,
                         const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     save_values(ctx, /*training=*/false, bias.has_value(), eps);
     // Copies: training later updates the buffers, and must not make this backward raise.
     ctx->save_for_backward({x, or_undefined(weight), mean.clone(), var.clone()});
     return DLK_OP(batch_norm_eval).call(x, mean, var, weight, bias, eps);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &mean = saved[2], &var = saved[3];
     const OptionalTensor weight = optional(saved[1]);
     const auto [training, has_bias, eps] = saved_values<bool, bool, double>(ctx);
     auto [dx, dweight, dbias] = create_graph()
-                                    ? differentiable_backward(grads[0], x, mean, var, weight, training, eps)
-                                    : DLK_OP(batch_norm_backward).call(grads[0], x, mean, var, weight, training, eps);
+                                    ? differentiable_backward(dy, x, mean, var, weight, training, eps)
+                                    : DLK_OP(batch_norm_backward).call(dy, x, mean, var, weight, training, eps);
     if (!weight.has_value()) dweight = Tensor();
     if (!has_bias) dbias = Tensor();
-    if (training) return {dx, dweight, dbias, Tensor()};
-    return {dx, Tensor(), Tensor(), dweight, dbias, Tensor()};
+    if (training) return {dx, dweight, dbias};
+    return {dx, Tensor(), Tensor(), dweight, dbias};
   }
 };
 
@@ -201,8 +198,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool training, float eps) -> "
       "(Tensor, Tensor, Tensor)");
 }
-DLK_IMPL(batch_norm_training, BatchNormFunction)
-DLK_IMPL(batch_norm_eval, BatchNormFunction)
+DLK_IMPL(batch_norm_training, BatchNormGradient)
+DLK_IMPL(batch_norm_eval, BatchNormGradient)
 DLK_IMPL_BACKWARD(batch_norm_backward)
 
 Tensor batch_norm(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,

@@ -129,44 +129,71 @@ bool recorded(const Arguments&... arguments) {
   return at::GradMode::is_enabled() && (requires_grad(arguments) || ...);
 }
 
-/// The autograd kernel of the op that `fn` implements: Function::apply where the call is recorded, else what comes
-/// below autograd at once, which saves making a node.
-template <auto fn, auto op, class Function>
+/// The node of a recorded call, from an op's `Gradient`:
+///
+///     static Tensor forward(AutogradContext* ctx, arguments...);                // runs below autograd
+///     static variable_list backward(AutogradContext* ctx, const Tensor& dy);    // gradients of the first arguments
+///
+/// forward may return a variable_list: then the first output is differentiable, the others are what backward needs.
+template <class Gradient, size_t inputs>
+struct Recorded : torch::autograd::Function<Recorded<Gradient, inputs>> {
+  template <class... Arguments>
+  static auto forward(AutogradContext* ctx, Arguments&&... arguments) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto outputs = Gradient::forward(ctx, arguments...);
+    if constexpr (std::is_same_v<decltype(outputs), variable_list>)
+      ctx->mark_non_differentiable({outputs.begin() + 1, outputs.end()});
+    ctx->set_materialize_grads(false);  // no zeros for what has no gradient
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list gradients;
+    if (grads[0].defined()) gradients = Gradient::backward(ctx, grads[0]);
+    gradients.resize(inputs);
+    return gradients;
+  }
+};
+
+/// The autograd kernel of the op that `fn` implements. What is not recorded goes to the next kernel at once, which
+/// saves making a node.
+template <auto fn, auto op, class Gradient>
 struct Autograd;
-template <class Result, class... Arguments, Result (*fn)(Arguments...), auto op, class Function>
-struct Autograd<fn, op, Function> {
+template <class Result, class... Arguments, Result (*fn)(Arguments...), auto op, class Gradient>
+struct Autograd<fn, op, Gradient> {
   static Result call(Arguments... arguments) {
     if (!recorded(arguments...)) {
       const at::AutoDispatchBelowAutograd below;
       return op().call(arguments...);
     }
+    const auto outputs = Recorded<Gradient, sizeof...(Arguments)>::apply(arguments...);
     if constexpr (std::is_same_v<Result, Tensor>) {
-      return Function::apply(arguments...);
+      return outputs;
     } else {
-      const variable_list outputs = Function::apply(arguments...);
       return [&]<size_t... i>(std::index_sequence<i...>) {
         return Result{outputs[i]...};
       }(std::make_index_sequence<std::tuple_size_v<Result>>());
     }
   }
 };
+
 /// Likewise for an op that changes its first argument.
-template <auto fn, auto op, class Function>
+template <auto fn, auto op, class Gradient>
 struct InplaceAutograd;
-template <class... Arguments, Tensor& (*fn)(Tensor&, Arguments...), auto op, class Function>
-struct InplaceAutograd<fn, op, Function> {
+template <class... Arguments, Tensor& (*fn)(Tensor&, Arguments...), auto op, class Gradient>
+struct InplaceAutograd<fn, op, Gradient> {
   static Tensor& call(Tensor& x, Arguments... arguments) {
     check_inplace(x);
     if (!recorded(x, arguments...)) {
       const at::AutoDispatchBelowAutograd below;
       return op().call(x, arguments...);
     }
-    Function::apply(x, arguments...);
+    Recorded<Gradient, 1 + sizeof...(Arguments)>::apply(x, arguments...);
     return x;
   }
 
-  /// Below autograd (where Function::apply does this itself), and in inference mode: what others have saved of x must
-  /// not be used any more.
+  /// The next kernel, which in inference mode is the first: other tensors' saved versions still count. (Of a recorded
+  /// call the node counts.)
   static Tensor& counted(Tensor& x, Arguments... arguments) {
     {
       const at::AutoDispatchBelowADInplaceOrView below;
@@ -199,12 +226,12 @@ struct InplaceAutograd<fn, op, Function> {
 #define DLK_IMPL_DEVICES(fn) DLK_REGISTER(CPU, #fn, TORCH_FN(fn))
 #endif
 
-/// Registers `fn` with the autograd::Function that has its gradients. Since it returns after allocating when its input
-/// is a meta tensor, it is also the shape function for torch.compile.
-#define DLK_IMPL(fn, Function)          \
+/// Registers `fn` with its `Gradient` (see Recorded). Since it returns after allocating when its input is a meta
+/// tensor, it is also the shape function for torch.compile.
+#define DLK_IMPL(fn, Gradient)          \
   DLK_IMPL_DEVICES(fn)                  \
   DLK_REGISTER(Meta, #fn, TORCH_FN(fn)) \
-  DLK_REGISTER(Autograd, #fn, &dlk::bindings::Autograd<fn, [] { return DLK_OP(fn); }, Function>::call)
+  DLK_REGISTER(Autograd, #fn, &dlk::bindings::Autograd<fn, [] { return DLK_OP(fn); }, Gradient>::call)
 
 /// Likewise, for a backward op that is called only where nothing is recorded. Falling through to it at once saves the
 /// boxed call that PyTorch's default for autograd makes.
@@ -214,8 +241,8 @@ struct InplaceAutograd<fn, op, Function> {
   DLK_REGISTER(Autograd, #fn, torch::CppFunction::makeFallthrough())
 
 /// Likewise, for an op that changes its first argument.
-#define DLK_IMPL_INPLACE(fn, Function)                                                            \
+#define DLK_IMPL_INPLACE(fn, Gradient)                                                            \
   DLK_IMPL_DEVICES(fn)                                                                            \
   DLK_REGISTER(ADInplaceOrView, #fn,                                                              \
-               &dlk::bindings::InplaceAutograd<fn, [] { return DLK_OP(fn); }, Function>::counted) \
-  DLK_REGISTER(Autograd, #fn, &dlk::bindings::InplaceAutograd<fn, [] { return DLK_OP(fn); }, Function>::call)
+               &dlk::bindings::InplaceAutograd<fn, [] { return DLK_OP(fn); }, Gradient>::counted) \
+  DLK_REGISTER(Autograd, #fn, &dlk::bindings::InplaceAutograd<fn, [] { return DLK_OP(fn); }, Gradient>::call)

@@ -168,18 +168,17 @@ std::vector<bool> needs(AutogradContext* ctx, bool has_bias) {
   return {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)};
 }
 
-struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
+struct ConvolutionGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         at::IntArrayRef geometry) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     save_operands(ctx, x, w);
     save_values(ctx, bias.has_value(), at::IntArrayRef(sizes_of(x)), geometry);
     return DLK_OP(convolution).call(x, w, bias, geometry);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &w = saved[1], &dy = grads[0];
+    const Tensor &x = saved[0], &w = saved[1];
     const auto [has_bias, x_size, geometry] = saved_values<bool, Ints, Ints>(ctx);
     const auto need = needs(ctx, has_bias);
     Tensor dx, dw, db;
@@ -197,18 +196,17 @@ struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
   }
 };
 
-struct TransposedConvolutionFunction : torch::autograd::Function<TransposedConvolutionFunction> {
+struct TransposedConvolutionGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         at::IntArrayRef y_size, at::IntArrayRef geometry) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     save_operands(ctx, x, w);
     save_values(ctx, bias.has_value(), at::IntArrayRef(sizes_of(x)), y_size, geometry);
     return DLK_OP(convolution_backward_input).call(x, w, bias, y_size, geometry);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &w = saved[1], &dy = grads[0];
+    const Tensor &x = saved[0], &w = saved[1];
     const auto [has_bias, x_size, y_size, geometry] = saved_values<bool, Ints, Ints, Ints>(ctx);
     const auto need = needs(ctx, has_bias);
     Tensor dx, dw, db;
@@ -320,8 +318,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("convolution_backward_input(Tensor dy, Tensor w, Tensor? bias, int[] x_size, int[] geometry) -> Tensor");
   m.def("convolution_backward_weight(Tensor x, Tensor dy, Tensor w, int[] geometry) -> Tensor");
 }
-DLK_IMPL(convolution, ConvolutionFunction)
-DLK_IMPL(convolution_backward_input, TransposedConvolutionFunction)
+DLK_IMPL(convolution, ConvolutionGradient)
+DLK_IMPL(convolution_backward_input, TransposedConvolutionGradient)
 DLK_IMPL_BACKWARD(convolution_backward_weight)
 
 Tensor conv1d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride,

@@ -121,20 +121,18 @@ Tensor pytorch(const Tensor& x, const Tensor& target, const OptionalTensor& weig
                 : at::nll_loss_nd(x, target, weight, reduction, ignore_index);
 }
 
-struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
+struct CrossEntropyGradient {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& target,
                                const OptionalTensor& weight, bool logits, int64_t reduction, int64_t ignore_index,
                                double label_smoothing) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const auto [loss, statistics, total] =
         DLK_OP(cross_entropy).call(x, target, weight, logits, reduction, ignore_index, label_smoothing);
     save_values(ctx, logits, reduction, ignore_index, label_smoothing);
     ctx->save_for_backward({x, target, or_undefined(weight), statistics, total});
-    ctx->mark_non_differentiable({statistics, total});
     return {loss, statistics, total};
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &target = saved[1], &statistics = saved[3], &total = saved[4];
     const OptionalTensor weight = optional(saved[2]);
@@ -142,17 +140,16 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
     variable_list gradients(7);
     const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
     if (create_graph() || needs[1]) {  // a gradient of probabilities is rare: PyTorch's
-      const variable_list found =
-          differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
-            return pytorch(inputs[0], inputs[1], weight, logits, reduction, ignore_index, label_smoothing);
-          });
+      const variable_list found = differentiable_gradients({x, target}, needs, dy, [&](const variable_list& inputs) {
+        return pytorch(inputs[0], inputs[1], weight, logits, reduction, ignore_index, label_smoothing);
+      });
       gradients[0] = found[0];
       gradients[1] = found[1];
       return gradients;
     }
     gradients[0] =
         DLK_OP(cross_entropy_backward)
-            .call(grads[0], x, target, weight, statistics, total, logits, reduction, ignore_index, label_smoothing);
+            .call(dy, x, target, weight, statistics, total, logits, reduction, ignore_index, label_smoothing);
     return gradients;
   }
 };
@@ -169,7 +166,7 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "cross_entropy_backward(Tensor dloss, Tensor x, Tensor target, Tensor? weight, Tensor statistics, Tensor total, "
       "bool logits, int reduction, int ignore_index, float label_smoothing) -> Tensor");
 }
-DLK_IMPL(cross_entropy, CrossEntropyFunction)
+DLK_IMPL(cross_entropy, CrossEntropyGradient)
 DLK_IMPL_BACKWARD(cross_entropy_backward)
 
 Tensor cross_entropy_entry(const Tensor& input, const Tensor& target, const OptionalTensor& weight, bool logits,

@@ -112,51 +112,43 @@ Tensor dropout_backward(const Tensor& dy, const Tensor& keep, double p, bool cha
   return dx;
 }
 
-struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
+struct DropoutGradient {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& seed, double p, bool channels) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, keep] = DLK_OP(dropout).call(x, seed, p, channels);
     save_values(ctx, p, channels, is_channels_last(x));
     ctx->save_for_backward({keep});
-    ctx->mark_non_differentiable({keep});
     return {y, keep};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const auto [p, channels, channels_last] = saved_values<double, bool, bool>(ctx);
     const Tensor keep = ctx->get_saved_variables()[0];
-    return {DLK_OP(dropout_backward).call(grads[0], keep, p, channels, channels_last), Tensor(), Tensor(), Tensor()};
+    return {DLK_OP(dropout_backward).call(dy, keep, p, channels, channels_last)};
   }
 };
 
-/// Has one output, as a Function that changes a view must.
-struct InplaceDropoutFunction : torch::autograd::Function<InplaceDropoutFunction> {
+/// With one output, as whatever changes a view must have.
+struct InplaceDropoutGradient {
   static Tensor forward(AutogradContext* ctx, Tensor x, const Tensor& seed, double p, bool channels) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     ctx->mark_dirty({x});
     save_values(ctx, p, channels, is_channels_last(x));
     ctx->save_for_backward({drop_inplace(x, seed, p, channels)});
     return x;
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return DropoutFunction::backward(ctx, grads);
-  }
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) { return DropoutGradient::backward(ctx, dy); }
 };
 
 /// The mask is constant: backward is linear in dy and its own derivative.
-struct DropoutBackwardFunction : torch::autograd::Function<DropoutBackwardFunction> {
+struct DropoutBackwardGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& dy, const Tensor& keep, double p, bool channels,
                         bool channels_last) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     save_values(ctx, p, channels, channels_last);
     ctx->save_for_backward({keep});
     return DLK_OP(dropout_backward).call(dy, keep, p, channels, channels_last);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return DropoutFunction::backward(ctx, grads);
-  }
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) { return DropoutGradient::backward(ctx, dy); }
 };
 
 Counter dropout_calls("dropout"), dropout2d_calls("dropout2d");
@@ -168,9 +160,9 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("dropout_(Tensor(a!) x, Tensor seed, float p, bool channels) -> Tensor(a!)");
   m.def("dropout_backward(Tensor dy, Tensor keep, float p, bool channels, bool channels_last) -> Tensor");
 }
-DLK_IMPL(dropout, DropoutFunction)
-DLK_IMPL_INPLACE(dropout_, InplaceDropoutFunction)
-DLK_IMPL(dropout_backward, DropoutBackwardFunction)
+DLK_IMPL(dropout, DropoutGradient)
+DLK_IMPL_INPLACE(dropout_, InplaceDropoutGradient)
+DLK_IMPL(dropout_backward, DropoutBackwardGradient)
 
 Tensor dropout_entry(const Tensor& input, double p, bool training, bool inplace, bool channels) {
   Counter& calls = channels ? dropout2d_calls : dropout_calls;

@@ -76,16 +76,15 @@ Tensor pytorch(const Tensor& x, const Tensor& target, const OptionalTensor& weig
   return at::binary_cross_entropy_with_logits(x, target, weight, pos_weight, reduction);
 }
 
-struct LossFunction : torch::autograd::Function<LossFunction> {
+struct LossGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
                         const OptionalTensor& pos_weight, int64_t loss, int64_t reduction) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     save_values(ctx, loss, reduction);
     ctx->save_for_backward({x, target, or_undefined(weight), or_undefined(pos_weight)});
     return DLK_OP(elementwise_loss).call(x, target, weight, pos_weight, loss, reduction);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &target = saved[1];
     const OptionalTensor weight = optional(saved[2]), pos_weight = optional(saved[3]);
@@ -94,15 +93,14 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
     variable_list gradients(6);
     const bool mse = static_cast<Loss>(loss) == Loss::mse;
     if (create_graph() || (needs[1] && !mse)) {  // a gradient of probabilities is rare: PyTorch's
-      const variable_list found =
-          differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
-            return pytorch(inputs[0], inputs[1], weight, pos_weight, loss, reduction);
-          });
+      const variable_list found = differentiable_gradients({x, target}, needs, dy, [&](const variable_list& inputs) {
+        return pytorch(inputs[0], inputs[1], weight, pos_weight, loss, reduction);
+      });
       gradients[0] = found[0];
       gradients[1] = found[1];
       return gradients;
     }
-    gradients[0] = DLK_OP(elementwise_loss_backward).call(grads[0], x, target, weight, pos_weight, loss, reduction);
+    gradients[0] = DLK_OP(elementwise_loss_backward).call(dy, x, target, weight, pos_weight, loss, reduction);
     if (needs[1]) gradients[1] = gradients[0].neg();
     return gradients;
   }
@@ -125,7 +123,7 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "elementwise_loss_backward(Tensor dy, Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int loss, "
       "int reduction) -> Tensor");
 }
-DLK_IMPL(elementwise_loss, LossFunction)
+DLK_IMPL(elementwise_loss, LossGradient)
 DLK_IMPL_BACKWARD(elementwise_loss_backward)
 
 Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,

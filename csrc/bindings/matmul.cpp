@@ -31,20 +31,21 @@ Tensor as_rows(const Tensor& x) {
 void multiply(const Tensor& a, const Tensor& b, bool transpose_b, const Tensor& bias, const Tensor& c) {
   if (c.numel() == 0) return;
   const Tensor left = readable(a), right = readable(b), row = bias.defined() ? bias.contiguous() : bias;
+  const int64_t N = b.size(transpose_b ? -2 : -1);
   Gemm p{.M = a.size(-2),
-         .N = b.size(transpose_b ? -2 : -1),
+         .N = N,
          .K = a.size(-1),
          .a_row = left.stride(-2),
          .a_col = left.stride(-1),
          .b_row = right.stride(transpose_b ? -1 : -2),
          .b_col = right.stride(transpose_b ? -2 : -1),
+         .c_row = N,
          .allow_tf32 = allow_tf32(c, /*convolution=*/false)};
-  p.c_row = p.N;
   if (a.dim() == 3) {
     p.batch = a.size(0);
     p.a_batch = left.stride(0);
     p.b_batch = right.stride(0);
-    p.c_batch = p.M * p.N;
+    p.c_batch = p.M * N;
   }
   with_kernels<GemmKernels>(c, [&]<class T>(const GemmKernels<T>& kernels, Context& context) {
     kernels.multiply(p, const_data<T>(left), const_data<T>(right), const_data<T>(row), mutable_data<T>(c), context);
@@ -84,48 +85,46 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias)
   return y;
 }
 
-struct GemmFunction : torch::autograd::Function<GemmFunction> {
+struct GemmGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({b.requires_grad() ? a : Tensor(), a.requires_grad() ? b : Tensor()});
     return DLK_OP(gemm).call(a, b);
   }
 
   // Under create_graph the products below are recorded like any other.
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dc) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &a = saved[0], &b = saved[1], &dc = grads[0];
+    const Tensor &a = saved[0], &b = saved[1];
     Tensor da, db;
-    if (ctx->needs_input_grad(0)) da = DLK_OP(gemm).call(dc, b.mT());
-    if (ctx->needs_input_grad(1)) db = DLK_OP(gemm).call(a.mT(), dc);
+    if (ctx->needs_input_grad(0)) da = DLK_OP(gemm).call(dc, b.transpose(-2, -1));
+    if (ctx->needs_input_grad(1)) db = DLK_OP(gemm).call(a.transpose(-2, -1), dc);
     return {da, db};
   }
 };
 
-struct LinearFunction : torch::autograd::Function<LinearFunction> {
+struct LinearGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
     save_values(ctx, bias.has_value());
     return DLK_OP(linear).call(x, weight, bias);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1];
     const auto [has_bias] = saved_values<bool>(ctx);
-    const Tensor dy = as_rows(grads[0]);
+    const Tensor rows = as_rows(dy);
     Tensor dx, dweight, dbias;
     if (ctx->needs_input_grad(0)) {
-      dx = DLK_OP(gemm).call(dy, weight);
-      if (grads[0].dim() != 2) {
-        std::vector<c10::SymInt> sizes = grads[0].sym_sizes().vec();
+      dx = DLK_OP(gemm).call(rows, weight);
+      if (dy.dim() != 2) {
+        std::vector<c10::SymInt> sizes = dy.sym_sizes().vec();
         sizes.back() = weight.sym_size(1);
         dx = dx.view_symint(sizes);
       }
     }
-    if (ctx->needs_input_grad(1)) dweight = DLK_OP(gemm).call(dy.t(), as_rows(x));
-    if (has_bias && ctx->needs_input_grad(2)) dbias = create_graph() ? dy.sum(0) : channel_sum_op(dy.unsqueeze(2));
+    if (ctx->needs_input_grad(1)) dweight = DLK_OP(gemm).call(rows.t(), as_rows(x));
+    if (has_bias && ctx->needs_input_grad(2)) dbias = create_graph() ? rows.sum(0) : channel_sum_op(rows.unsqueeze(2));
     return {dx, dweight, dbias};
   }
 };
@@ -163,8 +162,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("gemm(Tensor a, Tensor b) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 }
-DLK_IMPL(gemm, GemmFunction)
-DLK_IMPL(linear, LinearFunction)
+DLK_IMPL(gemm, GemmGradient)
+DLK_IMPL(linear, LinearGradient)
 
 Tensor linear_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   const bool plain_bias = !bias || (bias->dim() == 1 && (bias->sym_size(0) != 1 || weight.sym_size(0) == 1));

@@ -49,21 +49,20 @@ Tensor softmax_backward(const Tensor& dy, const Tensor& y, int64_t dim, bool log
   return dx;
 }
 
-struct SoftmaxFunction : torch::autograd::Function<SoftmaxFunction> {
+struct SoftmaxGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t dim, bool log) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const Tensor y = DLK_OP(softmax).call(x, dim, log);
     save_values(ctx, dim, log);
     ctx->save_for_backward({y});
     return y;
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const Tensor y = ctx->get_saved_variables()[0];
     const auto [dim, log] = saved_values<int64_t, bool>(ctx);
-    if (!create_graph()) return {DLK_OP(softmax_backward).call(grads[0], y, dim, log), Tensor(), Tensor()};
+    if (!create_graph()) return {DLK_OP(softmax_backward).call(dy, y, dim, log)};
     const auto reference = log ? at::_log_softmax_backward_data : at::_softmax_backward_data;
-    return {reference(grads[0], y, dim, y.scalar_type()), Tensor(), Tensor()};
+    return {reference(dy, y, dim, y.scalar_type())};
   }
 };
 
@@ -75,7 +74,7 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("softmax(Tensor x, int dim, bool log) -> Tensor");
   m.def("softmax_backward(Tensor dy, Tensor y, int dim, bool log) -> Tensor");
 }
-DLK_IMPL(softmax, SoftmaxFunction)
+DLK_IMPL(softmax, SoftmaxGradient)
 DLK_IMPL_BACKWARD(softmax_backward)
 
 Tensor softmax_entry(const Tensor& input, int64_t dim, bool log) {
