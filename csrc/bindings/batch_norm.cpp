@@ -1,9 +1,9 @@
 // Batch normalisation (`dlkernels::batch_norm_training`, `batch_norm_eval`, one backward op) and instance
 // normalisation, which is batch normalisation of a (1, N C, ...) view.
 //
-// The training op returns the batch's statistics; the entry point updates the running ones from them, by PyTorch's
-// in-place operations where torch.compile or a GPU must follow, else by a loop, since five operations on C elements
-// cost more than a small layer.
+// The training op returns the batch's statistics; the entry point updates the running ones from them: by a loop on the
+// CPU, where five operations on C elements cost more than a small layer, else by PyTorch's in-place operations, which
+// torch.compile can follow.
 #include "csrc/core/batch_norm.h"
 
 #include <ATen/ops/batch_norm.h>
@@ -135,9 +135,10 @@ void check_size(const char* name, const Tensor& x, int64_t C) {
               " channels, got size ", at::IntArrayRef(sizes));
 }
 
-/// Whether PyTorch must see an operation on x: it is traced, or a mode like FlopCounterMode watches.
+/// Whether PyTorch must see what happens to x, since torch.compile, torch.jit.trace or a dispatch mode records it.
 bool watched(const Tensor& x) {
-  return (x.key_set() | c10::impl::tls_local_dispatch_key_set().included_).has(c10::DispatchKey::Python);
+  constexpr c10::DispatchKeySet recorders({c10::DispatchKey::Python, c10::DispatchKey::Tracer});
+  return (x.key_set() | c10::impl::tls_local_dispatch_key_set().included_).has_any(recorders);
 }
 
 template <class T>

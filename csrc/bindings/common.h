@@ -2,8 +2,8 @@
 // gradient for create_graph; device.h has the call of a kernel.
 //
 // The only layer that sees torch. An op's file here does, in this order: its ops (checks, allocation, kernel call; one
-// function serves CPU, CUDA and the Meta key), its autograd::Function, its registration, and its entry point, which
-// module.cpp exposes to Python.
+// function serves CPU, CUDA and the Meta key), its Gradient, its registration, and its entry point, which module.cpp
+// exposes to Python.
 #pragma once
 
 #include <ATen/DimVector.h>
@@ -22,6 +22,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -36,7 +37,7 @@ using torch::autograd::variable_list;
 /// Calls of one op so far: how many ran on our kernels and how many went to PyTorch. One per entry point, in static
 /// storage.
 struct Counter {
-  Counter(const char* op);  // NOLINT: a name is a counter's
+  Counter(const char* op);  // implicit: a table of ops names its counters
   const char* const op;
   std::atomic<int64_t> kernel = 0;
   std::atomic<int64_t> fallback = 0;
@@ -102,7 +103,7 @@ inline Tensor or_undefined(const OptionalTensor& x) { return x.has_value() ? *x 
 
 // ---- Ops and autograd
 
-/// Keeps for backward what is no tensor. All in one entry: a key costs more than a value.
+/// Keeps for backward what is no tensor, under one key: keys cost more than values.
 template <class... Values>
 void save_values(AutogradContext* ctx, const Values&... values) {
   c10::impl::GenericList list(c10::AnyType::get());
@@ -129,7 +130,7 @@ bool recorded(const Arguments&... arguments) {
   return at::GradMode::is_enabled() && (requires_grad(arguments) || ...);
 }
 
-/// The node of a recorded call, from an op's `Gradient`:
+/// The autograd node of a call, from an op's `Gradient`:
 ///
 ///     static Tensor forward(AutogradContext* ctx, arguments...);                // runs below autograd
 ///     static variable_list backward(AutogradContext* ctx, const Tensor& dy);    // gradients of the first arguments
@@ -155,8 +156,8 @@ struct Recorded : torch::autograd::Function<Recorded<Gradient, inputs>> {
   }
 };
 
-/// The autograd kernel of the op that `fn` implements. What is not recorded goes to the next kernel at once, which
-/// saves making a node.
+/// The autograd kernel of the op that `fn` implements. A call that is not recorded goes to the next kernel at once:
+/// Function::apply makes a node even then, which costs more than a small layer.
 template <auto fn, auto op, class Gradient>
 struct Autograd;
 template <class Result, class... Arguments, Result (*fn)(Arguments...), auto op, class Gradient>
@@ -192,8 +193,8 @@ struct InplaceAutograd<fn, op, Gradient> {
     return x;
   }
 
-  /// The next kernel, which in inference mode is the first: other tensors' saved versions still count. (Of a recorded
-  /// call the node counts.)
+  /// The kernel that follows, and in inference mode the first: it counts the change for those who have saved x. (Of a
+  /// recorded call, the node counts it.)
   static Tensor& counted(Tensor& x, Arguments... arguments) {
     {
       const at::AutoDispatchBelowADInplaceOrView below;
