@@ -48,18 +48,19 @@ def _tuple(op, name, value, length):
     return value
 
 
-def _padding_per_side(op, padding, stride, dilation, kernel_size):
+def _padding_per_side(op, padding, stride, dilation, weight):
     """Padding as (before, after) for each spatial dimension in turn; 'same' puts the odd zero after."""
-    n = len(kernel_size)
+    n = len(stride)
     if not isinstance(padding, str):
-        return tuple(p for p in _tuple(op, "padding", padding, n) for _ in range(2))
+        sides = _tuple(op, "padding", padding, n)
+        return sides[:1] * 2 + sides[1:] * 2  # for one or two dimensions
     if padding == "valid":
         return (0,) * (2 * n)
     if padding != "same":
         raise RuntimeError(f"{op}: padding must be 'same', 'valid' or integers, got {padding!r}")
     if any(s != 1 for s in stride):
         raise RuntimeError(f"{op}: padding='same' is not supported for strided convolutions, got stride={stride}")
-    totals = [d * (k - 1) for d, k in zip(dilation, kernel_size)]
+    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
     return tuple(side for total in totals for side in (total // 2, total - total // 2))
 
 
@@ -70,7 +71,7 @@ def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     `padding` is a number of zeros on both sides, 'valid' or 'same'. RuntimeError if sizes do not fit.
     """
     (stride,), (dilation,) = _tuple("conv1d", "stride", stride, 1), _tuple("conv1d", "dilation", dilation, 1)
-    padding = _padding_per_side("conv1d", padding, (stride,), (dilation,), weight.shape[2:])
+    padding = _padding_per_side("conv1d", padding, (stride,), (dilation,), weight)
     return _C.conv1d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -82,7 +83,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     is channels_last if input or weight is. RuntimeError if sizes do not fit.
     """
     stride, dilation = _tuple("conv2d", "stride", stride, 2), _tuple("conv2d", "dilation", dilation, 2)
-    padding = _padding_per_side("conv2d", padding, stride, dilation, weight.shape[2:])
+    padding = _padding_per_side("conv2d", padding, stride, dilation, weight)
     return _C.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 from util import DTYPES, LAYOUTS, check, check_gradients, check_threads, rand
 
 import dlkernels.functional as DF
@@ -135,6 +136,38 @@ def test_create_graph_leaves_running_statistics():
     after = mean.clone(), var.clone()
     torch.autograd.grad((y * rand(4, 5, 6, 7)).sum(), x, create_graph=True)
     assert torch.equal(mean, after[0]) and torch.equal(var, after[1])
+
+
+def test_update_of_running_statistics_is_noticed():
+    x, other = rand(4, 5, 6, 7), rand(5).requires_grad_()
+    mean, var, _, _ = parameters(5)
+    y = other * mean
+    DF.batch_norm(x, mean, var, training=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    with torch.inference_mode():
+        made_there = mean.clone()
+        DF.batch_norm(x, made_there, var, training=True)
+    before = made_there.tolist()
+    with pytest.raises(RuntimeError, match="inference tensor outside InferenceMode"):
+        DF.batch_norm(x, made_there, var, training=True)
+    assert made_there.tolist() == before
+
+
+@pytest.mark.parametrize("record", [make_fx, torch.jit.trace])
+def test_update_of_running_statistics_is_recorded(record):
+    def step(x, mean, var):
+        return DF.batch_norm(x, mean, var, training=True)
+
+    def statistics():
+        return parameters(5)[:2]
+
+    x = rand(4, 5, 6, 7)
+    recorded = record(step, (x, *statistics())) if record is torch.jit.trace else record(step)(x, *statistics())
+    expected, got = statistics(), statistics()
+    step(x, *expected)
+    recorded(x, *got)
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -90,6 +90,26 @@ def test_inplace_in_inference_mode_is_noticed(name):
         INPLACE[name](made_there)
 
 
+class Ends(torch.autograd.Function):
+    """Passes x on and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return None
+
+
+@pytest.mark.parametrize("op", ["relu", "softmax", "layer_norm", "linear"])
+def test_no_gradient_of_the_output(op):
+    x, arguments = rand(4, 5).requires_grad_(), {"softmax": (1,), "layer_norm": ((5,),), "linear": (rand(3, 5),)}
+    for module in (DF, F):
+        y = getattr(module, op)(x, *arguments.get(op, ()))
+        assert torch.autograd.grad(Ends.apply(y).sum(), x, allow_unused=True) == (None,)
+
+
 @pytest.mark.parametrize("name", ["leaky_relu", "elu", "hardtanh", "relu6", "gelu", "silu"])
 def test_output_may_be_changed_in_place(name):
     """PyTorch saves these ops' inputs: models that change the output train there, so they must here."""

@@ -31,14 +31,14 @@ enum class Saves { input, output, output_if_inplace };
 
 /// What PyTorch offers for a formula: its op, and its differentiable backward from what the formula saves.
 struct Reference {
-  const char* name;
+  Counter calls;
   Activation formula;
   Saves saves;
   Tensor (*forward)(const Tensor& x, double a, double b);
   Tensor (*backward)(const Tensor& dy, const Tensor& saved, double a, double b);
 };
 
-constexpr Reference kReferences[] = {
+Reference kReferences[] = {
     {"relu", Activation::relu, Saves::output, [](const Tensor& x, double, double) { return at::relu(x); },
      [](const Tensor& dy, const Tensor& y, double, double) { return at::threshold_backward(dy, y, 0); }},
     {"leaky_relu", Activation::leaky_relu, Saves::output_if_inplace,
@@ -72,7 +72,7 @@ constexpr Reference kReferences[] = {
      [](const Tensor& dy, const Tensor& x, double a, double b) { return at::softplus_backward(dy, x, a, b); }},
 };
 
-const Reference& reference(int64_t formula) {
+Reference& reference(int64_t formula) {
   TORCH_CHECK_INDEX(formula >= 0 && formula < std::ssize(kReferences), "activation: no formula ", formula);
   return kReferences[formula];
 }
@@ -119,14 +119,12 @@ bool saves_output(const Reference& ref, double a, bool inplace) {
   return ref.saves == Saves::output || (ref.saves == Saves::output_if_inplace && inplace);
 }
 
-struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
-  static Tensor forward(AutogradContext* ctx, Tensor x, int64_t formula, double a, double b, bool inplace) {
-    const at::AutoDispatchBelowADInplaceOrView below;
+template <bool inplace>
+struct ActivationGradient {
+  static Tensor forward(AutogradContext* ctx, Tensor x, int64_t formula, double a, double b) {
     const bool from_output = saves_output(reference(formula), a, inplace);
     if (static_cast<Activation>(formula) == Activation::elu) b = from_output;
-    ctx->saved_data["formula"] = formula;
-    ctx->saved_data["a"] = a;
-    ctx->saved_data["b"] = b;
+    save_values(ctx, formula, a, b);
     Tensor input = x;
     if (inplace) {
       if (!from_output) input = x.clone();
@@ -139,35 +137,14 @@ struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
     return x;
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const Tensor saved = ctx->get_saved_variables()[0];
-    const int64_t formula = ctx->saved_data["formula"].toInt();
-    const double a = ctx->saved_data["a"].toDouble(), b = ctx->saved_data["b"].toDouble();
-    const Tensor dx = create_graph() ? reference(formula).backward(grads[0], saved, a, b)
-                                     : DLK_OP(activation_backward).call(grads[0], saved, formula, a, b);
-    return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
+    const auto [formula, a, b] = saved_values<int64_t, double, double>(ctx);
+    const Tensor dx = create_graph() ? reference(formula).backward(dy, saved, a, b)
+                                     : DLK_OP(activation_backward).call(dy, saved, formula, a, b);
+    return {dx};
   }
 };
-
-Tensor activation_autograd(const Tensor& x, int64_t formula, double a, double b) {
-  return ActivationFunction::apply(x, formula, a, b, false);
-}
-
-Tensor& activation_inplace_autograd(Tensor& x, int64_t formula, double a, double b) {
-  check_inplace(x);
-  ActivationFunction::apply(x, formula, a, b, true);
-  return x;
-}
-
-/// In inference mode, where autograd is off but other tensors' saved versions still count.
-Tensor& activation_inplace_counted(Tensor& x, int64_t formula, double a, double b) {
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    DLK_OP(activation_).call(x, formula, a, b);
-  }
-  torch::autograd::impl::bump_version(x);
-  return x;
-}
 
 }  // namespace
 
@@ -176,24 +153,19 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("activation_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)");
   m.def("activation_backward(Tensor dy, Tensor saved, int formula, float a, float b) -> Tensor");
 }
-DLK_IMPL(activation)
-DLK_IMPL(activation_backward)
-DLK_IMPL_INPLACE(activation_)
-TORCH_LIBRARY_IMPL(dlkernels, ADInplaceOrView, m) { m.impl("activation_", TORCH_FN(activation_inplace_counted)); }
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
-  m.impl("activation", TORCH_FN(activation_autograd));
-  m.impl("activation_", TORCH_FN(activation_inplace_autograd));
-}
+DLK_IMPL(activation, ActivationGradient<false>)
+DLK_IMPL_INPLACE(activation_, ActivationGradient<true>)
+DLK_IMPL_BACKWARD(activation_backward)
 
 Tensor activation_by_name(const std::string& name, const Tensor& input, double a, double b, bool inplace) {
-  for (const Reference& ref : kReferences) {
-    if (name != ref.name) continue;
+  for (Reference& ref : kReferences) {
+    if (name != ref.calls.op) continue;
     const int64_t formula = static_cast<int64_t>(ref.formula);
     Tensor x = input;
     // A traced in-place op would need an alias-aware functionalization that custom ops do not get: PyTorch's runs
     // there.
     const bool traced = inplace && x.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
-    if (!covered(ref.name, {x}, !traced)) return inplace ? x.copy_(ref.forward(x, a, b)) : ref.forward(x, a, b);
+    if (!covered(ref.calls, {x}, !traced)) return inplace ? x.copy_(ref.forward(x, a, b)) : ref.forward(x, a, b);
     return inplace ? DLK_OP(activation_).call(x, formula, a, b) : DLK_OP(activation).call(x, formula, a, b);
   }
   TORCH_CHECK_VALUE(false, "activation: no formula named '", name, "'");

@@ -1,13 +1,15 @@
 // Batch normalisation (`dlkernels::batch_norm_training`, `batch_norm_eval`, one backward op) and instance
 // normalisation, which is batch normalisation of a (1, N C, ...) view.
 //
-// The training op returns the batch's statistics; the entry point updates the running ones from them with PyTorch's
-// in-place operations, which torch.compile can follow, on tensors of C elements.
+// The training op returns the batch's statistics; the entry point updates the running ones from them: by a loop on the
+// CPU, where five operations on C elements cost more than a small layer, else by PyTorch's in-place operations, which
+// torch.compile can follow.
 #include "csrc/core/batch_norm.h"
 
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/instance_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include "csrc/bindings/common.h"
 #include "csrc/bindings/ops.h"
@@ -25,7 +27,8 @@ BatchNormShape shape_of(const Tensor& x, at::MemoryFormat format) {
 
 /// Running statistics have the dtype of x, kernels take them in that of sums.
 Tensor as_statistics(const Tensor& statistics, const Tensor& x) {
-  return statistics.to(accumulate_options(x)).contiguous();
+  const at::ScalarType dtype = at::typeMetaToScalarType(accumulate_options(x).dtype());
+  return (statistics.scalar_type() == dtype ? statistics : statistics.to(dtype)).contiguous();
 }
 
 // batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor var)
@@ -82,67 +85,48 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& dy, const T
 }
 
 /// PyTorch's gradients of x, weight and bias, which are differentiable.
-variable_list differentiable_backward(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
-                                      const OptionalTensor& weight, bool training, double eps) {
+std::tuple<Tensor, Tensor, Tensor> differentiable_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
+                                                           const Tensor& var, const OptionalTensor& weight,
+                                                           bool training, double eps) {
   const OptionalTensor running_mean = training ? std::nullopt : OptionalTensor(mean);
   const OptionalTensor running_var = training ? std::nullopt : OptionalTensor(var);
-  const auto [dx, dweight, dbias] =
-      at::native_batch_norm_backward(dy, x, weight, running_mean, running_var, as_statistics(mean, x),
-                                     (as_statistics(var, x) + eps).rsqrt(), training, eps, {true, true, true});
-  return {dx, dweight, dbias};
+  return at::native_batch_norm_backward(dy, x, weight, running_mean, running_var, as_statistics(mean, x),
+                                        (as_statistics(var, x) + eps).rsqrt(), training, eps, {true, true, true});
 }
 
-/// Serves both modes: in eval mode mean and var are inputs, in training they are outputs beside y.
-struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
+struct BatchNormGradient {
+  // Training: mean and var are outputs beside y.
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
-                               const OptionalTensor& bias, const OptionalTensor& mean, const OptionalTensor& var,
-                               double eps) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const bool training = !mean.has_value();
-    ctx->saved_data["training"] = training;
-    ctx->saved_data["eps"] = eps;
-    ctx->saved_data["has_bias"] = bias.has_value();
-    if (!training) {
-      // Copies: training later updates the buffers, and must not make this backward raise.
-      ctx->save_for_backward({x, or_undefined(weight), mean->clone(), var->clone()});
-      return {DLK_OP(batch_norm_eval).call(x, *mean, *var, weight, bias, eps)};
-    }
-    const auto [y, batch_mean, batch_var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);
-    ctx->save_for_backward({x, or_undefined(weight), batch_mean, batch_var});
-    ctx->mark_non_differentiable({batch_mean, batch_var});
-    return {y, batch_mean, batch_var};
+                               const OptionalTensor& bias, double eps) {
+    const auto [y, mean, var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);
+    save_values(ctx, /*training=*/true, bias.has_value(), eps);
+    ctx->save_for_backward({x, or_undefined(weight), mean, var});
+    return {y, mean, var};
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  // Evaluation: mean and var are inputs.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& mean, const Tensor& var,
+                        const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+    save_values(ctx, /*training=*/false, bias.has_value(), eps);
+    // Copies: training later updates the buffers, and must not make this backward raise.
+    ctx->save_for_backward({x, or_undefined(weight), mean.clone(), var.clone()});
+    return DLK_OP(batch_norm_eval).call(x, mean, var, weight, bias, eps);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &mean = saved[2], &var = saved[3];
     const OptionalTensor weight = optional(saved[1]);
-    const bool training = ctx->saved_data["training"].toBool();
-    const double eps = ctx->saved_data["eps"].toDouble();
-    variable_list gradients(6);
-    if (create_graph()) {
-      const variable_list found = differentiable_backward(grads[0], x, mean, var, weight, training, eps);
-      std::copy(found.begin(), found.end(), gradients.begin());
-    } else {
-      std::tie(gradients[0], gradients[1], gradients[2]) =
-          DLK_OP(batch_norm_backward).call(grads[0], x, mean, var, weight, training, eps);
-    }
-    if (!weight.has_value()) gradients[1] = Tensor();
-    if (!ctx->saved_data["has_bias"].toBool()) gradients[2] = Tensor();
-    return gradients;
+    const auto [training, has_bias, eps] = saved_values<bool, bool, double>(ctx);
+    auto [dx, dweight, dbias] = create_graph()
+                                    ? differentiable_backward(dy, x, mean, var, weight, training, eps)
+                                    : DLK_OP(batch_norm_backward).call(dy, x, mean, var, weight, training, eps);
+    if (!weight.has_value()) dweight = Tensor();
+    if (!has_bias) dbias = Tensor();
+    if (training) return {dx, dweight, dbias};
+    return {dx, Tensor(), Tensor(), dweight, dbias};
   }
 };
-
-std::tuple<Tensor, Tensor, Tensor> batch_norm_training_autograd(const Tensor& x, const OptionalTensor& weight,
-                                                                const OptionalTensor& bias, double eps) {
-  const variable_list outputs = BatchNormFunction::apply(x, weight, bias, std::nullopt, std::nullopt, eps);
-  return {outputs[0], outputs[1], outputs[2]};
-}
-
-Tensor batch_norm_eval_autograd(const Tensor& x, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
-                                const OptionalTensor& bias, double eps) {
-  return BatchNormFunction::apply(x, weight, bias, OptionalTensor(mean), OptionalTensor(var), eps)[0];
-}
 
 void check_size(const char* name, const Tensor& x, int64_t C) {
   if (!x.defined()) return;
@@ -151,11 +135,30 @@ void check_size(const char* name, const Tensor& x, int64_t C) {
               " channels, got size ", at::IntArrayRef(sizes));
 }
 
-/// running = (1 - momentum) running + momentum batch, in the batch statistics' type: that of arithmetic.
-void update(const Tensor& running, const Tensor& batch, double momentum) {
+/// Whether PyTorch must see what happens to x, since torch.compile, torch.jit.trace or a dispatch mode records it.
+bool watched(const Tensor& x) {
+  constexpr c10::DispatchKeySet recorders({c10::DispatchKey::Python, c10::DispatchKey::Tracer});
+  return (x.key_set() | c10::impl::tls_local_dispatch_key_set().included_).has_any(recorders);
+}
+
+template <class T>
+void update_elements(const Tensor& running, const Tensor& batch, double momentum, double factor) {
+  T* const r = mutable_data<T>(running);
+  const T* const b = const_data<T>(batch);
+  for (int64_t c = 0; c < running.numel(); ++c) r[c] = static_cast<T>((1 - momentum) * r[c] + momentum * factor * b[c]);
+}
+
+/// running = (1 - momentum) running + momentum factor batch.
+void update(const Tensor& running, const Tensor& batch, double momentum, double factor) {
   if (!running.defined()) return;
+  const at::ScalarType dtype = batch.scalar_type();  // that of arithmetic
+  if (running.is_cpu() && running.is_contiguous() && running.scalar_type() == dtype && !watched(running)) {
+    torch::autograd::impl::bump_version(running);  // raises for a tensor that must not be changed here
+    return dtype == at::kDouble ? update_elements<double>(running, batch, momentum, factor)
+                                : update_elements<float>(running, batch, momentum, factor);
+  }
   const at::NoGradGuard no_grad;
-  const Tensor updated = running.to(batch.scalar_type()).mul_(1 - momentum).add_(batch, momentum);
+  const Tensor updated = running.to(dtype).mul_(1 - momentum).add_(batch, momentum * factor);
   if (!updated.is_same(running)) running.copy_(updated);
 }
 
@@ -180,10 +183,12 @@ Tensor batch_norm_covered(const Tensor& x, const Tensor& running_mean, const Ten
   double count = 1;
   for (size_t i = 0; i < sizes.size(); ++i)
     if (i != 1) count *= static_cast<double>(sizes[i]);
-  update(running_mean, mean, momentum);
-  update(running_var, var * (count / (count - 1)), momentum);  // the running variance is the unbiased one
+  update(running_mean, mean, momentum, 1);
+  update(running_var, var, momentum, count / (count - 1));  // the running variance is the unbiased one
   return y;
 }
+
+Counter batch_norm_calls("batch_norm"), instance_norm_calls("instance_norm");
 
 }  // namespace
 
@@ -194,19 +199,15 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool training, float eps) -> "
       "(Tensor, Tensor, Tensor)");
 }
-DLK_IMPL(batch_norm_training)
-DLK_IMPL(batch_norm_eval)
-DLK_IMPL(batch_norm_backward)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
-  m.impl("batch_norm_training", TORCH_FN(batch_norm_training_autograd));
-  m.impl("batch_norm_eval", TORCH_FN(batch_norm_eval_autograd));
-}
+DLK_IMPL(batch_norm_training, BatchNormGradient)
+DLK_IMPL(batch_norm_eval, BatchNormGradient)
+DLK_IMPL_BACKWARD(batch_norm_backward)
 
 Tensor batch_norm(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
                   const OptionalTensor& weight, const OptionalTensor& bias, bool training, double momentum,
                   double eps) {
   const Tensor mean = or_undefined(running_mean), var = or_undefined(running_var);
-  if (!covered("batch_norm", {input, mean, var, or_undefined(weight), or_undefined(bias)}, input.dim() >= 2))
+  if (!covered(batch_norm_calls, {input, mean, var, or_undefined(weight), or_undefined(bias)}, input.dim() >= 2))
     return at::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, false);
   return batch_norm_covered(input, mean, var, weight, bias, training, momentum, eps);
 }
@@ -215,7 +216,7 @@ Tensor instance_norm(const Tensor& input, const OptionalTensor& running_mean, co
                      const OptionalTensor& weight, const OptionalTensor& bias, bool use_input_stats, double momentum,
                      double eps) {
   const Tensor mean = or_undefined(running_mean), var = or_undefined(running_var);
-  if (!covered("instance_norm", {input, mean, var, or_undefined(weight), or_undefined(bias)}, input.dim() >= 2))
+  if (!covered(instance_norm_calls, {input, mean, var, or_undefined(weight), or_undefined(bias)}, input.dim() >= 2))
     return at::instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, false);
   TORCH_CHECK(use_input_stats || (mean.defined() && var.defined()),
               "instance_norm: running_mean and running_var must be given when use_input_stats is False");

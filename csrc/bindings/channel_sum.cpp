@@ -22,7 +22,7 @@ Tensor channel_sum(const Tensor& x) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(dlkernels, m) { m.def("channel_sum(Tensor x) -> Tensor"); }
-DLK_IMPL(channel_sum)
+DLK_IMPL_BACKWARD(channel_sum)
 
 Tensor channel_sum_op(const Tensor& x) { return DLK_OP(channel_sum).call(x); }
 

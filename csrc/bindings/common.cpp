@@ -9,8 +9,6 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <mutex>
-
 #include "csrc/bindings/allocator.h"
 
 namespace dlk::bindings {
@@ -18,10 +16,10 @@ namespace {
 
 constexpr c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
 
-std::mutex counts_mutex;
-std::map<std::string, Counts>& counts_by_op() {
-  static std::map<std::string, Counts> table;
-  return table;
+/// Filled before main() and when this library is loaded, read afterwards.
+std::vector<Counter*>& counters() {
+  static std::vector<Counter*> all;
+  return all;
 }
 
 bool plain(const Tensor& x) {
@@ -53,22 +51,23 @@ bool kernels_apply(at::ArrayRef<Tensor> inputs) {
 
 }  // namespace
 
-bool covered(const char* op, at::ArrayRef<Tensor> inputs, bool supported) {
+Counter::Counter(const char* op) : op(op) { counters().push_back(this); }
+
+bool covered(Counter& calls, at::ArrayRef<Tensor> inputs, bool supported) {
   const bool ours = supported && kernels_apply(inputs);
-  const std::lock_guard<std::mutex> lock(counts_mutex);
-  Counts& count = counts_by_op()[op];
-  ++(ours ? count.kernel : count.fallback);
+  (ours ? calls.kernel : calls.fallback).fetch_add(1, std::memory_order_relaxed);
   return ours;
 }
 
 std::map<std::string, Counts> counts() {
-  const std::lock_guard<std::mutex> lock(counts_mutex);
-  return counts_by_op();
+  std::map<std::string, Counts> by_op;
+  for (const Counter* calls : counters())
+    if (calls->kernel + calls->fallback > 0) by_op[calls->op] = {calls->kernel, calls->fallback};
+  return by_op;
 }
 
 void reset_counts() {
-  const std::lock_guard<std::mutex> lock(counts_mutex);
-  counts_by_op().clear();
+  for (Counter* calls : counters()) calls->kernel = calls->fallback = 0;
 }
 
 variable_list differentiable_gradients(const variable_list& inputs, const std::vector<bool>& needs, const Tensor& dy,

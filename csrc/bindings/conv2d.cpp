@@ -151,11 +151,11 @@ Tensor reference_transposed(const Tensor& dy, const Tensor& w, const OptionalTen
   return bias ? x + bias->view({1, -1, 1, 1}) : x;
 }
 
-/// Saves what both convolutions need: x only for the gradient to w, which also needs w's shape and strides.
-void save(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+using Ints = std::vector<int64_t>;
+
+/// Saves the operands that gradients need: x only for that to w, which also needs w's shape and strides.
+void save_operands(AutogradContext* ctx, const Tensor& x, const Tensor& w) {
   ctx->save_for_backward({w.requires_grad() ? x : Tensor(), w});
-  ctx->saved_data["x_size"] = at::IntArrayRef(sizes_of(x));
-  ctx->saved_data["has_bias"] = bias.has_value();
 }
 
 /// The x to differentiate at: the convolutions are linear in it, so where it was not saved any values do.
@@ -168,20 +168,19 @@ std::vector<bool> needs(AutogradContext* ctx, bool has_bias) {
   return {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)};
 }
 
-struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
+struct ConvolutionGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         at::IntArrayRef geometry) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    save(ctx, x, w, bias);
-    ctx->saved_data["geometry"] = geometry.vec();
+    save_operands(ctx, x, w);
+    save_values(ctx, bias.has_value(), at::IntArrayRef(sizes_of(x)), geometry);
     return DLK_OP(convolution).call(x, w, bias, geometry);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &w = saved[1], &dy = grads[0];
-    const auto x_size = ctx->saved_data["x_size"].toIntVector(), geometry = ctx->saved_data["geometry"].toIntVector();
-    const auto need = needs(ctx, ctx->saved_data["has_bias"].toBool());
+    const Tensor &x = saved[0], &w = saved[1];
+    const auto [has_bias, x_size, geometry] = saved_values<bool, Ints, Ints>(ctx);
+    const auto need = needs(ctx, has_bias);
     Tensor dx, dw, db;
     if (create_graph()) {
       const auto d = differentiable_gradients(
@@ -197,22 +196,19 @@ struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
   }
 };
 
-struct TransposedConvolutionFunction : torch::autograd::Function<TransposedConvolutionFunction> {
+struct TransposedConvolutionGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         at::IntArrayRef y_size, at::IntArrayRef geometry) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    save(ctx, x, w, bias);
-    ctx->saved_data["y_size"] = y_size.vec();
-    ctx->saved_data["geometry"] = geometry.vec();
+    save_operands(ctx, x, w);
+    save_values(ctx, bias.has_value(), at::IntArrayRef(sizes_of(x)), y_size, geometry);
     return DLK_OP(convolution_backward_input).call(x, w, bias, y_size, geometry);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &w = saved[1], &dy = grads[0];
-    const auto x_size = ctx->saved_data["x_size"].toIntVector(), y_size = ctx->saved_data["y_size"].toIntVector(),
-               geometry = ctx->saved_data["geometry"].toIntVector();
-    const auto need = needs(ctx, ctx->saved_data["has_bias"].toBool());
+    const Tensor &x = saved[0], &w = saved[1];
+    const auto [has_bias, x_size, y_size, geometry] = saved_values<bool, Ints, Ints, Ints>(ctx);
+    const auto need = needs(ctx, has_bias);
     Tensor dx, dw, db;
     if (create_graph()) {
       const auto d = differentiable_gradients(
@@ -228,15 +224,6 @@ struct TransposedConvolutionFunction : torch::autograd::Function<TransposedConvo
     return {dx, dw, db, Tensor(), Tensor()};
   }
 };
-
-Tensor convolution_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias, at::IntArrayRef geometry) {
-  return ConvolutionFunction::apply(x, w, bias, geometry);
-}
-
-Tensor convolution_backward_input_autograd(const Tensor& dy, const Tensor& w, const OptionalTensor& bias,
-                                           at::IntArrayRef x_size, at::IntArrayRef geometry) {
-  return TransposedConvolutionFunction::apply(dy, w, bias, x_size, geometry);
-}
 
 // ---- Checks of the entry points
 
@@ -322,6 +309,8 @@ Tensor convolve(const char* op, int64_t spatial, const Tensor& x, const Tensor& 
   return batched ? y : y.squeeze(0);
 }
 
+Counter conv1d_calls("conv1d"), conv2d_calls("conv2d"), conv_transpose2d_calls("conv_transpose2d");
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
@@ -329,18 +318,14 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("convolution_backward_input(Tensor dy, Tensor w, Tensor? bias, int[] x_size, int[] geometry) -> Tensor");
   m.def("convolution_backward_weight(Tensor x, Tensor dy, Tensor w, int[] geometry) -> Tensor");
 }
-DLK_IMPL(convolution)
-DLK_IMPL(convolution_backward_input)
-DLK_IMPL(convolution_backward_weight)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
-  m.impl("convolution", TORCH_FN(convolution_autograd));
-  m.impl("convolution_backward_input", TORCH_FN(convolution_backward_input_autograd));
-}
+DLK_IMPL(convolution, ConvolutionGradient)
+DLK_IMPL(convolution_backward_input, TransposedConvolutionGradient)
+DLK_IMPL_BACKWARD(convolution_backward_weight)
 
 Tensor conv1d_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride,
                     std::array<int64_t, 2> padding, int64_t dilation, int64_t groups) {
   const Geometry g({1, stride}, {0, 0, padding[0], padding[1]}, {1, dilation}, groups);
-  if (!covered("conv1d", {input, weight, or_undefined(bias)}, countable(1, input, weight, g)))
+  if (!covered(conv1d_calls, {input, weight, or_undefined(bias)}, countable(1, input, weight, g)))
     return at::conv1d(pad_uneven(input, {0, padding[1] - padding[0]}), weight, bias, stride, padding[0], dilation,
                       groups);
   return convolve("conv1d", 1, input, weight, bias, g);
@@ -350,7 +335,7 @@ Tensor conv2d_entry(const Tensor& input, const Tensor& weight, const OptionalTen
                     std::array<int64_t, 2> stride, std::array<int64_t, 4> padding, std::array<int64_t, 2> dilation,
                     int64_t groups) {
   const Geometry g(stride, padding, dilation, groups);
-  if (!covered("conv2d", {input, weight, or_undefined(bias)}, countable(2, input, weight, g)))
+  if (!covered(conv2d_calls, {input, weight, or_undefined(bias)}, countable(2, input, weight, g)))
     return reference(input, weight, bias, g);
   return convolve("conv2d", 2, input, weight, bias, g);
 }
@@ -360,7 +345,7 @@ Tensor conv_transpose2d_entry(const Tensor& input, const Tensor& weight, const O
                               std::array<int64_t, 2> output_padding, int64_t groups, std::array<int64_t, 2> dilation) {
   const char* const op = "conv_transpose2d";
   const Geometry g(stride, {padding[0], padding[0], padding[1], padding[1]}, dilation, groups);
-  if (!covered(op, {input, weight, or_undefined(bias)},
+  if (!covered(conv_transpose2d_calls, {input, weight, or_undefined(bias)},
                countable(2, input, weight, g, /*transposed=*/true, output_padding)))
     return at::conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation);
   check_geometry(op, g);

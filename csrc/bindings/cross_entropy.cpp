@@ -121,56 +121,40 @@ Tensor pytorch(const Tensor& x, const Tensor& target, const OptionalTensor& weig
                 : at::nll_loss_nd(x, target, weight, reduction, ignore_index);
 }
 
-using Losses = std::tuple<Tensor, Tensor, Tensor>;
-
-struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
+struct CrossEntropyGradient {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& target,
                                const OptionalTensor& weight, bool logits, int64_t reduction, int64_t ignore_index,
                                double label_smoothing) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const auto [loss, statistics, total] =
         DLK_OP(cross_entropy).call(x, target, weight, logits, reduction, ignore_index, label_smoothing);
-    ctx->saved_data["logits"] = logits;
-    ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["ignore_index"] = ignore_index;
-    ctx->saved_data["label_smoothing"] = label_smoothing;
+    save_values(ctx, logits, reduction, ignore_index, label_smoothing);
     ctx->save_for_backward({x, target, or_undefined(weight), statistics, total});
-    ctx->mark_non_differentiable({statistics, total});
     return {loss, statistics, total};
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &target = saved[1], &statistics = saved[3], &total = saved[4];
     const OptionalTensor weight = optional(saved[2]);
-    const bool logits = ctx->saved_data["logits"].toBool();
-    const int64_t reduction = ctx->saved_data["reduction"].toInt();
-    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
-    const double label_smoothing = ctx->saved_data["label_smoothing"].toDouble();
+    const auto [logits, reduction, ignore_index, label_smoothing] = saved_values<bool, int64_t, int64_t, double>(ctx);
     variable_list gradients(7);
     const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
     if (create_graph() || needs[1]) {  // a gradient of probabilities is rare: PyTorch's
-      const variable_list found =
-          differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
-            return pytorch(inputs[0], inputs[1], weight, logits, reduction, ignore_index, label_smoothing);
-          });
+      const variable_list found = differentiable_gradients({x, target}, needs, dy, [&](const variable_list& inputs) {
+        return pytorch(inputs[0], inputs[1], weight, logits, reduction, ignore_index, label_smoothing);
+      });
       gradients[0] = found[0];
       gradients[1] = found[1];
       return gradients;
     }
     gradients[0] =
         DLK_OP(cross_entropy_backward)
-            .call(grads[0], x, target, weight, statistics, total, logits, reduction, ignore_index, label_smoothing);
+            .call(dy, x, target, weight, statistics, total, logits, reduction, ignore_index, label_smoothing);
     return gradients;
   }
 };
 
-Losses cross_entropy_autograd(const Tensor& x, const Tensor& target, const OptionalTensor& weight, bool logits,
-                              int64_t reduction, int64_t ignore_index, double label_smoothing) {
-  const variable_list outputs =
-      CrossEntropyFunction::apply(x, target, weight, logits, reduction, ignore_index, label_smoothing);
-  return {outputs[0], outputs[1], outputs[2]};
-}
+Counter cross_entropy_calls("cross_entropy"), nll_loss_calls("nll_loss");
 
 }  // namespace
 
@@ -182,9 +166,8 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "cross_entropy_backward(Tensor dloss, Tensor x, Tensor target, Tensor? weight, Tensor statistics, Tensor total, "
       "bool logits, int reduction, int ignore_index, float label_smoothing) -> Tensor");
 }
-DLK_IMPL(cross_entropy)
-DLK_IMPL(cross_entropy_backward)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("cross_entropy", TORCH_FN(cross_entropy_autograd)); }
+DLK_IMPL(cross_entropy, CrossEntropyGradient)
+DLK_IMPL_BACKWARD(cross_entropy_backward)
 
 Tensor cross_entropy_entry(const Tensor& input, const Tensor& target, const OptionalTensor& weight, bool logits,
                            int64_t reduction, int64_t ignore_index, double label_smoothing) {
@@ -194,8 +177,8 @@ Tensor cross_entropy_entry(const Tensor& input, const Tensor& target, const Opti
   // PyTorch differentiates by weight in part only, and says so.
   const bool supported =
       (indices || probabilities) && target.device() == input.device() && !(w.defined() && w.requires_grad());
-  const bool ours = indices ? covered(logits ? "cross_entropy" : "nll_loss", {input, w}, supported)
-                            : covered(logits ? "cross_entropy" : "nll_loss", {input, target, w}, supported);
+  Counter& calls = logits ? cross_entropy_calls : nll_loss_calls;
+  const bool ours = indices ? covered(calls, {input, w}, supported) : covered(calls, {input, target, w}, supported);
   if (!ours) return pytorch(input, target, weight, logits, reduction, ignore_index, label_smoothing);
   return std::get<0>(
       DLK_OP(cross_entropy).call(input, target, weight, logits, reduction, ignore_index, label_smoothing));

@@ -109,7 +109,11 @@ void DeviceContext::check_launches() const {
 }
 
 void* DeviceContext::bytes(size_t count) {
-  constexpr size_t kAlign = 64;
+  const size_t rounded = (count + kAlign - 1) / kAlign * kAlign;
+  if (backend_ == Backend::cpu && rounded <= sizeof(small_) - small_used_) {
+    small_used_ += rounded;
+    return small_ + small_used_ - rounded;
+  }
   // torch aligns CPU memory to 64 bytes, but only from some size on.
   const auto options = at::TensorOptions(device_).dtype(at::kByte);
   blocks_.push_back(allocate({static_cast<int64_t>(count + kAlign)}, options));

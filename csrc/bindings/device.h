@@ -13,6 +13,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <cstddef>
 #include <initializer_list>
 #include <vector>
 
@@ -55,6 +56,11 @@ class DeviceContext final : public Context {
 
  private:
   void* bytes(size_t count) override;
+
+  /// Serves small workspaces on the CPU, where allocating one takes as long as a small layer.
+  static constexpr size_t kAlign = 64;
+  alignas(kAlign) std::byte small_[4096];
+  size_t small_used_ = 0;
 
   Backend backend_;
   at::Device device_;

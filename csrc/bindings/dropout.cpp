@@ -112,78 +112,46 @@ Tensor dropout_backward(const Tensor& dy, const Tensor& keep, double p, bool cha
   return dx;
 }
 
-struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
-  static variable_list forward(AutogradContext* ctx, Tensor x, const Tensor& seed, double p, bool channels,
-                               bool inplace) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->saved_data["p"] = p;
-    ctx->saved_data["channels"] = channels;
-    ctx->saved_data["channels_last"] = is_channels_last(x);
-    if (inplace) {  // alone: a Function that changes a view must have one output
-      ctx->mark_dirty({x});
-      ctx->save_for_backward({drop_inplace(x, seed, p, channels)});
-      return {x};
-    }
+struct DropoutGradient {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& seed, double p, bool channels) {
     const auto [y, keep] = DLK_OP(dropout).call(x, seed, p, channels);
+    save_values(ctx, p, channels, is_channels_last(x));
     ctx->save_for_backward({keep});
-    ctx->mark_non_differentiable({keep});
     return {y, keep};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    auto& saved = ctx->saved_data;
-    const Tensor dx = DLK_OP(dropout_backward)
-                          .call(grads[0], ctx->get_saved_variables()[0], saved["p"].toDouble(),
-                                saved["channels"].toBool(), saved["channels_last"].toBool());
-    return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
+    const auto [p, channels, channels_last] = saved_values<double, bool, bool>(ctx);
+    const Tensor keep = ctx->get_saved_variables()[0];
+    return {DLK_OP(dropout_backward).call(dy, keep, p, channels, channels_last)};
   }
 };
 
+/// With one output, as whatever changes a view must have.
+struct InplaceDropoutGradient {
+  static Tensor forward(AutogradContext* ctx, Tensor x, const Tensor& seed, double p, bool channels) {
+    ctx->mark_dirty({x});
+    save_values(ctx, p, channels, is_channels_last(x));
+    ctx->save_for_backward({drop_inplace(x, seed, p, channels)});
+    return x;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) { return DropoutGradient::backward(ctx, dy); }
+};
+
 /// The mask is constant: backward is linear in dy and its own derivative.
-struct DropoutBackwardFunction : torch::autograd::Function<DropoutBackwardFunction> {
+struct DropoutBackwardGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& dy, const Tensor& keep, double p, bool channels,
                         bool channels_last) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->saved_data["p"] = p;
-    ctx->saved_data["channels"] = channels;
-    ctx->saved_data["channels_last"] = channels_last;
+    save_values(ctx, p, channels, channels_last);
     ctx->save_for_backward({keep});
     return DLK_OP(dropout_backward).call(dy, keep, p, channels, channels_last);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    auto& saved = ctx->saved_data;
-    const Tensor ddy = DLK_OP(dropout_backward)
-                           .call(grads[0], ctx->get_saved_variables()[0], saved["p"].toDouble(),
-                                 saved["channels"].toBool(), saved["channels_last"].toBool());
-    return {ddy, Tensor(), Tensor(), Tensor(), Tensor()};
-  }
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) { return DropoutGradient::backward(ctx, dy); }
 };
 
-std::tuple<Tensor, Tensor> dropout_autograd(const Tensor& x, const Tensor& seed, double p, bool channels) {
-  const variable_list outputs = DropoutFunction::apply(x, seed, p, channels, /*inplace=*/false);
-  return {outputs[0], outputs[1]};
-}
-
-Tensor& dropout_inplace_autograd(Tensor& x, const Tensor& seed, double p, bool channels) {
-  check_inplace(x);
-  DropoutFunction::apply(x, seed, p, channels, /*inplace=*/true);
-  return x;
-}
-
-/// In inference mode: see activation.cpp.
-Tensor& dropout_inplace_counted(Tensor& x, const Tensor& seed, double p, bool channels) {
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    DLK_OP(dropout_).call(x, seed, p, channels);
-  }
-  torch::autograd::impl::bump_version(x);
-  return x;
-}
-
-Tensor dropout_backward_autograd(const Tensor& dy, const Tensor& keep, double p, bool channels, bool channels_last) {
-  return DropoutBackwardFunction::apply(dy, keep, p, channels, channels_last);
-}
+Counter dropout_calls("dropout"), dropout2d_calls("dropout2d");
 
 }  // namespace
 
@@ -192,25 +160,19 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("dropout_(Tensor(a!) x, Tensor seed, float p, bool channels) -> Tensor(a!)");
   m.def("dropout_backward(Tensor dy, Tensor keep, float p, bool channels, bool channels_last) -> Tensor");
 }
-DLK_IMPL(dropout)
-DLK_IMPL(dropout_backward)
-DLK_IMPL_INPLACE(dropout_)
-TORCH_LIBRARY_IMPL(dlkernels, ADInplaceOrView, m) { m.impl("dropout_", TORCH_FN(dropout_inplace_counted)); }
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
-  m.impl("dropout", TORCH_FN(dropout_autograd));
-  m.impl("dropout_", TORCH_FN(dropout_inplace_autograd));
-  m.impl("dropout_backward", TORCH_FN(dropout_backward_autograd));
-}
+DLK_IMPL(dropout, DropoutGradient)
+DLK_IMPL_INPLACE(dropout_, InplaceDropoutGradient)
+DLK_IMPL(dropout_backward, DropoutBackwardGradient)
 
 Tensor dropout_entry(const Tensor& input, double p, bool training, bool inplace, bool channels) {
-  const char* op = channels ? "dropout2d" : "dropout";
-  TORCH_CHECK_VALUE(p >= 0 && p <= 1, op, ": p, a probability, must be between 0 and 1, got ", p);
+  Counter& calls = channels ? dropout2d_calls : dropout_calls;
+  TORCH_CHECK_VALUE(p >= 0 && p <= 1, calls.op, ": p, a probability, must be between 0 and 1, got ", p);
   Tensor x = input;
   // Nothing to draw: PyTorch's gives the input itself, or for p = 1 zeros.
   const bool drawn = training && p > 0 && p < 1 && x.sym_numel() != 0;
   // A traced in-place op: see activation.cpp.
   const bool traced = inplace && x.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
-  if (!drawn || !covered(op, {x}, !traced && (!channels || x.dim() >= 2))) {
+  if (!drawn || !covered(calls, {x}, !traced && (!channels || x.dim() >= 2))) {
     if (channels) return inplace ? at::feature_dropout_(x, p, training) : at::feature_dropout(x, p, training);
     return inplace ? at::dropout_(x, p, training) : at::dropout(x, p, training);
   }

@@ -77,50 +77,38 @@ Tensor pytorch(const Tensor& x, const OptionalTensor& weight, const OptionalTens
   return at::layer_norm(x, x.sizes().slice(x.dim() - trailing), weight, bias, eps);
 }
 
-struct RowNormFunction : torch::autograd::Function<RowNormFunction> {
+struct RowNormGradient {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
                                const OptionalTensor& bias, int64_t trailing, int64_t groups, double eps) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, mean, rstd] = DLK_OP(row_norm).call(x, weight, bias, trailing, groups, eps);
-    ctx->saved_data["trailing"] = trailing;
-    ctx->saved_data["groups"] = groups;
-    ctx->saved_data["eps"] = eps;
+    save_values(ctx, trailing, groups, eps);
     // The bias has no part in the gradients, but its own gradient may be differentiated: it is a leaf of the graph.
     ctx->save_for_backward({x, or_undefined(weight), or_undefined(bias), mean, rstd});
-    ctx->mark_non_differentiable({mean, rstd});
     return {y, mean, rstd};
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
-    const int64_t trailing = ctx->saved_data["trailing"].toInt(), groups = ctx->saved_data["groups"].toInt();
-    const double eps = ctx->saved_data["eps"].toDouble();
+    const auto [trailing, groups, eps] = saved_values<int64_t, int64_t, double>(ctx);
     variable_list gradients(6);
     if (create_graph()) {
       const std::vector<bool> needs = {x.requires_grad(), weight.defined() && weight.requires_grad(),
                                        bias.defined() && bias.requires_grad()};
       const variable_list found =
-          differentiable_gradients({x, weight, bias}, needs, grads[0], [&](const variable_list& inputs) {
+          differentiable_gradients({x, weight, bias}, needs, dy, [&](const variable_list& inputs) {
             return pytorch(inputs[0], optional(inputs[1]), optional(inputs[2]), trailing, groups, eps);
           });
       std::copy(found.begin(), found.end(), gradients.begin());
       return gradients;
     }
     std::tie(gradients[0], gradients[1], gradients[2]) =
-        DLK_OP(row_norm_backward).call(grads[0], x, saved[3], saved[4], optional(weight), trailing, groups);
+        DLK_OP(row_norm_backward).call(dy, x, saved[3], saved[4], optional(weight), trailing, groups);
     if (!weight.defined()) gradients[1] = Tensor();
     if (!bias.defined()) gradients[2] = Tensor();
     return gradients;
   }
 };
-
-std::tuple<Tensor, Tensor, Tensor> row_norm_autograd(const Tensor& x, const OptionalTensor& weight,
-                                                     const OptionalTensor& bias, int64_t trailing, int64_t groups,
-                                                     double eps) {
-  const variable_list outputs = RowNormFunction::apply(x, weight, bias, trailing, groups, eps);
-  return {outputs[0], outputs[1], outputs[2]};
-}
 
 void check_size(const char* op, const char* name, const OptionalTensor& x, at::IntArrayRef expected) {
   if (!x.has_value()) return;
@@ -128,6 +116,8 @@ void check_size(const char* op, const char* name, const OptionalTensor& x, at::I
   TORCH_CHECK(sizes == expected, op, ": ", name, " must have the size ", at::IntArrayRef(expected), ", got ",
               at::IntArrayRef(sizes));
 }
+
+Counter layer_norm_calls("layer_norm"), group_norm_calls("group_norm");
 
 }  // namespace
 
@@ -139,13 +129,12 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "row_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int trailing, int groups) -> "
       "(Tensor, Tensor, Tensor)");
 }
-DLK_IMPL(row_norm)
-DLK_IMPL(row_norm_backward)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("row_norm", TORCH_FN(row_norm_autograd)); }
+DLK_IMPL(row_norm, RowNormGradient)
+DLK_IMPL_BACKWARD(row_norm_backward)
 
-Tensor layer_norm(const Tensor& input, const std::vector<int64_t>& normalized_shape, const OptionalTensor& weight,
+Tensor layer_norm(const Tensor& input, at::IntArrayRef normalized_shape, const OptionalTensor& weight,
                   const OptionalTensor& bias, double eps) {
-  if (!covered("layer_norm", {input, or_undefined(weight), or_undefined(bias)}))
+  if (!covered(layer_norm_calls, {input, or_undefined(weight), or_undefined(bias)}))
     return at::layer_norm(input, normalized_shape, weight, bias, eps);
   const at::DimVector sizes = sizes_of(input);
   const int64_t trailing = std::ssize(normalized_shape);
@@ -160,7 +149,7 @@ Tensor layer_norm(const Tensor& input, const std::vector<int64_t>& normalized_sh
 
 Tensor group_norm(const Tensor& input, int64_t num_groups, const OptionalTensor& weight, const OptionalTensor& bias,
                   double eps) {
-  if (!covered("group_norm", {input, or_undefined(weight), or_undefined(bias)}))
+  if (!covered(group_norm_calls, {input, or_undefined(weight), or_undefined(bias)}))
     return at::group_norm(input, num_groups, weight, bias, eps);
   const at::DimVector sizes = sizes_of(input);
   TORCH_CHECK(num_groups > 0 && sizes[1] % num_groups == 0, "group_norm: num_groups must divide the ", sizes[1],

@@ -76,48 +76,42 @@ Tensor pytorch(const Tensor& x, const Tensor& target, const OptionalTensor& weig
   return at::binary_cross_entropy_with_logits(x, target, weight, pos_weight, reduction);
 }
 
-struct LossFunction : torch::autograd::Function<LossFunction> {
+struct LossGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
                         const OptionalTensor& pos_weight, int64_t loss, int64_t reduction) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->saved_data["loss"] = loss;
-    ctx->saved_data["reduction"] = reduction;
+    save_values(ctx, loss, reduction);
     ctx->save_for_backward({x, target, or_undefined(weight), or_undefined(pos_weight)});
     return DLK_OP(elementwise_loss).call(x, target, weight, pos_weight, loss, reduction);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &target = saved[1];
     const OptionalTensor weight = optional(saved[2]), pos_weight = optional(saved[3]);
-    const int64_t loss = ctx->saved_data["loss"].toInt(), reduction = ctx->saved_data["reduction"].toInt();
+    const auto [loss, reduction] = saved_values<int64_t, int64_t>(ctx);
     const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
     variable_list gradients(6);
     const bool mse = static_cast<Loss>(loss) == Loss::mse;
     if (create_graph() || (needs[1] && !mse)) {  // a gradient of probabilities is rare: PyTorch's
-      const variable_list found =
-          differentiable_gradients({x, target}, needs, grads[0], [&](const variable_list& inputs) {
-            return pytorch(inputs[0], inputs[1], weight, pos_weight, loss, reduction);
-          });
+      const variable_list found = differentiable_gradients({x, target}, needs, dy, [&](const variable_list& inputs) {
+        return pytorch(inputs[0], inputs[1], weight, pos_weight, loss, reduction);
+      });
       gradients[0] = found[0];
       gradients[1] = found[1];
       return gradients;
     }
-    gradients[0] = DLK_OP(elementwise_loss_backward).call(grads[0], x, target, weight, pos_weight, loss, reduction);
+    gradients[0] = DLK_OP(elementwise_loss_backward).call(dy, x, target, weight, pos_weight, loss, reduction);
     if (needs[1]) gradients[1] = gradients[0].neg();
     return gradients;
   }
 };
 
-Tensor elementwise_loss_autograd(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
-                                 const OptionalTensor& pos_weight, int64_t loss, int64_t reduction) {
-  return LossFunction::apply(x, target, weight, pos_weight, loss, reduction);
-}
-
 /// Whether w is absent, or a constant that broadcasts to x without enlarging it.
 bool constant_for(const Tensor& w, const Tensor& x) {
   return !w.defined() || (!w.requires_grad() && at::is_expandable_to(sizes_of(w), sizes_of(x)));
 }
+
+Counter binary_cross_entropy_calls("binary_cross_entropy_with_logits"), mse_loss_calls("mse_loss");
 
 }  // namespace
 
@@ -129,23 +123,22 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "elementwise_loss_backward(Tensor dy, Tensor x, Tensor target, Tensor? weight, Tensor? pos_weight, int loss, "
       "int reduction) -> Tensor");
 }
-DLK_IMPL(elementwise_loss)
-DLK_IMPL(elementwise_loss_backward)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("elementwise_loss", TORCH_FN(elementwise_loss_autograd)); }
+DLK_IMPL(elementwise_loss, LossGradient)
+DLK_IMPL_BACKWARD(elementwise_loss_backward)
 
 Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                         const OptionalTensor& pos_weight, int64_t reduction) {
   const int64_t loss = static_cast<int64_t>(Loss::binary_cross_entropy_with_logits);
   const Tensor w = or_undefined(weight), p = or_undefined(pos_weight);
   const bool supported = constant_for(w, input) && constant_for(p, input) && sizes_of(target) == sizes_of(input);
-  if (!covered("binary_cross_entropy_with_logits", {input, target, w, p}, supported))
+  if (!covered(binary_cross_entropy_calls, {input, target, w, p}, supported))
     return pytorch(input, target, weight, pos_weight, loss, reduction);
   return DLK_OP(elementwise_loss).call(input, target, weight, pos_weight, loss, reduction);
 }
 
 Tensor mse_loss(const Tensor& input, const Tensor& target, int64_t reduction) {
   const int64_t loss = static_cast<int64_t>(Loss::mse);
-  if (!covered("mse_loss", {input, target}, sizes_of(target) == sizes_of(input)))
+  if (!covered(mse_loss_calls, {input, target}, sizes_of(target) == sizes_of(input)))
     return at::mse_loss(input, target, reduction);
   return DLK_OP(elementwise_loss).call(input, target, std::nullopt, std::nullopt, loss, reduction);
 }

@@ -21,37 +21,48 @@ Tensor readable(const Tensor& x) {
   return unit(-1, -2) || unit(-2, -1) ? x : x.contiguous();
 }
 
-/// c = a b + bias for 2-D views with b (K, N) given by its strides.
-void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c) {
+/// x (..., columns) as (rows, columns).
+Tensor as_rows(const Tensor& x) {
+  if (x.dim() == 2) return x;
+  return x.dim() == 1 ? x.unsqueeze(0) : x.flatten(0, -2);
+}
+
+/// c = a b + bias with b transposed if so said: matrices, or batches of them in a leading dimension of each.
+void multiply(const Tensor& a, const Tensor& b, bool transpose_b, const Tensor& bias, const Tensor& c) {
   if (c.numel() == 0) return;
   const Tensor left = readable(a), right = readable(b), row = bias.defined() ? bias.contiguous() : bias;
+  const int64_t N = b.size(transpose_b ? -2 : -1);
   Gemm p{.M = a.size(-2),
-         .N = b.size(-1),
+         .N = N,
          .K = a.size(-1),
          .a_row = left.stride(-2),
          .a_col = left.stride(-1),
-         .b_row = right.stride(-2),
-         .b_col = right.stride(-1),
-         .c_row = b.size(-1),
+         .b_row = right.stride(transpose_b ? -1 : -2),
+         .b_col = right.stride(transpose_b ? -2 : -1),
+         .c_row = N,
          .allow_tf32 = allow_tf32(c, /*convolution=*/false)};
-  if (c.dim() == 3) {
-    p.batch = c.size(0);
+  if (a.dim() == 3) {
+    p.batch = a.size(0);
     p.a_batch = left.stride(0);
     p.b_batch = right.stride(0);
-    p.c_batch = p.M * p.N;
+    p.c_batch = p.M * N;
   }
   with_kernels<GemmKernels>(c, [&]<class T>(const GemmKernels<T>& kernels, Context& context) {
     kernels.multiply(p, const_data<T>(left), const_data<T>(right), const_data<T>(row), mutable_data<T>(c), context);
   });
 }
 
-// gemm(Tensor a, Tensor b) -> Tensor: (B, M, K) x (B, K, N)
+// gemm(Tensor a, Tensor b) -> Tensor: (M, K) x (K, N), or (B, M, K) x (B, K, N)
 Tensor gemm(const Tensor& a, const Tensor& b) {
   const auto sa = sizes_of(a), sb = sizes_of(b);
-  TORCH_CHECK(sa.size() == 3 && sb.size() == 3 && sa[0] == sb[0] && sa[2] == sb[1],
-              "gemm: a and b must be (B, M, K) and (B, K, N), got ", sa, " and ", sb);
-  const Tensor c = allocate({sa[0], sa[1], sb[2]}, a.options());
-  if (!c.is_meta()) multiply(a, b, Tensor(), c);
+  const size_t rank = sa.size();
+  const bool matrices = rank == 2 && sb.size() == 2, batches = rank == 3 && sb.size() == 3 && sa[0] == sb[0];
+  TORCH_CHECK((matrices || batches) && sa[rank - 1] == sb[rank - 2],
+              "gemm: a and b must be (M, K) and (K, N), or (B, M, K) and (B, K, N), got ", sa, " and ", sb);
+  at::DimVector sizes = sa;
+  sizes.back() = sb.back();
+  const Tensor c = allocate(sizes, a.options());
+  if (!c.is_meta()) multiply(a, b, /*transpose_b=*/false, Tensor(), c);
   return c;
 }
 
@@ -70,70 +81,53 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias)
   out.back() = sw[0];
   const Tensor y = allocate(out, x.options());
   if (y.is_meta() || y.numel() == 0) return y;
-  const int64_t rows = y.numel() / sw[0];
-  multiply(x.reshape({rows, sw[1]}), weight.t(), or_undefined(bias), y.view({rows, sw[0]}));
+  multiply(as_rows(x), weight, /*transpose_b=*/true, or_undefined(bias), y);
   return y;
 }
 
-/// The 2-D product a b through the registered, differentiable gemm.
-Tensor product(const Tensor& a, const Tensor& b) {
-  return DLK_OP(gemm).call(a.unsqueeze(0), b.unsqueeze(0)).squeeze(0);
-}
-
-struct GemmFunction : torch::autograd::Function<GemmFunction> {
+struct GemmGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({b.requires_grad() ? a : Tensor(), a.requires_grad() ? b : Tensor()});
     return DLK_OP(gemm).call(a, b);
   }
 
   // Under create_graph the products below are recorded like any other.
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dc) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &a = saved[0], &b = saved[1], &dc = grads[0];
+    const Tensor &a = saved[0], &b = saved[1];
     Tensor da, db;
-    if (ctx->needs_input_grad(0)) da = DLK_OP(gemm).call(dc, b.transpose(1, 2));
-    if (ctx->needs_input_grad(1)) db = DLK_OP(gemm).call(a.transpose(1, 2), dc);
+    if (ctx->needs_input_grad(0)) da = DLK_OP(gemm).call(dc, b.transpose(-2, -1));
+    if (ctx->needs_input_grad(1)) db = DLK_OP(gemm).call(a.transpose(-2, -1), dc);
     return {da, db};
   }
 };
 
-struct LinearFunction : torch::autograd::Function<LinearFunction> {
+struct LinearGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
-    ctx->saved_data["K"] = weight.sym_size(1);
-    ctx->saved_data["has_bias"] = bias.has_value();
+    save_values(ctx, bias.has_value());
     return DLK_OP(linear).call(x, weight, bias);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1];
-    const c10::SymInt K = ctx->saved_data["K"].toSymInt();
-    const auto shape = grads[0].sym_sizes();
-    const c10::SymInt N = shape.back();
-    c10::SymInt rows = 1;
-    for (size_t i = 0; i + 1 < shape.size(); ++i) rows = rows * shape[i];
-    const Tensor dy = grads[0].reshape_symint({rows, N});
+    const auto [has_bias] = saved_values<bool>(ctx);
+    const Tensor rows = as_rows(dy);
     Tensor dx, dweight, dbias;
     if (ctx->needs_input_grad(0)) {
-      std::vector<c10::SymInt> sizes(shape.begin(), shape.end());
-      sizes.back() = K;
-      dx = product(dy, weight).view_symint(sizes);
+      dx = DLK_OP(gemm).call(rows, weight);
+      if (dy.dim() != 2) {
+        std::vector<c10::SymInt> sizes = dy.sym_sizes().vec();
+        sizes.back() = weight.sym_size(1);
+        dx = dx.view_symint(sizes);
+      }
     }
-    if (ctx->needs_input_grad(1)) dweight = product(dy.t(), x.reshape_symint({dy.sym_size(0), K}));
-    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2))
-      dbias = create_graph() ? dy.sum(0) : channel_sum_op(dy.unsqueeze(2));
+    if (ctx->needs_input_grad(1)) dweight = DLK_OP(gemm).call(rows.t(), as_rows(x));
+    if (has_bias && ctx->needs_input_grad(2)) dbias = create_graph() ? rows.sum(0) : channel_sum_op(rows.unsqueeze(2));
     return {dx, dweight, dbias};
   }
 };
-
-Tensor gemm_autograd(const Tensor& a, const Tensor& b) { return GemmFunction::apply(a, b); }
-
-Tensor linear_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  return LinearFunction::apply(x, weight, bias);
-}
 
 /// x (..., rows, columns) as (batch, rows, columns), broadcast to `shape` in the leading dimensions without a copy
 /// where one matrix serves the whole batch.
@@ -160,42 +154,41 @@ bool countable(const Tensor& a, const Tensor& b) {
   return fit_32_bits({rows, batch, static_cast<double>(sa.back()), rows_b, static_cast<double>(sb.back())});
 }
 
+Counter linear_calls("linear"), matmul_calls("matmul");
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("gemm(Tensor a, Tensor b) -> Tensor");
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 }
-DLK_IMPL(gemm)
-DLK_IMPL(linear)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
-  m.impl("gemm", TORCH_FN(gemm_autograd));
-  m.impl("linear", TORCH_FN(linear_autograd));
-}
+DLK_IMPL(gemm, GemmGradient)
+DLK_IMPL(linear, LinearGradient)
 
 Tensor linear_entry(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   const bool plain_bias = !bias || (bias->dim() == 1 && (bias->sym_size(0) != 1 || weight.sym_size(0) == 1));
   const bool supported = input.dim() > 0 && weight.dim() == 2 && plain_bias && countable(input, weight);
-  if (!covered("linear", {input, weight, or_undefined(bias)}, supported)) return at::linear(input, weight, bias);
+  if (!covered(linear_calls, {input, weight, or_undefined(bias)}, supported)) return at::linear(input, weight, bias);
   return DLK_OP(linear).call(input, weight, bias);
 }
 
 Tensor matmul_entry(const Tensor& input, const Tensor& other) {
   const bool supported = input.dim() > 0 && other.dim() > 0 && countable(input, other);
-  if (!covered("matmul", {input, other}, supported)) return at::matmul(input, other);
+  if (!covered(matmul_calls, {input, other}, supported)) return at::matmul(input, other);
   const Tensor a = input.dim() == 1 ? input.unsqueeze(0) : input, b = other.dim() == 1 ? other.unsqueeze(1) : other;
   const auto sa = sizes_of(a), sb = sizes_of(b);
   const int64_t M = sa[sa.size() - 2], K = sa.back(), N = sb.back();
   TORCH_CHECK(K == sb[sb.size() - 2], "matmul: the inner dimensions of input and other must agree, got shapes ",
               input.sizes(), " and ", other.sizes());
 
+  if (input.dim() == 2 && other.dim() == 2) return DLK_OP(gemm).call(input, other);
   // The shape of the result: broadcast batch dimensions, then M and N where the operand was not a vector.
   std::vector<int64_t> shape =
       at::infer_size(at::IntArrayRef(sa).slice(0, sa.size() - 2), at::IntArrayRef(sb).slice(0, sb.size() - 2));
   const int64_t batch = c10::multiply_integers(shape);
   Tensor c;
   if (sb.size() == 2)  // one right operand: the whole batch is one tall product
-    c = product(a.reshape({batch * M, K}), b);
+    c = DLK_OP(gemm).call(as_rows(a), b);
   else
     c = DLK_OP(gemm).call(as_batch(a, shape, batch), as_batch(b, shape, batch));
   if (input.dim() > 1) shape.push_back(M);

@@ -8,7 +8,6 @@
 #include <optional>
 #include <string>
 #include <tuple>
-#include <vector>
 
 namespace dlk::bindings {
 
@@ -28,17 +27,15 @@ at::Tensor conv_transpose2d_entry(const at::Tensor& input, const at::Tensor& wei
                                   std::array<int64_t, 2> dilation);
 
 // pool2d.cpp
-at::Tensor max_pool2d_entry(const at::Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-                            std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode);
-std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices_entry(const at::Tensor& input,
-                                                                 std::vector<int64_t> kernel_size,
-                                                                 std::vector<int64_t> stride,
-                                                                 std::vector<int64_t> padding,
-                                                                 std::vector<int64_t> dilation, bool ceil_mode);
-at::Tensor avg_pool2d_entry(const at::Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-                            std::vector<int64_t> padding, bool ceil_mode, bool count_include_pad,
+at::Tensor max_pool2d_entry(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                            at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);
+std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices_entry(const at::Tensor& input, at::IntArrayRef kernel_size,
+                                                                 at::IntArrayRef stride, at::IntArrayRef padding,
+                                                                 at::IntArrayRef dilation, bool ceil_mode);
+at::Tensor avg_pool2d_entry(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                            at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                             std::optional<int64_t> divisor_override);
-at::Tensor adaptive_avg_pool2d_entry(const at::Tensor& input, std::vector<int64_t> output_size);
+at::Tensor adaptive_avg_pool2d_entry(const at::Tensor& input, at::IntArrayRef output_size);
 
 // batch_norm.cpp
 at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& running_mean,
@@ -49,7 +46,7 @@ at::Tensor instance_norm(const at::Tensor& input, const std::optional<at::Tensor
                          const std::optional<at::Tensor>& bias, bool use_input_stats, double momentum, double eps);
 
 // layer_norm.cpp
-at::Tensor layer_norm(const at::Tensor& input, const std::vector<int64_t>& normalized_shape,
+at::Tensor layer_norm(const at::Tensor& input, at::IntArrayRef normalized_shape,
                       const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps);
 at::Tensor group_norm(const at::Tensor& input, int64_t num_groups, const std::optional<at::Tensor>& weight,
                       const std::optional<at::Tensor>& bias, double eps);

@@ -53,8 +53,8 @@ int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int
 }
 
 /// The window of the functions' arguments, as the ops take it.
-Ints make_window(const char* op, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                 bool ceil_mode) {
+std::array<int64_t, 9> make_window(const char* op, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
+                                   IntArrayRef dilation, bool ceil_mode) {
   const auto kernel = pair(op, "kernel_size", kernel_size), pad = pair(op, "padding", padding);
   const auto step = stride.empty() ? kernel : pair(op, "stride", stride), spread = pair(op, "dilation", dilation);
   return {kernel[0], kernel[1], step[0], step[1], pad[0], pad[1], spread[0], spread[1], ceil_mode};
@@ -98,8 +98,8 @@ AvgPool2d avg_geometry(IntArrayRef sizes, IntArrayRef window, bool count_include
 }
 
 /// {N, C, rows, columns}, or {C, rows, columns} if `like` has no N.
-Ints image_like(IntArrayRef like, int64_t rows, int64_t columns) {
-  Ints sizes(like.begin(), like.end());
+at::DimVector image_like(IntArrayRef like, int64_t rows, int64_t columns) {
+  at::DimVector sizes(like.begin(), like.end());
   sizes[sizes.size() - 2] = rows;
   sizes[sizes.size() - 1] = columns;
   return sizes;
@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, IntArrayRef window, bool 
   const at::DimVector x_sizes = sizes_of(x);
   Pool2d p = sliding_geometry("max_pool2d", x_sizes, window);
   p.channels_last = channels_last(x);
-  const Ints y_sizes = image_like(x_sizes, p.OH, p.OW);
+  const at::DimVector y_sizes = image_like(x_sizes, p.OH, p.OW);
   const Tensor y = allocate(y_sizes, x.options(), format(p.channels_last));
   const auto options = x.options().dtype(p.R * p.S <= 255 ? at::kByte : at::kInt);
   const Tensor positions =
@@ -168,37 +168,25 @@ Tensor max_pool2d_indices(const Tensor& positions, IntArrayRef x_sizes, bool x_c
   return indices;
 }
 
-struct MaxPool2dFunction : torch::autograd::Function<MaxPool2dFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, IntArrayRef window, bool want_positions) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [y, positions] = DLK_OP(max_pool2d).call(x, window, want_positions);
-    ctx->saved_data["x_sizes"] = IntArrayRef(sizes_of(x));
-    ctx->saved_data["x_channels_last"] = channels_last(x);
-    ctx->saved_data["window"] = window;
-    ctx->mark_non_differentiable({positions});
+struct MaxPool2dGradient {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, IntArrayRef window, bool /*want_positions*/) {
+    const auto [y, positions] = DLK_OP(max_pool2d).call(x, window, /*want_positions=*/true);  // backward does
+    save_values(ctx, IntArrayRef(sizes_of(x)), channels_last(x), window);
     ctx->save_for_backward({positions});
     return {y, positions};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Tensor positions = ctx->get_saved_variables()[0], &dy = grads[0];
-    const Ints x_sizes = ctx->saved_data["x_sizes"].toIntVector(), window = ctx->saved_data["window"].toIntVector();
-    const bool x_channels_last = ctx->saved_data["x_channels_last"].toBool();
-    if (!create_graph())
-      return {DLK_OP(max_pool2d_backward).call(dy, positions, x_sizes, x_channels_last, window), Tensor(), Tensor()};
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
+    const Tensor positions = ctx->get_saved_variables()[0];
+    const auto [x_sizes, x_channels_last, window] = saved_values<Ints, bool, Ints>(ctx);
+    if (!create_graph()) return {DLK_OP(max_pool2d_backward).call(dy, positions, x_sizes, x_channels_last, window)};
     const Tensor indices = DLK_OP(max_pool2d_indices).call(positions, x_sizes, x_channels_last, window);
     const Tensor found = dy.masked_fill(indices < 0, 0).flatten(-2);
     const Tensor zeros = at::zeros(x_sizes, dy.options()).flatten(-2);
     const Tensor dx = zeros.scatter_add(-1, indices.clamp_min(0).flatten(-2), found);
-    return {dx.view(x_sizes), Tensor(), Tensor()};
+    return {dx.view(x_sizes)};
   }
 };
-
-std::tuple<Tensor, Tensor> max_pool2d_autograd(const Tensor& x, IntArrayRef window, bool want_positions) {
-  const bool recorded = at::GradMode::is_enabled() && x.requires_grad();
-  const variable_list outputs = MaxPool2dFunction::apply(x, window, want_positions || recorded);
-  return {outputs[0], outputs[1]};
-}
 
 // ---- Average pooling
 
@@ -235,55 +223,38 @@ Tensor avg_pool2d_backward(const Tensor& dy, IntArrayRef x_sizes, bool x_channel
 
 // Average pooling is linear: the derivative of backward is forward, so each op records itself and calls the other.
 
-struct AvgPool2dFunction : torch::autograd::Function<AvgPool2dFunction> {
+struct AvgPool2dGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, IntArrayRef window, bool count_include_pad,
                         int64_t divisor_override) {
-    ctx->saved_data["x_sizes"] = IntArrayRef(sizes_of(x));
-    ctx->saved_data["x_channels_last"] = channels_last(x);
-    ctx->saved_data["window"] = window;
-    ctx->saved_data["count_include_pad"] = count_include_pad;
-    ctx->saved_data["divisor_override"] = divisor_override;
-    const at::AutoDispatchBelowADInplaceOrView below;
+    save_values(ctx, IntArrayRef(sizes_of(x)), channels_last(x), window, count_include_pad, divisor_override);
     return DLK_OP(avg_pool2d).call(x, window, count_include_pad, divisor_override);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    auto& saved = ctx->saved_data;
-    const Tensor dx = DLK_OP(avg_pool2d_backward)
-                          .call(grads[0], saved["x_sizes"].toIntVector(), saved["x_channels_last"].toBool(),
-                                saved["window"].toIntVector(), saved["count_include_pad"].toBool(),
-                                saved["divisor_override"].toInt());
-    return {dx, Tensor(), Tensor(), Tensor()};
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
+    const auto [x_sizes, x_channels_last, window, count_include_pad, divisor_override] =
+        saved_values<Ints, bool, Ints, bool, int64_t>(ctx);
+    const Tensor dx =
+        DLK_OP(avg_pool2d_backward).call(dy, x_sizes, x_channels_last, window, count_include_pad, divisor_override);
+    return {dx};
   }
 };
 
-struct AvgPool2dBackwardFunction : torch::autograd::Function<AvgPool2dBackwardFunction> {
+struct AvgPool2dBackwardGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& dy, IntArrayRef x_sizes, bool x_channels_last,
                         IntArrayRef window, bool count_include_pad, int64_t divisor_override) {
-    ctx->saved_data["window"] = window;
-    ctx->saved_data["count_include_pad"] = count_include_pad;
-    ctx->saved_data["divisor_override"] = divisor_override;
-    const at::AutoDispatchBelowADInplaceOrView below;
+    save_values(ctx, window, count_include_pad, divisor_override);
     return DLK_OP(avg_pool2d_backward).call(dy, x_sizes, x_channels_last, window, count_include_pad, divisor_override);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    auto& saved = ctx->saved_data;
-    const Tensor ddy = DLK_OP(avg_pool2d)
-                           .call(grads[0], saved["window"].toIntVector(), saved["count_include_pad"].toBool(),
-                                 saved["divisor_override"].toInt());
-    return {ddy, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
+    const auto [window, count_include_pad, divisor_override] = saved_values<Ints, bool, int64_t>(ctx);
+    const Tensor ddy = DLK_OP(avg_pool2d).call(dy, window, count_include_pad, divisor_override);
+    return {ddy};
   }
 };
 
-Tensor avg_pool2d_autograd(const Tensor& x, IntArrayRef window, bool count_include_pad, int64_t divisor_override) {
-  return AvgPool2dFunction::apply(x, window, count_include_pad, divisor_override);
-}
-
-Tensor avg_pool2d_backward_autograd(const Tensor& dy, IntArrayRef x_sizes, bool x_channels_last, IntArrayRef window,
-                                    bool count_include_pad, int64_t divisor_override) {
-  return AvgPool2dBackwardFunction::apply(dy, x_sizes, x_channels_last, window, count_include_pad, divisor_override);
-}
+Counter max_pool2d_calls("max_pool2d"), avg_pool2d_calls("avg_pool2d"),
+    adaptive_avg_pool2d_calls("adaptive_avg_pool2d");
 
 }  // namespace
 
@@ -297,16 +268,11 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
       "avg_pool2d_backward(Tensor dy, int[] x_sizes, bool x_channels_last, int[] window, bool count_include_pad, "
       "int divisor_override) -> Tensor");
 }
-DLK_IMPL(max_pool2d)
-DLK_IMPL(max_pool2d_backward)
-DLK_IMPL(max_pool2d_indices)
-DLK_IMPL(avg_pool2d)
-DLK_IMPL(avg_pool2d_backward)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) {
-  m.impl("max_pool2d", TORCH_FN(max_pool2d_autograd));
-  m.impl("avg_pool2d", TORCH_FN(avg_pool2d_autograd));
-  m.impl("avg_pool2d_backward", TORCH_FN(avg_pool2d_backward_autograd));
-}
+DLK_IMPL(max_pool2d, MaxPool2dGradient)
+DLK_IMPL_BACKWARD(max_pool2d_backward)
+DLK_IMPL_BACKWARD(max_pool2d_indices)
+DLK_IMPL(avg_pool2d, AvgPool2dGradient)
+DLK_IMPL(avg_pool2d_backward, AvgPool2dBackwardGradient)
 
 /// A position within a window is kept in 32 bits. Sizes that are refused anyway are left to make_window's message.
 static bool positions_fit(IntArrayRef kernel_size) {
@@ -316,35 +282,36 @@ static bool positions_fit(IntArrayRef kernel_size) {
   return refused || r <= kMost / s;
 }
 
-Tensor max_pool2d_entry(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
-                        bool ceil_mode) {
-  if (!covered("max_pool2d", {input}, positions_fit(kernel_size)))
+Tensor max_pool2d_entry(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
+                        IntArrayRef dilation, bool ceil_mode) {
+  if (!covered(max_pool2d_calls, {input}, positions_fit(kernel_size)))
     return at::max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
-  const Ints window = make_window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode);
+  const auto window = make_window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode);
   return std::get<0>(DLK_OP(max_pool2d).call(input, window, /*want_positions=*/false));
 }
 
-std::tuple<Tensor, Tensor> max_pool2d_with_indices_entry(const Tensor& input, Ints kernel_size, Ints stride,
-                                                         Ints padding, Ints dilation, bool ceil_mode) {
-  if (!covered("max_pool2d", {input}, positions_fit(kernel_size)))
+std::tuple<Tensor, Tensor> max_pool2d_with_indices_entry(const Tensor& input, IntArrayRef kernel_size,
+                                                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                                         bool ceil_mode) {
+  if (!covered(max_pool2d_calls, {input}, positions_fit(kernel_size)))
     return at::max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode);
-  const Ints window = make_window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode);
+  const auto window = make_window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode);
   const auto [y, positions] = DLK_OP(max_pool2d).call(input, window, /*want_positions=*/true);
   return {y, DLK_OP(max_pool2d_indices).call(positions, sizes_of(input), channels_last(input), window)};
 }
 
-Tensor avg_pool2d_entry(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode,
-                        bool count_include_pad, std::optional<int64_t> divisor_override) {
-  if (!covered("avg_pool2d", {input}))
+Tensor avg_pool2d_entry(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
+                        bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override) {
+  if (!covered(avg_pool2d_calls, {input}))
     return at::avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override);
   TORCH_CHECK(divisor_override != 0, "avg_pool2d: divisor_override must not be zero");
-  const Ints window = make_window("avg_pool2d", kernel_size, stride, padding, {1}, ceil_mode);
+  const auto window = make_window("avg_pool2d", kernel_size, stride, padding, {1}, ceil_mode);
   return DLK_OP(avg_pool2d).call(input, window, count_include_pad, divisor_override.value_or(0));
 }
 
-Tensor adaptive_avg_pool2d_entry(const Tensor& input, Ints output_size) {
+Tensor adaptive_avg_pool2d_entry(const Tensor& input, IntArrayRef output_size) {
   TORCH_CHECK(output_size.size() == 2, "adaptive_avg_pool2d: output_size must be an int or two, got ", output_size);
-  if (!covered("adaptive_avg_pool2d", {input})) return at::adaptive_avg_pool2d(input, output_size);
+  if (!covered(adaptive_avg_pool2d_calls, {input})) return at::adaptive_avg_pool2d(input, output_size);
   return DLK_OP(avg_pool2d).call(input, output_size, /*count_include_pad=*/true, /*divisor_override=*/0);
 }
 

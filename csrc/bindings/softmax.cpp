@@ -49,27 +49,24 @@ Tensor softmax_backward(const Tensor& dy, const Tensor& y, int64_t dim, bool log
   return dx;
 }
 
-struct SoftmaxFunction : torch::autograd::Function<SoftmaxFunction> {
+struct SoftmaxGradient {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t dim, bool log) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const Tensor y = DLK_OP(softmax).call(x, dim, log);
-    ctx->saved_data["dim"] = dim;
-    ctx->saved_data["log"] = log;
+    save_values(ctx, dim, log);
     ctx->save_for_backward({y});
     return y;
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
     const Tensor y = ctx->get_saved_variables()[0];
-    const int64_t dim = ctx->saved_data["dim"].toInt();
-    const bool log = ctx->saved_data["log"].toBool();
-    if (!create_graph()) return {DLK_OP(softmax_backward).call(grads[0], y, dim, log), Tensor(), Tensor()};
+    const auto [dim, log] = saved_values<int64_t, bool>(ctx);
+    if (!create_graph()) return {DLK_OP(softmax_backward).call(dy, y, dim, log)};
     const auto reference = log ? at::_log_softmax_backward_data : at::_softmax_backward_data;
-    return {reference(grads[0], y, dim, y.scalar_type()), Tensor(), Tensor()};
+    return {reference(dy, y, dim, y.scalar_type())};
   }
 };
 
-Tensor softmax_autograd(const Tensor& x, int64_t dim, bool log) { return SoftmaxFunction::apply(x, dim, log); }
+Counter softmax_calls("softmax"), log_softmax_calls("log_softmax");
 
 }  // namespace
 
@@ -77,12 +74,11 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("softmax(Tensor x, int dim, bool log) -> Tensor");
   m.def("softmax_backward(Tensor dy, Tensor y, int dim, bool log) -> Tensor");
 }
-DLK_IMPL(softmax)
-DLK_IMPL(softmax_backward)
-TORCH_LIBRARY_IMPL(dlkernels, Autograd, m) { m.impl("softmax", TORCH_FN(softmax_autograd)); }
+DLK_IMPL(softmax, SoftmaxGradient)
+DLK_IMPL_BACKWARD(softmax_backward)
 
 Tensor softmax_entry(const Tensor& input, int64_t dim, bool log) {
-  if (!covered(log ? "log_softmax" : "softmax", {input}))
+  if (!covered(log ? log_softmax_calls : softmax_calls, {input}))
     return log ? at::log_softmax(input, dim) : at::softmax(input, dim);
   return DLK_OP(softmax).call(input, dim, log);
 }
