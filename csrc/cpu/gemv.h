@@ -76,8 +76,10 @@ void multiply_rows(const Gemm& p, int64_t n, const T* a, const T* b, const T* bi
 
 template <class T>
 void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c) {
-  constexpr int64_t kColumns = 1024;  // C's part stays in L1
-  const int64_t block = p.b_col == 1 ? kColumns : 64, blocks = ceil_div(p.N, block);
+  constexpr int64_t kMostColumns = 1024, kTasks = 8;  // C's part stays in L1; enough tasks to balance a few threads
+  int64_t block = DLK_ISA::round_up(ceil_div(p.N, kTasks), 64);
+  if (block > kMostColumns) block = kMostColumns;
+  const int64_t blocks = ceil_div(p.N, block);
   parallel_tasks(p.batch * blocks, p.batch * p.N * p.K >= kGrainElements, [&](int64_t task) {
     const int64_t i = task / blocks, j = task % blocks * block, n = p.N - j < block ? p.N - j : block;
     const T *x = a + i * p.a_batch, *y = b + i * p.b_batch + j * p.b_col, *row = bias ? bias + j : nullptr;
