@@ -87,11 +87,25 @@ struct Gelu {
 template <class T>
 struct GeluTanh {
   using V = Vec<T>;
-  static constexpr T kTwoBeta = T(2 * 0.79788456080286535588), kCubic = T(0.044715);
-  V forward(V x) const { return x * sigmoid((x + x * x * x * kCubic) * kTwoBeta); }
+  static constexpr double kBeta2 = 2 * 0.79788456080286535588, kBeta2Cubic = kBeta2 * 0.044715;
+  static constexpr T kTwoBeta = T(kBeta2), kCubic = T(0.044715);
+  /// x / (1 + exp(-2 u)). For the tail, where that magnifies errors of u up to 20 times, u takes along what rounding
+  /// takes from it.
+  V forward(V x) const {
+    constexpr T a = T(kBeta2), b = T(kBeta2Cubic), a_low = T(kBeta2 - a), b_low = T(kBeta2Cubic - b);
+    const V z = max(splat(T(-20)), min(splat(T(20)), x));  // beyond, x or 0, and no Inf - Inf on the way
+    const V square = z * z, cubic = square * b, slope = cubic + a, twice_u = z * slope;
+    if constexpr (sizeof(T) == 8) {
+      return x / one_plus_exp(-twice_u);
+    } else {
+      const V slope_low = (cubic - (slope - a)) + product_error(square, splat(b), cubic) +
+                          product_error(z, z, square) * b + (square * b_low + a_low);
+      return x / one_plus_exp(-twice_u, -(product_error(z, slope, twice_u) + z * slope_low));
+    }
+  }
   V backward(V dy, V x) const {
     V complement;
-    const V s = sigmoid((x + x * x * x * kCubic) * kTwoBeta, complement);
+    const V s = sigmoid_and_complement((x + x * x * x * kCubic) * kTwoBeta, complement);
     const V slope = (T(1) + x * x * (3 * kCubic)) * kTwoBeta;
     return dy * (s + x * s * complement * slope);
   }
@@ -101,10 +115,10 @@ struct GeluTanh {
 template <class T>
 struct Silu {
   using V = Vec<T>;
-  V forward(V x) const { return x / (exp(-x) + T(1)); }
+  V forward(V x) const { return x / one_plus_exp(-x); }
   V backward(V dy, V x) const {
     V complement;
-    const V s = sigmoid(x, complement);
+    const V s = sigmoid_and_complement(x, complement);
     return dy * s * (T(1) + x * complement);
   }
 };

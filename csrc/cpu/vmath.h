@@ -1,9 +1,9 @@
 // Elementary functions on vectors: exp, expm1, log1p, tanh, sigmoid, the normal tail.
 //
-// float: polynomials, within 3 ULP (the normal tail: 6) over the whole range, subnormal results, overflow, NaN and Inf
+// float: polynomials, within 2 ULP (the normal tail: 8) over the whole range, subnormal results, overflow, NaN and Inf
 // included. double: the C library's function per lane. float64 serves gradient checks, where exactness counts and speed
-// does not. Method: Cody & Waite range reduction; coefficients of exp and log from Cephes (Moshier), of the normal tail
-// from our own relative minimax fit (stated there).
+// does not. Method: Cody & Waite range reduction; coefficients of log from Cephes (Moshier), the others from our own
+// relative minimax fits, with the errors stated.
 #pragma once
 
 #include <cmath>
@@ -22,34 +22,68 @@ DLK_INLINE V polynomial(V x, const float (&c)[n]) {
   return y;
 }
 
-/// x = n ln 2 + r with |r| <= ln 2 / 2; returns expm1(r). x must be within the range of float's exponent.
-DLK_INLINE Vec<float> reduced_expm1(Vec<float> x, Vec<int32_t>& n) {
-  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the sum.
-  const Vec<float> magic = splat(12582912.f);
+/// exp(x) = (1 + expm1) 2^whole, with expm1 in [2^-0.5 - 1, 2^0.5 - 1]; `scale` is 2^whole where that is a normal
+/// number.
+struct ReducedExp {
+  Vec<float> expm1, whole, scale;
+};
+
+/// 1 + exp(x), where 2^whole is a normal number: more exactly than by adding 1 to a rounded exp(x).
+DLK_INLINE Vec<float> one_plus(ReducedExp e) { return (e.expm1 * e.scale + 1.f) + e.scale; }
+
+/// Of x + low..., where low is tiny: what rounding took from x.
+template <class... Low>
+DLK_INLINE ReducedExp reduce_exp(Vec<float> x, Low... low) {
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the sum; with 127 added, these are the
+  // exponent's bits of 2^integer.
+  const Vec<float> magic = splat(12582912.f + 127);
   const Vec<float> shifted = x * 1.44269504088896341f + magic;
   const Vec<float> whole = shifted - magic;
-  n = (Vec<int32_t>)shifted - (Vec<int32_t>)magic;
   // ln 2 in two parts: the first has 9 significant bits, so whole * 0.693359375 is exact.
-  const Vec<float> r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  constexpr float c[] = {5.0000001201e-1f, 1.6666665459e-1f, 4.1665795894e-2f,
-                         8.3334519073e-3f, 1.3981999507e-3f, 1.9875691500e-4f};
-  return polynomial(r, c) * (r * r) + r;
+  Vec<float> r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  ((r += low), ...);
+  constexpr float c[] = {0.4999999403953552f, 0.1666651964187622f, 0.041668400168418884f, 0.00836885068565607f,
+                         0.0013814320554956794f};  // relative error 3.1e-9
+  return {polynomial(r, c) * (r * r) + r, whole, (Vec<float>)((Vec<int32_t>)shifted << 23)};
 }
 
-/// 2^n for n within a normal exponent.
-DLK_INLINE Vec<float> exp2_int(Vec<int32_t> n) { return (Vec<float>)((n + 127) << 23); }
+/// y 2^whole, for |whole| up to 254, with subnormal and infinite results.
+DLK_INLINE Vec<float> scale_by_power(Vec<float> y, Vec<float> whole) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_scalef_ps(0xFFFF, (__m512)y, (__m512)whole);  // GCC 12 warns of the plain form
+#else
+  // In two halves, so that neither overflows on the way.
+  const Vec<int32_t> n = __builtin_convertvector(whole, Vec<int32_t>), half = n >> 1;
+  return y * (Vec<float>)((half + 127) << 23) * (Vec<float>)((n - half + 127) << 23);
+#endif
+}
 
-template <class V>
-DLK_INLINE V exp(V x) {
+/// exp(x + low...) for |x| <= 170; low as reduce_exp has it.
+template <class V, class... Low>
+DLK_INLINE V exp_in_range(V x, Low... low) {
   if constexpr (sizeof(Lane<V>) == 8) {
     return lanewise(x, [](double v) { return std::exp(v); });
   } else {
-    // Below -104 the result is 0, above 89 it is Inf; in between 2^n is applied in two halves, so that neither
-    // a subnormal nor the largest results overflow on the way.
-    Vec<int32_t> n;
-    const V em1 = reduced_expm1(min(splat(89.f), max(splat(-104.f), x)), n);
-    const Vec<int32_t> half = n >> 1;
-    return (em1 + 1.f) * exp2_int(half) * exp2_int(n - half);
+    const ReducedExp e = reduce_exp(x, low...);
+    return scale_by_power(e.expm1 + 1.f, e.whole);
+  }
+}
+
+template <class V>
+DLK_INLINE V exp(V x) {
+  // Below -104, float's result is 0, above 89 it is Inf.
+  if constexpr (sizeof(Lane<V>) == 4) x = min(splat(89.f), max(splat(-104.f), x));
+  return exp_in_range(x);
+}
+
+/// 1 + exp(x + low...); Inf above 88.375, where exp(x) is within a factor of 1.5 of that.
+template <class V, class... Low>
+DLK_INLINE V one_plus_exp(V x, Low... low) {
+  if constexpr (sizeof(Lane<V>) == 8) {
+    return lanewise(x, [](double v) { return 1 + std::exp(v); });
+  } else {
+    const ReducedExp e = reduce_exp(max(splat(-87.f), x), low...);
+    return x > 88.375f ? splat(__builtin_inff()) : one_plus(e);
   }
 }
 
@@ -59,10 +93,8 @@ DLK_INLINE V expm1_negative(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
     return lanewise(x, [](double v) { return std::expm1(v); });
   } else {
-    Vec<int32_t> n;
-    const V em1 = reduced_expm1(max(splat(-30.f), x), n);
-    const V scale = exp2_int(n);
-    return em1 * scale + (scale - 1.f);
+    const ReducedExp e = reduce_exp(max(splat(-30.f), x));
+    return e.expm1 * e.scale + (e.scale - 1.f);
   }
 }
 
@@ -91,36 +123,41 @@ DLK_INLINE V tanh(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
     return lanewise(x, [](double v) { return std::tanh(v); });
   } else {
-    // tanh |x| = -t / (t + 2) with t = exp(-2 |x|) - 1 in [-1, 0]: no cancellation, no overflow.
-    const V t = expm1_negative(abs(x) * -2.f);
-    return copysign(t / (t + 2.f), x);
+    // Near 0 a polynomial, relative error 4.4e-9; else 1 - 2 / (1 + exp(2 |x|)), where little cancels.
+    constexpr float c[] = {-0.33333281939608017f, 0.13331442192052154f, -0.05373971748508604f, 0.020639101048275276f,
+                           -0.005705006717193648f};
+    const V size = abs(x), square = x * x;
+    const V near = polynomial(square, c) * (square * x) + x;
+    const V far = copysign(1.f - 2.f / one_plus(reduce_exp(min(splat(20.f), size * 2.f))), x);
+    return size < 0.625f ? near : far;
   }
 }
 
-template <class V>
-DLK_INLINE V sigmoid(V x) {
-  return Lane<V>(1) / (exp(-x) + Lane<V>(1));
+template <class V, class... Low>
+DLK_INLINE V sigmoid(V x, Low... low) {
+  return Lane<V>(1) / one_plus_exp(-x, -low...);
 }
 
 /// sigmoid(x) and 1 - sigmoid(x), the latter without cancellation where it is small.
 template <class V>
-DLK_INLINE V sigmoid(V x, V& complement) {
+DLK_INLINE V sigmoid_and_complement(V x, V& complement) {
   const V e = exp(-max(splat(Lane<V>(-80)), x));  // e * s would be Inf * 0 below; sigmoid(-80) is 2e-35
   const V s = Lane<V>(1) / (e + Lane<V>(1));
   complement = e * s;
   return s;
 }
 
-/// x * x - square exactly, where square is x * x rounded.
-DLK_INLINE Vec<float> square_error(Vec<float> x, Vec<float> square) {
+/// a * b - product exactly, where product is a * b rounded.
+DLK_INLINE Vec<float> product_error(Vec<float> a, Vec<float> b, Vec<float> product) {
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_fmsub_ps((__m512)x, (__m512)x, (__m512)square);
+  return (Vec<float>)_mm512_fmsub_ps((__m512)a, (__m512)b, (__m512)product);
 #elif defined(__FMA__)
-  return (Vec<float>)_mm256_fmsub_ps((__m256)x, (__m256)x, (__m256)square);
+  return (Vec<float>)_mm256_fmsub_ps((__m256)a, (__m256)b, (__m256)product);
 #else
   // Without FMA: in halves of 12 bits, whose products are exact (Dekker 1971).
-  const Vec<float> high = (Vec<float>)((Vec<int32_t>)x & ~0xfff), low = x - high;
-  return ((high * high - square) + high * low * 2.f) + low * low;
+  const Vec<float> a1 = (Vec<float>)((Vec<int32_t>)a & ~0xfff), a2 = a - a1;
+  const Vec<float> b1 = (Vec<float>)((Vec<int32_t>)b & ~0xfff), b2 = b - b1;
+  return ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2;
 #endif
 }
 
@@ -130,19 +167,17 @@ DLK_INLINE V normal_tail(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
     return lanewise(x, [](double v) { return std::erfc(v * 0.70710678118654752440) * 0.5; });
   } else {
-    // exp(z^2) erfc(z) (1 + 2 z), z = x / sqrt 2, as a polynomial in t = (z - 2) / (z + 2): relative error 5.8e-9 for
-    // z <= 7.2; erfc(z) < 1e-22 beyond.
-    constexpr float c[] = {1.2769783735275269f,    -0.09276390820741653f,  -0.1660308688879013f,
-                           0.16405385732650757f,   -0.05421120673418045f,  -0.00805391650646925f,
-                           0.008660535328090191f,  0.0013151764869689941f, -0.0012683934764936566f,
-                           -0.0004227604658808559f};
-    x = min(splat(20.f), x);
-    const V z = x * 0.70710678118654752f;
-    const V t = (z - 2.f) / (z + 2.f);
+    // With u = 1 / (x + k): exp(x^2 / 2) P(X > x) = u Q(t), Q a polynomial in t = 1 - 2 k u, relative error 3e-8 for
+    // x <= 8.5; P(X > x) < 1e-17 beyond. One division, and k = 4.4 is where 7 degrees reach farthest.
+    constexpr float k = 4.4f;
+    constexpr float c[] = {0.7618240714073181f, -0.6344382166862488f,  0.4354933202266693f,    -0.2402685582637787f,
+                           0.1007719561457634f, -0.02788713574409485f, 0.0022115360479801893f, 0.002894730307161808f};
+    x = min(splat(14.5f), x);  // exp(-x^2 / 2) is 0 from there on
+    const V u = 1.f / (x + k);
     // exp(-x^2 / 2) with the rounding error of x^2 put back: that alone would be many ULP where x is large.
-    const V square = x * x, half_error = square_error(x, square) * 0.5f;
-    const V e = exp(square * -0.5f);
-    return (e - e * half_error) * polynomial(t, c) / (z * 4.f + 2.f);
+    const V square = x * x;
+    const V e = exp_in_range(square * -0.5f, product_error(x, x, square) * -0.5f);
+    return e * (u * polynomial(1.f - u * (2 * k), c));
   }
 }
 
