@@ -154,7 +154,10 @@ def test_update_of_running_statistics_is_noticed():
     assert made_there.tolist() == before
 
 
-@pytest.mark.parametrize("record", [make_fx, torch.jit.trace])
+RECORDERS = {"make_fx": lambda f, inputs: make_fx(f)(*inputs), "jit": lambda f, inputs: torch.jit.trace(f, inputs)}
+
+
+@pytest.mark.parametrize("record", RECORDERS.values(), ids=RECORDERS)
 def test_update_of_running_statistics_is_recorded(record):
     def step(x, mean, var):
         return DF.batch_norm(x, mean, var, training=True)
@@ -163,7 +166,7 @@ def test_update_of_running_statistics_is_recorded(record):
         return parameters(5)[:2]
 
     x = rand(4, 5, 6, 7)
-    recorded = record(step, (x, *statistics())) if record is torch.jit.trace else record(step)(x, *statistics())
+    recorded = record(step, (x, *statistics()))
     expected, got = statistics(), statistics()
     step(x, *expected)
     recorded(x, *got)
