@@ -30,22 +30,30 @@ at::MemoryFormat result_format(const Tensor& x, int64_t groups) {
   return groups == 0 ? at::MemoryFormat::Contiguous : x.suggest_memory_format();
 }
 
+/// The layout that the kernels get x in, which is the result's on the CPU only; s is told.
+at::MemoryFormat kernel_format(const Tensor& x, int64_t groups, RowNormShape& s) {
+  const at::MemoryFormat format = result_format(x, groups);
+  if (x.is_meta()) return format;
+  s.channels_last = format == at::MemoryFormat::ChannelsLast && backend_of(x.device()) == Backend::cpu;
+  return s.channels_last ? format : at::MemoryFormat::Contiguous;
+}
+
 // row_norm(Tensor x, Tensor? weight, Tensor? bias, int trailing, int groups, float eps)
 //     -> (Tensor y, Tensor mean, Tensor rstd)
 std::tuple<Tensor, Tensor, Tensor> row_norm(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                                             int64_t trailing, int64_t groups, double eps) {
   const at::DimVector sizes = sizes_of(x);
-  const RowNormShape s = shape_of(sizes, trailing, groups);
-  const at::MemoryFormat format = result_format(x, groups);
+  RowNormShape s = shape_of(sizes, trailing, groups);
+  const at::MemoryFormat format = kernel_format(x, groups, s);
   const Tensor mean = allocate({s.rows}, accumulate_options(x)), rstd = allocate({s.rows}, accumulate_options(x));
-  Tensor y = allocate(sizes, x.options(), x.is_meta() ? format : at::MemoryFormat::Contiguous);
+  Tensor y = allocate(sizes, x.options(), format);
   if (x.is_meta() || y.numel() == 0) return {y, mean, rstd};
-  const Tensor xs = x.contiguous(), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
+  const Tensor xs = x.contiguous(format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
   with_kernels<RowNormKernels>(x, [&]<class T>(const RowNormKernels<T>& kernels, Context& context) {
     kernels.forward(s, const_data<T>(xs), const_data<T>(w), const_data<T>(b), eps, mutable_data<T>(y),
                     mutable_data<Accumulate<T>>(mean), mutable_data<Accumulate<T>>(rstd), context);
   });
-  return {y.contiguous(format), mean, rstd};
+  return {y.contiguous(result_format(x, groups)), mean, rstd};
 }
 
 // row_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int trailing, int groups)
@@ -54,21 +62,21 @@ std::tuple<Tensor, Tensor, Tensor> row_norm_backward(const Tensor& dy, const Ten
                                                      const Tensor& rstd, const OptionalTensor& weight, int64_t trailing,
                                                      int64_t groups) {
   const at::DimVector sizes = sizes_of(x);
-  const RowNormShape s = shape_of(sizes, trailing, groups);
+  RowNormShape s = shape_of(sizes, trailing, groups);
   const at::DimVector weights =
       groups == 0 ? at::DimVector(sizes.end() - trailing, sizes.end()) : at::DimVector{sizes[1]};
-  const at::MemoryFormat format = result_format(x, groups);
-  const Tensor dx = allocate(sizes, x.options(), x.is_meta() ? format : at::MemoryFormat::Contiguous);
+  const at::MemoryFormat format = kernel_format(x, groups, s);
+  const Tensor dx = allocate(sizes, x.options(), format);
   const Tensor dweight = allocate(weights, x.options()), dbias = allocate(weights, x.options());
   if (x.is_meta()) return {dx, dweight, dbias};
   if (dx.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
-  const Tensor xs = x.contiguous(), dys = dy.contiguous(), w = contiguous_or_undefined(weight);
+  const Tensor xs = x.contiguous(format), dys = dy.contiguous(format), w = contiguous_or_undefined(weight);
   with_kernels<RowNormKernels>(x, [&]<class T>(const RowNormKernels<T>& kernels, Context& context) {
     kernels.backward(s, const_data<T>(dys), const_data<T>(xs), const_data<Accumulate<T>>(mean),
                      const_data<Accumulate<T>>(rstd), const_data<T>(w), mutable_data<T>(dx), mutable_data<T>(dweight),
                      mutable_data<T>(dbias), context);
   });
-  return {dx.contiguous(format), dweight, dbias};
+  return {dx.contiguous(result_format(x, groups)), dweight, dbias};
 }
 
 Tensor pytorch(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, int64_t trailing,

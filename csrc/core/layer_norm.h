@@ -15,10 +15,11 @@ struct RowNormShape {
   int64_t channels = 1;
   int64_t inner = 1;
   int64_t groups = 1;
+  bool channels_last = false;  // x, y and their gradients are (samples, inner, groups * channels); on the CPU only
 };
 
-/// x, y and their gradients are (rows, channels, inner), mean and rstd (rows), the rest (groups * channels). weight and
-/// bias may be null: 1 and 0.
+/// x, y and their gradients are (rows, channels, inner), unless channels_last, mean and rstd (rows), the rest (groups *
+/// channels). weight and bias may be null: 1 and 0.
 template <class T>
 struct RowNormKernels {
   /// y, and the statistics that backward needs: mean and 1 / sqrt(var + eps).

@@ -61,18 +61,6 @@ void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y)
   });
 }
 
-/// Adds to sums (count, C), over rows [begin, end), what add(n, c, lanes, sum) adds to sum[0..count) for row n. Eight
-/// rows are added among themselves first: fewer loads and stores of the sums, and fewer roundings.
-template <int count, class T, class Add>
-DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add) {
-  for (int64_t n = begin; n < end; n += 8)
-    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-      Vec<T> sum[count] = {};
-      for (int64_t row = n; row < std::min(end, n + 8); ++row) add(row, c, lanes, sum);
-      for (int k = 0; k < count; ++k) store_n(sums + k * C + c, load_n(sums + k * C + c, lanes) + sum[k], lanes);
-    });
-}
-
 /// mean and var of each column of the N rows.
 template <class T>
 void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& context) {

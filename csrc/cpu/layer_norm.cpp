@@ -5,11 +5,12 @@
 //
 // inner == 1 (layer normalisation): weights run along the row with x, and so do vectors. Sums over rows are kept per
 // block of kRows rows. inner > 1 (group normalisation): vectors run along a plane, whose weight is one number, and
-// everything follows from two sums per plane. A thread computes whole rows, or blocks of them; rows stay in its cache
-// from one pass to the next. Blocks are combined in order, in double.
+// everything follows from two sums per plane; for channels_last see group_norm.h. A thread computes whole rows, or
+// blocks of them; rows stay in its cache from one pass to the next. Blocks are combined in order, in double.
 #include "csrc/core/layer_norm.h"
 
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/group_norm.h"
 #include "csrc/cpu/moments.h"
 #include "csrc/cpu/parallel.h"
 
@@ -26,7 +27,9 @@ DLK_INLINE Vec<T> load_or(const T* p, int64_t i, Count lanes, T otherwise) {
 }
 
 template <class T>
-void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* rstd, Context&) {
+void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* rstd,
+             Context& context) {
+  if (s.channels_last) return forward_channels_last(s, x, weight, bias, eps, y, mean, rstd, context);
   const int64_t D = s.channels * s.inner;
   parallel_for(s.rows, 3 * D, [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -64,17 +67,16 @@ void backward_row(int64_t D, const T* dy, const T* x, T mean, T rstd, const T* w
   using V = Vec<T>;
   double sum_g = 0, sum_gh = 0;
   for (int64_t begin = 0; begin < D; begin += kMomentsBlock) {
-    V sums_g = {}, sums_gh = {};
-    for_each_vec<T>(std::min(kMomentsBlock, D - begin), [&](int64_t i, auto lanes) {
+    const auto sums = sum_vecs<2, T>(std::min(kMomentsBlock, D - begin), [&](int64_t i, auto lanes, auto& block) {
       const V d = load_n(dy + begin + i, lanes), h = (load_n(x + begin + i, lanes, mean) - mean) * rstd;
       const V g = d * load_or(weight, begin + i, lanes, T(1));
-      sums_g += g;
-      sums_gh += g * h;
+      block.of[0] += g;
+      block.of[1] += g * h;
       store_n(dweight + begin + i, load_n(dweight + begin + i, lanes) + d * h, lanes);
       store_n(dbias + begin + i, load_n(dbias + begin + i, lanes) + d, lanes);
     });
-    sum_g += reduce_sum(sums_g);
-    sum_gh += reduce_sum(sums_gh);
+    sum_g += reduce_sum(sums.of[0]);
+    sum_gh += reduce_sum(sums.of[1]);
   }
   const T k1 = static_cast<T>(sum_g / static_cast<double>(D)), k2 = static_cast<T>(sum_gh / static_cast<double>(D));
   for_each_vec<T>(D, [&](int64_t i, auto lanes) {
@@ -120,48 +122,35 @@ void backward_rows(int64_t rows, int64_t D, const T* dy, const T* x, const T* me
 template <class T>
 void backward_planes(RowNormShape s, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight, T* dx,
                      T* dweight, T* dbias, Context& context) {
-  const int64_t D = s.channels * s.inner, C = s.groups * s.channels;
+  const int64_t D = s.channels * s.inner;
   GradientSums* sums = context.array<GradientSums>(s.rows * s.channels);  // of each plane
   parallel_for(s.rows, 4 * D, [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t first = row % s.groups * s.channels;
       const T m = mean[row], r = rstd[row];
-      GradientSums total;
-      for (int64_t k = 0; k < s.channels; ++k) {
-        GradientSums plane;
-        add_gradient_sums(plane, dy + row * D + k * s.inner, x + row * D + k * s.inner, m, s.inner);
-        sums[row * s.channels + k] = plane;
-        const double w = weight ? weight[first + k] : T(1);
-        total.dy += w * plane.dy;
-        total.dy_x += w * plane.dy_x;
+      for (int64_t plane = row * s.channels; plane < (row + 1) * s.channels; ++plane) {
+        sums[plane] = {};
+        add_gradient_sums(sums[plane], dy + plane * s.inner, x + plane * s.inner, m, s.inner);
       }
-      const double count = static_cast<double>(D), rr = r;
-      const T k1 = static_cast<T>(total.dy / count), k2 = static_cast<T>(total.dy_x * rr * rr / count);
+      const RowGradient<T> gradient(s, row, sums, weight, r);
       for (int64_t k = 0; k < s.channels; ++k) {
-        const T w = weight ? weight[first + k] : T(1);
+        const T w = weight ? weight[row % s.groups * s.channels + k] : T(1);
         const int64_t at = row * D + k * s.inner;
         for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
           const Vec<T> g = load_n(dy + at + i, lanes) * w;
-          store_n(dx + at + i, (g - k1 - (load_n(x + at + i, lanes) - m) * k2) * r, lanes);
+          store_n(dx + at + i, (g - gradient.k1 - (load_n(x + at + i, lanes) - m) * gradient.k2) * r, lanes);
         });
       }
     }
   });
-  for (int64_t c = 0; c < C; ++c) {
-    double sum_dy = 0, sum_dy_h = 0;
-    for (int64_t plane = c; plane < s.rows * s.channels; plane += C) {
-      sum_dy += sums[plane].dy;
-      sum_dy_h += sums[plane].dy_x * rstd[plane / s.channels];
-    }
-    dweight[c] = static_cast<T>(sum_dy_h);
-    dbias[c] = static_cast<T>(sum_dy);
-  }
+  weight_gradients(s, sums, rstd, dweight, dbias);
 }
 
 template <class T>
 void backward(RowNormShape s, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight, T* dx, T* dweight,
               T* dbias, Context& context) {
-  if (s.inner == 1 && s.groups == 1)
+  if (s.channels_last)
+    backward_channels_last(s, dy, x, mean, rstd, weight, dx, dweight, dbias, context);
+  else if (s.inner == 1 && s.groups == 1)
     backward_rows(s.rows, s.channels, dy, x, mean, rstd, weight, dx, dweight, dbias, context);
   else
     backward_planes(s, dy, x, mean, rstd, weight, dx, dweight, dbias, context);

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "csrc/cpu/simd.h"
+#include "csrc/cpu/reduce.h"
 
 namespace dlk::cpu {
 namespace {
@@ -40,15 +40,16 @@ void add_moments(Moments& moments, const T* x, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += kMomentsBlock) {
     const T* block = x + begin;
     const int64_t count = std::min(kMomentsBlock, n - begin);
-    Vec<T> sum = {}, s1 = {}, s2 = {};
-    for_each_vec<T>(count, [&](int64_t i, auto lanes) { sum += load_n(block + i, lanes); });
-    const T shift = reduce_sum(sum) / static_cast<T>(count);
-    for_each_vec<T>(count, [&](int64_t i, auto lanes) {
+    const auto sum =
+        sum_vecs<1, T>(count, [&](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(block + i, lanes); });
+    const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
+    const auto powers = sum_vecs<2, T>(count, [&](int64_t i, auto lanes, auto& sums) {
       const Vec<T> d = load_n(block + i, lanes, shift) - shift;
-      s1 += d;
-      s2 += d * d;
+      sums.of[0] += d;
+      sums.of[1] += d * d;
     });
-    moments.add(Moments::shifted(static_cast<double>(count), shift, reduce_sum(s1), reduce_sum(s2)));
+    moments.add(
+        Moments::shifted(static_cast<double>(count), shift, reduce_sum(powers.of[0]), reduce_sum(powers.of[1])));
   }
 }
 
@@ -61,15 +62,26 @@ struct GradientSums {
 template <class T>
 void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += kMomentsBlock) {
-    Vec<T> sum_dy = {}, sum_dy_x = {};
-    for_each_vec<T>(std::min(kMomentsBlock, n - begin), [&](int64_t i, auto lanes) {
+    const auto block = sum_vecs<2, T>(std::min(kMomentsBlock, n - begin), [&](int64_t i, auto lanes, auto& block) {
       const Vec<T> g = load_n(dy + begin + i, lanes);
-      sum_dy += g;
-      sum_dy_x += g * (load_n(x + begin + i, lanes, mean) - mean);
+      block.of[0] += g;
+      block.of[1] += g * (load_n(x + begin + i, lanes, mean) - mean);
     });
-    sums.dy += reduce_sum(sum_dy);
-    sums.dy_x += reduce_sum(sum_dy_x);
+    sums.dy += reduce_sum(block.of[0]);
+    sums.dy_x += reduce_sum(block.of[1]);
   }
+}
+
+/// Adds to sums (count, C), over rows [begin, end), what add(n, c, lanes, sum) adds to sum[0..count) for row n. Eight
+/// rows are added among themselves first: fewer loads and stores of the sums, and fewer roundings.
+template <int count, class T, class Add>
+DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add) {
+  for (int64_t n = begin; n < end; n += 8)
+    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+      Vec<T> sum[count] = {};
+      for (int64_t row = n; row < std::min(end, n + 8); ++row) add(row, c, lanes, sum);
+      for (int k = 0; k < count; ++k) store_n(sums + k * C + c, load_n(sums + k * C + c, lanes) + sum[k], lanes);
+    });
 }
 
 }  // namespace

@@ -19,24 +19,22 @@ void forward_row(int64_t C, const T* x, T* y) {
   row_max_sum(C, x, m, sum, [&](int64_t c, Vec<T> e, auto lanes) {
     if constexpr (!log) store_n(y + c, e, lanes);
   });
-  const T log_sum = std::log(sum);
+  const T finish = log ? std::log(sum) : 1 / sum;
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     if constexpr (log)
-      store_n(y + c, (load_n(x + c, lanes) - m) - log_sum, lanes);
+      store_n(y + c, (load_n(x + c, lanes) - m) - finish, lanes);
     else
-      store_n(y + c, load_n(y + c, lanes) / sum, lanes);
+      store_n(y + c, load_n(y + c, lanes) * finish, lanes);
   });
 }
 
 template <bool log, class T>
 void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
   using V = Vec<T>;
-  V sums = {};
-  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-    const V g = load_n(dy + c, lanes);
-    sums += log ? g : g * load_n(y + c, lanes);
-  });
-  const T sum = reduce_sum(sums);
+  const T sum = reduce_sum(sum_vecs<1, T>(C, [&](int64_t c, auto lanes, auto& sums) {
+                             const V g = load_n(dy + c, lanes);
+                             sums.of[0] += log ? g : g * load_n(y + c, lanes);
+                           }).of[0]);
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     const V g = load_n(dy + c, lanes), v = load_n(y + c, lanes);
     store_n(dx + c, log ? g - exp(v) * sum : v * (g - sum), lanes);
@@ -49,16 +47,15 @@ void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* y) {
   tile_max_sum(C, inner, width, x, m, sum, [&](int64_t c, int64_t j, Vec<T> e, auto lanes) {
     if constexpr (!log) store_n(y + c * inner + j, e, lanes);
   });
-  T log_sum[kTile] = {};
-  if constexpr (log)
-    for (int64_t j = 0; j < width; ++j) log_sum[j] = std::log(sum[j]);
+  T finish[kTile] = {};  // what the sum does to y: is subtracted as its logarithm, or multiplied by as its inverse
+  for (int64_t j = 0; j < width; ++j) finish[j] = log ? std::log(sum[j]) : 1 / sum[j];
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = c * inner + j;
       if constexpr (log)
-        store_n(y + at, (load_n(x + at, lanes) - load(m + j)) - load(log_sum + j), lanes);
+        store_n(y + at, (load_n(x + at, lanes) - load(m + j)) - load(finish + j), lanes);
       else
-        store_n(y + at, load_n(y + at, lanes) / load(sum + j), lanes);
+        store_n(y + at, load_n(y + at, lanes) * load(finish + j), lanes);
     });
 }
 

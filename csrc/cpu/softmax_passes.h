@@ -11,6 +11,7 @@
 
 #include "csrc/core/softmax.h"
 #include "csrc/cpu/parallel.h"
+#include "csrc/cpu/reduce.h"
 #include "csrc/cpu/vmath.h"
 
 namespace dlk::cpu {
@@ -43,9 +44,9 @@ void for_each_row_or_tile(SoftmaxShape s, Row row, Tile tile) {
 /// and comes back in the sum, as does Inf - Inf: m = +Inf, or a row of -Inf only.
 template <class T, class Keep>
 DLK_INLINE void row_max_sum(int64_t C, const T* x, T& m, T& sum, Keep keep) {
-  Vec<T> top = splat(kLowest<T>), sums = {};
-  for_each_vec<T>(C, [&](int64_t c, auto lanes) { top = max(load_n(x + c, lanes, kLowest<T>), top); });
-  m = reduce_max(top);
+  const auto take_max = [&](int64_t c, auto lanes, Vec<T>& top) { top = max(load_n(x + c, lanes, kLowest<T>), top); };
+  m = reduce_max(accumulate_vecs<T>(C, splat(kLowest<T>), take_max, [](auto a, auto b) { return max(a, b); }));
+  Vec<T> sums = {};
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     const Vec<T> e = exp(load_n(x + c, lanes, kLowest<T>) - m);
     keep(c, e, lanes);

@@ -1,0 +1,213 @@
+// Group normalisation of channels_last x, (samples, inner, C = groups * channels): layer_norm.cpp's formulas, and what
+// its kernels for planes share with these.
+//
+// Vectors run along C, so a group, which may be less than a vector, does not matter to the inner loops: blocks of
+// kGroupRows pixels are summed per channel, the channels' sums are combined per group, in order and in double, and what
+// a group needs is then spread over its channels again.
+#pragma once
+
+#include "csrc/core/layer_norm.h"
+#include "csrc/cpu/moments.h"
+#include "csrc/cpu/parallel.h"
+
+namespace dlk::cpu {
+namespace {
+
+constexpr int64_t kGroupRows =
+    128;  // as batch_norm.cpp: longer sums in T lose digits, shorter ones cost more to combine
+
+/// dx = (g - k1 - (x - mean) k2) rstd of one row, with g = dy weight.
+template <class T>
+struct RowGradient {
+  T k1, k2;
+
+  /// From the sums of the row's planes.
+  RowGradient(RowNormShape s, int64_t row, const GradientSums* sums, const T* weight, double rstd) {
+    const double count = static_cast<double>(s.channels * s.inner);
+    GradientSums total;
+    for (int64_t k = 0; k < s.channels; ++k) {
+      const double w = weight ? weight[row % s.groups * s.channels + k] : T(1);
+      total.dy += w * sums[row * s.channels + k].dy;
+      total.dy_x += w * sums[row * s.channels + k].dy_x;
+    }
+    k1 = static_cast<T>(total.dy / count);
+    k2 = static_cast<T>(total.dy_x * rstd * rstd / count);
+  }
+};
+
+/// From the sums of all planes.
+template <class T>
+void weight_gradients(RowNormShape s, const GradientSums* sums, const T* rstd, T* dweight, T* dbias) {
+  const int64_t C = s.groups * s.channels;
+  for (int64_t c = 0; c < C; ++c) {
+    double sum_dy = 0, sum_dy_h = 0;
+    for (int64_t plane = c; plane < s.rows * s.channels; plane += C) {
+      sum_dy += sums[plane].dy;
+      sum_dy_h += sums[plane].dy_x * rstd[plane / s.channels];
+    }
+    dweight[c] = static_cast<T>(sum_dy_h);
+    dbias[c] = static_cast<T>(sum_dy);
+  }
+}
+
+// ---- channels_last
+
+/// The blocks of pixels of all samples.
+struct PixelBlocks {
+  RowNormShape s;
+  int64_t C = s.groups * s.channels, samples = s.rows / s.groups, per_sample = ceil_div(s.inner, kGroupRows);
+
+  int64_t count() const { return samples * per_sample; }
+
+  /// f(block, begin, end) for each, over the threads; pixels are numbered through all samples.
+  template <class F>
+  void for_each(int64_t cost, F f) const {
+    parallel_for(count(), cost * kGroupRows * C, [=, this](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t sample = block / per_sample * s.inner, begin = block % per_sample * kGroupRows;
+        f(block, sample + begin, sample + std::min(s.inner, begin + kGroupRows));
+      }
+    });
+  }
+
+  /// f(sample, pixel) for each pixel, over the threads.
+  template <class F>
+  void for_each_pixel(F f) const {
+    parallel_for(samples * s.inner, C, [=, this](int64_t begin, int64_t end) {
+      for (int64_t pixel = begin; pixel < end; ++pixel) f(pixel / s.inner, pixel);
+    });
+  }
+};
+
+/// The moments of each group in one block; `sums` is room for 3 C numbers.
+template <class T>
+void block_moments(RowNormShape s, const T* x, int64_t begin, int64_t end, T* sums, Moments* moments) {
+  const int64_t C = s.groups * s.channels;
+  T *shift = sums, *s1 = sums + C, *s2 = sums + 2 * C;
+  const double count = static_cast<double>((end - begin) * s.channels);
+  std::fill(sums, sums + 3 * C, T(0));
+  sum_rows<1>(C, begin, end, shift,
+              [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_n(x + row * C + c, lanes); });
+  for (int64_t first = 0; first < C; first += s.channels) {
+    double total = 0;
+    for (int64_t k = 0; k < s.channels; ++k) total += shift[first + k];
+    std::fill(shift + first, shift + first + s.channels, static_cast<T>(total / count));
+  }
+  sum_rows<2>(C, begin, end, s1, [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) {
+    const Vec<T> d = load_n(x + row * C + c, lanes) - load_n(shift + c, lanes);
+    sum[0] += d;
+    sum[1] += d * d;
+  });
+  for (int64_t g = 0; g < s.groups; ++g) {
+    double total1 = 0, total2 = 0;
+    for (int64_t c = g * s.channels; c < (g + 1) * s.channels; ++c) {
+      total1 += s1[c];
+      total2 += s2[c];
+    }
+    moments[g] = Moments::shifted(count, shift[g * s.channels], total1, total2);
+  }
+}
+
+template <class T>
+void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean,
+                           T* rstd, Context& context) {
+  const PixelBlocks blocks{s};
+  const int64_t C = blocks.C;
+  T* sums = context.array<T>(blocks.count() * 3 * C);
+  Moments* moments = context.array<Moments>(blocks.count() * s.groups);
+  blocks.for_each(2, [=](int64_t block, int64_t begin, int64_t end) {
+    block_moments(s, x, begin, end, sums + block * 3 * C, moments + block * s.groups);
+  });
+
+  T* constants = context.array<T>(blocks.samples * 3 * C);  // y = (x - mean) a + b, per sample and channel
+  parallel_for(s.rows, blocks.per_sample * 8 + s.channels, [=](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t sample = row / s.groups, g = row % s.groups;
+      Moments total;
+      for (int64_t k = 0; k < blocks.per_sample; ++k)
+        total.add(moments[(sample * blocks.per_sample + k) * s.groups + g]);
+      mean[row] = static_cast<T>(total.mean);
+      rstd[row] = static_cast<T>(1 / std::sqrt(total.variance() + eps));
+      T* of_sample = constants + sample * 3 * C;
+      for (int64_t c = g * s.channels; c < (g + 1) * s.channels; ++c) {
+        of_sample[c] = mean[row];
+        of_sample[C + c] = weight ? weight[c] * rstd[row] : rstd[row];
+        of_sample[2 * C + c] = bias ? bias[c] : 0;
+      }
+    }
+  });
+
+  blocks.for_each_pixel([=](int64_t sample, int64_t pixel) {
+    const T *m = constants + sample * 3 * C, *a = m + C, *b = a + C;
+    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+      const Vec<T> d = load_n(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+      store_n(y + pixel * C + c, d * load_n(a + c, lanes) + load_n(b + c, lanes), lanes);
+    });
+  });
+}
+
+/// The gradient sums of each plane, (samples, C).
+template <class T>
+GradientSums* plane_sums(PixelBlocks blocks, const T* dy, const T* x, const T* mean, Context& context) {
+  const RowNormShape s = blocks.s;
+  const int64_t C = blocks.C;
+  T* partial = context.array<T>(blocks.count() * 2 * C);
+  T* means = context.array<T>(blocks.samples * C);
+  for (int64_t plane = 0; plane < blocks.samples * C; ++plane) means[plane] = mean[plane / s.channels];
+  blocks.for_each(2, [=](int64_t block, int64_t begin, int64_t end) {
+    const T* m = means + block / blocks.per_sample * C;
+    T* sums = partial + block * 2 * C;
+    std::fill(sums, sums + 2 * C, T(0));
+    sum_rows<2>(C, begin, end, sums, [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) {
+      const Vec<T> g = load_n(dy + row * C + c, lanes);
+      sum[0] += g;
+      sum[1] += g * (load_n(x + row * C + c, lanes) - load_n(m + c, lanes));
+    });
+  });
+  GradientSums* sums = context.array<GradientSums>(blocks.samples * C);
+  parallel_for(blocks.samples * C, blocks.per_sample * 2, [=](int64_t first, int64_t last) {
+    for (int64_t plane = first; plane < last; ++plane) {
+      sums[plane] = {};
+      for (int64_t k = 0; k < blocks.per_sample; ++k) {
+        const T* block = partial + (plane / C * blocks.per_sample + k) * 2 * C + plane % C;
+        sums[plane].dy += block[0];
+        sums[plane].dy_x += block[C];
+      }
+    }
+  });
+  return sums;
+}
+
+template <class T>
+void backward_channels_last(RowNormShape s, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight,
+                            T* dx, T* dweight, T* dbias, Context& context) {
+  const PixelBlocks blocks{s};
+  const int64_t C = blocks.C;
+  const GradientSums* sums = plane_sums(blocks, dy, x, mean, context);
+  T* constants = context.array<T>(blocks.samples * 4 * C);  // dx = dy a - b - (x - mean) k, per sample and channel
+  parallel_for(s.rows, 8 * s.channels, [=](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const RowGradient<T> gradient(s, row, sums, weight, rstd[row]);
+      T* of_sample = constants + row / s.groups * 4 * C;
+      const int64_t begin = row % s.groups * s.channels;
+      for (int64_t c = begin; c < begin + s.channels; ++c) {
+        of_sample[c] = mean[row];
+        of_sample[C + c] = weight ? weight[c] * rstd[row] : rstd[row];
+        of_sample[2 * C + c] = gradient.k1 * rstd[row];
+        of_sample[3 * C + c] = gradient.k2 * rstd[row];
+      }
+    }
+  });
+  blocks.for_each_pixel([=](int64_t sample, int64_t pixel) {
+    const T *m = constants + sample * 4 * C, *a = m + C, *b = a + C, *k = b + C;
+    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+      const Vec<T> d = load_n(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+      const Vec<T> g = load_n(dy + pixel * C + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
+      store_n(dx + pixel * C + c, g - d * load_n(k + c, lanes), lanes);
+    });
+  });
+  weight_gradients(s, sums, rstd, dweight, dbias);
+}
+
+}  // namespace
+}  // namespace dlk::cpu
