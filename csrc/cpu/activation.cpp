@@ -93,11 +93,11 @@ struct GeluTanh {
   /// takes from it.
   V forward(V x) const {
     constexpr T a = T(kBeta2), b = T(kBeta2Cubic), a_low = T(kBeta2 - a), b_low = T(kBeta2Cubic - b);
-    const V z = max(splat(T(-20)), min(splat(T(20)), x));  // beyond, x or 0, and no Inf - Inf on the way
-    const V square = z * z, cubic = square * b, slope = cubic + a, twice_u = z * slope;
     if constexpr (sizeof(T) == 8) {
-      return x / one_plus_exp(-twice_u);
+      return x / one_plus_exp(-x * (x * x * b + a));
     } else {
+      const V z = max(splat(-20.f), min(splat(20.f), x));  // beyond, x or 0, and no Inf - Inf on the way
+      const V square = z * z, cubic = square * b, slope = cubic + a, twice_u = z * slope;
       const V slope_low = (cubic - (slope - a)) + product_error(square, splat(b), cubic) +
                           product_error(z, z, square) * b + (square * b_low + a_low);
       return x / one_plus_exp(-twice_u, -(product_error(z, slope, twice_u) + z * slope_low));
