@@ -46,6 +46,26 @@ def test_group_norm_ranks(shape, groups):
         compare("group_norm", rand(*shape).requires_grad_(), groups)
 
 
+@pytest.mark.parametrize("channels, groups", [(6, 2), (16, 16), (40, 4), (96, 1)])
+@pytest.mark.parametrize("mean", [0, 1000])
+def test_channels_last_blocks(channels, groups, mean):
+    """Images of several blocks of pixels, the last one short; groups of less than a vector and of more."""
+    for size in ((1, 1), (11, 12), (16, 16), (19, 27)):
+        x = (rand(3, channels, *size) + mean).contiguous(memory_format=torch.channels_last).requires_grad_()
+        if channels // groups * size[0] > 1:
+            compare("group_norm", x, groups)
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+def test_channels_last_special_values(special):
+    """A special value spoils its group and no other."""
+    x = rand(2, 6, 16, 17).contiguous(memory_format=torch.channels_last)
+    x[1, 3, 15, 16] = special
+    spoiled = DF.group_norm(x, 3).isnan().flatten(2).all(-1)
+    torch.testing.assert_close(spoiled, torch.tensor([[0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]]).bool())
+    torch.testing.assert_close(DF.group_norm(x, 3), F.group_norm(x, 3), equal_nan=True)
+
+
 def test_empty():
     compare("layer_norm", rand(0, 7).requires_grad_(), (7,))
     compare("group_norm", rand(0, 6, 5).requires_grad_(), 2)
@@ -82,6 +102,8 @@ def test_threads():
     weight, bias = rand(70, seed=1).requires_grad_(), rand(70, seed=2).requires_grad_()
     check_threads(lambda x, w, b: DF.layer_norm(x, (70,), w, b), [rand(2000, 70).requires_grad_(), weight, bias])
     check_threads(lambda x, w, b: DF.group_norm(x, 7, w, b), [rand(30, 70, 50).requires_grad_(), weight, bias])
+    image = rand(5, 70, 30, 31).contiguous(memory_format=torch.channels_last)
+    check_threads(lambda x, w, b: DF.group_norm(x, 7, w, b), [image.requires_grad_(), weight, bias])
 
 
 @pytest.mark.parametrize(

@@ -60,30 +60,34 @@ struct Divisors {
   Vec<T> vector_at(int64_t oh, int64_t ow) const { return load(w + ow) * h[oh]; }
 };
 
-/// A sum whose error does not grow with its length, for windows as large as the image: sums of kBlock terms are added
-/// with their rounding error kept beside (Knuth's two-sum).
-template <class T>
+/// Sums of kVecs vectors whose errors do not grow with their length, for windows as large as the image: sums of kBlock
+/// terms are added with their rounding error kept beside (Knuth's two-sum).
+template <class T, int kVecs>
 class LongSum {
  public:
-  DLK_INLINE void add(Vec<T> x) {
-    block_ += x;
+  /// Adds the vectors at x, x + kLanes, ...
+  template <class Count>
+  DLK_INLINE void add(const T* x, Count lanes) {
+    for (int k = 0; k < kVecs; ++k) block_[k] += load_n(x + k * kLanes<T>, lanes);
     if (++terms_ == kBlock) add_block();
   }
-  Vec<T> value() {
-    add_block();
-    return sum_ + (error_ == error_ ? error_ : Vec<T>{});  // NaN where the sum is not finite
+  DLK_INLINE Vec<T> value(int k) {
+    if (terms_ > 0) add_block();
+    return sum_[k] + (error_[k] == error_[k] ? error_[k] : Vec<T>{});  // NaN where the sum is not finite
   }
 
  private:
   static constexpr int kBlock = 32;
   DLK_INLINE void add_block() {
-    const Vec<T> sum = sum_ + block_, added = sum - sum_;
-    error_ += (sum_ - (sum - added)) + (block_ - added);
-    sum_ = sum;
-    block_ = Vec<T>{};
+    for (int k = 0; k < kVecs; ++k) {
+      const Vec<T> sum = sum_[k] + block_[k], added = sum - sum_[k];
+      error_[k] += (sum_[k] - (sum - added)) + (block_[k] - added);
+      sum_[k] = sum;
+      block_[k] = Vec<T>{};
+    }
     terms_ = 0;
   }
-  Vec<T> sum_{}, error_{}, block_{};
+  Vec<T> sum_[kVecs] = {}, error_[kVecs] = {}, block_[kVecs] = {};
   int terms_ = 0;
 };
 
@@ -91,37 +95,15 @@ class LongSum {
 
 template <class T>
 void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Context& context) {
-  const Axis h = vertical(p), w = horizontal(p);
-  const SplitRow<T> split(w);
-  const int64_t band = band_rows(h, split.size() * sizeof(T)), bands = ceil_div(p.OH, band);
-  const int64_t extent = (band - 1) * h.stride + h.kernel;
-  const int64_t buffer_size = (extent < p.H ? extent : p.H) * split.size();
-  T* buffers = context.array<T>(max_threads() * buffer_size);
-  int64_t* offsets = context.array<int64_t>(p.S);
-  for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
-
-  const int64_t tasks = p.N * p.C * bands;
-  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
-    T* buffer = buffers + team.rank * buffer_size;
-    for (int64_t i = 0; i < buffer_size; ++i) buffer[i] = 0;
-    team.for_each(tasks, [&](int64_t task) {
-      const int64_t plane = task / bands, oh_begin = task % bands * band;
-      const int64_t oh_end = oh_begin + band < p.OH ? oh_begin + band : p.OH;
-      const Range in = input_rows(h, {oh_begin, oh_end});
-      for (int64_t ih = in.begin; ih < in.end; ++ih)
-        split.fill(x + (plane * p.H + ih) * p.W, buffer + (ih - in.begin) * split.size());
-
-      for (int64_t oh = oh_begin; oh < oh_end; ++oh) {
-        const Range taps = h.taps(oh);
-        for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
-          Vec<T> sum{};
-          for (int64_t r = taps.begin; r < taps.end; ++r) {
-            const T* row = buffer + (h.start(oh) + r - in.begin) * split.size() + ow;
-            for (int64_t s = 0; s < p.S; ++s) sum += load(row + offsets[s]);
-          }
-          store_n(y + (plane * p.OH + oh) * p.OW + ow, sum / divisors.vector_at(oh, ow), lanes);
-        });
-      }
+  const Axis h = vertical(p);
+  const int64_t* offsets = tap_offsets<T>(p, context);
+  for_each_output_row(p, x, T(0), context, [&](OutputRow<T> row) {
+    const Range taps = h.taps(row.oh);
+    for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
+      Vec<T> sum{};
+      for (int64_t r = taps.begin; r < taps.end; ++r)
+        for (int64_t s = 0; s < p.S; ++s) sum += load(row.input(r) + ow + offsets[s]);
+      store_n(y + (row.plane * p.OH + row.oh) * p.OW + ow, sum / divisors.vector_at(row.oh, ow), lanes);
     });
   });
 }
@@ -192,9 +174,9 @@ void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> diviso
 /// The sum of n consecutive elements.
 template <class T>
 T sum_of(const T* x, int64_t n) {
-  LongSum<T> sum;
-  for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum.add(load_n(x + i, lanes)); });
-  return reduce_sum(sum.value());
+  LongSum<T, 1> sum;
+  for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum.add(x + i, lanes); });
+  return reduce_sum(sum.value(0));
 }
 
 template <class T>
@@ -249,13 +231,17 @@ void forward_channels_last(const AvgPool2d& p, const T* x, T* y, Divisors<T> div
       const int64_t n = pixel / (p.OH * p.OW), oh = pixel / p.OW % p.OH, ow = pixel % p.OW;
       const Range ih_range = h.inputs(oh), iw_range = w.inputs(ow);
       const T divisor = divisors.at(oh, ow);
-      for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-        LongSum<T> sum;
+      const auto mean = [&]<int kVecs>(LongSum<T, kVecs> sum, int64_t c, auto lanes) {
         for (int64_t ih = ih_range.begin; ih < ih_range.end; ++ih)
           for (int64_t iw = iw_range.begin; iw < iw_range.end; ++iw)
-            sum.add(load_n(x + ((n * p.H + ih) * p.W + iw) * p.C + c, lanes));
-        store_n(y + pixel * p.C + c, sum.value() / divisor, lanes);
-      });
+            sum.add(x + ((n * p.H + ih) * p.W + iw) * p.C + c, lanes);
+        for (int k = 0; k < kVecs; ++k) store_n(y + pixel * p.C + c + k * kLanes<T>, sum.value(k) / divisor, lanes);
+      };
+      // Four vectors at once: each window is read in longer runs, and the additions do not wait for each other.
+      constexpr int64_t kRun = 4 * kLanes<T>;
+      const int64_t whole = p.C / kRun * kRun;
+      for (int64_t c = 0; c < whole; c += kRun) mean(LongSum<T, 4>{}, c, std::integral_constant<int, kLanes<T>>{});
+      for_each_vec<T>(p.C - whole, [&](int64_t c, auto lanes) { mean(LongSum<T, 1>{}, whole + c, lanes); });
     }
   });
 }

@@ -61,49 +61,29 @@ P first_position(Range r, Range s, int64_t S) {
 template <class T, class P, bool kPositions>
 void forward_nchw(const Pool2d& p, const T* x, T* y, P* positions, Context& context) {
   const Axis h = vertical(p), w = horizontal(p);
-  const SplitRow<T> split(w);
-  const int64_t band = band_rows(h, split.size() * sizeof(T)), bands = ceil_div(p.OH, band);
-  const int64_t extent = (band - 1) * h.stride + (h.kernel - 1) * h.dilation + 1;
-  const int64_t buffer_size = (extent < p.H ? extent : p.H) * split.size();
-  T* buffers = context.array<T>(max_threads() * buffer_size);
-  int64_t* offsets = context.array<int64_t>(p.S);
-  for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
+  const int64_t* offsets = tap_offsets<T>(p, context);
   const int64_t edge = ceil_div(w.pad, w.stride);  // outputs whose window begins in the padding on the left
 
-  const int64_t tasks = p.N * p.C * bands;
-  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
-    T* buffer = buffers + team.rank * buffer_size;
-    for (int64_t i = 0; i < buffer_size; ++i) buffer[i] = -std::numeric_limits<T>::infinity();
-    team.for_each(tasks, [&](int64_t task) {
-      const int64_t plane = task / bands, oh_begin = task % bands * band;
-      const int64_t oh_end = oh_begin + band < p.OH ? oh_begin + band : p.OH;
-      const Range in = input_rows(h, {oh_begin, oh_end});
-      for (int64_t ih = in.begin; ih < in.end; ++ih)
-        split.fill(x + (plane * p.H + ih) * p.W, buffer + (ih - in.begin) * split.size());
-
-      for (int64_t oh = oh_begin; oh < oh_end; ++oh) {
-        const Range r_taps = h.taps(oh);
-        const int64_t row_at = (plane * p.OH + oh) * p.OW;
-        const int64_t start = h.start(oh) - in.begin;  // the row of tap 0 in the buffer
-        for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
-          Best<T> best(static_cast<IntOf<T>>(r_taps.begin * p.S));
-          for (int64_t r = r_taps.begin; r < r_taps.end; ++r) {
-            const T* row = buffer + (start + r * h.dilation) * split.size() + ow;
-            for (int64_t s = 0; s < p.S; ++s) best.take(load(row + offsets[s]), r * p.S + s);
-          }
-          store_n(y + row_at + ow, best.value, lanes);
-          if constexpr (kPositions) store_positions<T>(positions + row_at + ow, best.position, lanes);
-        });
-        if constexpr (kPositions) {
-          // A window where nothing won points to (r_taps.begin, 0): right unless that is padding.
-          const int64_t doubtful = r_taps.begin < r_taps.end && edge < p.OW ? edge : p.OW;
-          for (int64_t ow = 0; ow < doubtful; ++ow) {
-            P& position = positions[row_at + ow];
-            if (position == static_cast<P>(r_taps.begin * p.S)) position = first_position<P>(r_taps, w.taps(ow), p.S);
-          }
-        }
+  for_each_output_row(p, x, -std::numeric_limits<T>::infinity(), context, [&](OutputRow<T> row) {
+    const Range r_taps = h.taps(row.oh);
+    const int64_t row_at = (row.plane * p.OH + row.oh) * p.OW;
+    for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
+      Best<T> best(static_cast<IntOf<T>>(r_taps.begin * p.S));
+      for (int64_t r = r_taps.begin; r < r_taps.end; ++r) {
+        const T* input = row.input(r * h.dilation) + ow;
+        for (int64_t s = 0; s < p.S; ++s) best.take(load(input + offsets[s]), r * p.S + s);
       }
+      store_n(y + row_at + ow, best.value, lanes);
+      if constexpr (kPositions) store_positions<T>(positions + row_at + ow, best.position, lanes);
     });
+    if constexpr (kPositions) {
+      // A window where nothing won points to (r_taps.begin, 0): right unless that is padding.
+      const int64_t doubtful = r_taps.begin < r_taps.end && edge < p.OW ? edge : p.OW;
+      for (int64_t ow = 0; ow < doubtful; ++ow) {
+        P& position = positions[row_at + ow];
+        if (position == static_cast<P>(r_taps.begin * p.S)) position = first_position<P>(r_taps, w.taps(ow), p.S);
+      }
+    }
   });
 }
 

@@ -6,6 +6,7 @@
 // elements at offset(s) + ow, without a bound to check, for any stride, dilation and ceil_mode.
 #pragma once
 
+#include "csrc/core/context.h"
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
@@ -92,6 +93,52 @@ inline Range input_rows(Axis h, Range oh) {
 
 /// Whether this much work pays for a parallel region.
 inline bool worth_threads(int64_t elements) { return elements >= kGrainElements; }
+
+/// An output row of a plane, and the split rows of its input.
+template <class T>
+struct OutputRow {
+  int64_t plane, oh;
+  const T* rows;
+  int64_t first, size;  // which of these rows has tap 0 of oh (it may be in the padding), and how long they are
+
+  const T* input(int64_t tap) const { return rows + (first + tap) * size; }
+};
+
+/// f(output row) for all rows of all planes, over the threads. Padding to the left and right is `padding`; there are no
+/// rows above and below.
+template <class T, class F>
+void for_each_output_row(const Pool2d& p, const T* x, T padding, Context& context, F f) {
+  const Axis h = vertical(p);
+  const SplitRow<T> split(horizontal(p));
+  const int64_t band = band_rows(h, split.size() * sizeof(T)), bands = ceil_div(p.OH, band);
+  const int64_t extent = (band - 1) * h.stride + (h.kernel - 1) * h.dilation + 1;
+  const int64_t buffer_size = (extent < p.H ? extent : p.H) * split.size();
+  T* buffers = context.array<T>(max_threads() * buffer_size);
+
+  const int64_t tasks = p.N * p.C * bands;
+  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+    T* buffer = buffers + team.rank * buffer_size;
+    for (int64_t i = 0; i < buffer_size; ++i) buffer[i] = padding;
+    team.for_each(tasks, [&](int64_t task) {
+      const int64_t plane = task / bands, oh_begin = task % bands * band;
+      const int64_t oh_end = oh_begin + band < p.OH ? oh_begin + band : p.OH;
+      const Range in = input_rows(h, {oh_begin, oh_end});
+      for (int64_t ih = in.begin; ih < in.end; ++ih)
+        split.fill(x + (plane * p.H + ih) * p.W, buffer + (ih - in.begin) * split.size());
+      for (int64_t oh = oh_begin; oh < oh_end; ++oh)
+        f(OutputRow<T>{plane, oh, buffer, h.start(oh) - in.begin, split.size()});
+    });
+  });
+}
+
+/// Where tap s of output 0 is in a split row.
+template <class T>
+const int64_t* tap_offsets(const Pool2d& p, Context& context) {
+  const SplitRow<T> split(horizontal(p));
+  int64_t* offsets = context.array<int64_t>(p.S);
+  for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
+  return offsets;
+}
 
 }  // namespace
 }  // namespace dlk::cpu

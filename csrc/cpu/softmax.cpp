@@ -31,10 +31,11 @@ void forward_row(int64_t C, const T* x, T* y) {
 template <bool log, class T>
 void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
   using V = Vec<T>;
-  const T sum = reduce_sum(sum_vecs<1, T>(C, [&](int64_t c, auto lanes, auto& sums) {
-                             const V g = load_n(dy + c, lanes);
-                             sums.of[0] += log ? g : g * load_n(y + c, lanes);
-                           }).of[0]);
+  const auto sums = sum_vecs<1, T>(C, [&](int64_t c, auto lanes, auto& chain) {
+    const V g = load_n(dy + c, lanes);
+    chain.of[0] += log ? g : g * load_n(y + c, lanes);
+  });
+  const T sum = reduce_sum(sums.of[0]);
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     const V g = load_n(dy + c, lanes), v = load_n(y + c, lanes);
     store_n(dx + c, log ? g - exp(v) * sum : v * (g - sum), lanes);
