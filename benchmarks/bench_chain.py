@@ -4,7 +4,7 @@ a loop over one op. With the caching allocator and, "uncached", without it."""
 import functools
 
 import torch
-from harness import HAS_CACHE, TORCH, Case, ResultError, bench
+from harness import TORCH, Case, ResultError, bench
 
 import dlkernels.functional as DF
 
@@ -36,8 +36,7 @@ def chain(label, call, shape, *weights, quick=False, **options):
     name = f"chain {DEPTH} x ({label}) {'x'.join(map(str, shape))}"
     make = functools.partial(Case, call=call, shapes=(shape, *weights), phases=("training",), **options)
     yield make(name, quick=quick)
-    if HAS_CACHE:
-        yield make(f"{name} uncached", cached=False)
+    yield make(f"{name} uncached", cached=False)
 
 
 CASES = [

@@ -2,7 +2,7 @@
 PyTorch and, in training on most threads, against torch.compile; ours, by `dlkernels.convert`, in its better format too.
 
 Which format is better is found by two steps of each before the timing. torch.compile gets the one that suits eager; its
-compilation is not timed. Where there is a caching allocator, training is timed both with it and without.
+compilation is not timed. Training is timed both with our caching allocator and without.
 """
 
 import copy
@@ -12,7 +12,7 @@ import time
 import memory
 import pytest
 import torch
-from harness import HAS_CACHE, ResultError, cache_switched_off, compare, take_turns
+from harness import ResultError, cache_switched_off, compare, take_turns
 from models import MODELS
 from torch import nn
 
@@ -116,7 +116,7 @@ def uncached(run):
 def measure(benchmark, name, mode, threads, budget, with_compile):
     theirs, ours = (fastest(contenders, mode) for contenders in prepare(name))
     runs = {"torch": theirs.run(mode), "ours": ours.run(mode)}
-    if HAS_CACHE and mode == "training":
+    if mode == "training":
         runs = {"uncached": uncached(runs["ours"])} | runs
     if with_compile:
         runs = {"compile": compiled(theirs).run(mode)} | runs

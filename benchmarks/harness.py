@@ -28,7 +28,6 @@ import torch.nn.functional as F
 import dlkernels
 import dlkernels.functional as DF
 
-HAS_CACHE = hasattr(dlkernels, "set_cache_limit")
 TORCH = types.SimpleNamespace(**vars(F), matmul=torch.matmul)
 
 SAMPLE_SECONDS = 2e-4
@@ -47,7 +46,7 @@ class Case:
     statistics). flops: multiplications and additions of the forward pass; each gradient of a product has as many.
     backward_reads: whether the backward pass needs the inputs (for the bytes that it cannot avoid). verify: raises
     unless results, a list of output and gradients, are right, where PyTorch's own differ by chance. cached: with our
-    caching allocator, if there is one.
+    caching allocator.
     """
 
     name: str
@@ -210,15 +209,13 @@ def no_garbage_collection():
 
 @contextlib.contextmanager
 def cache_switched_off():
-    """Without our caching allocator, if there is one."""
-    limit = dlkernels.memory_stats()["limit"] if HAS_CACHE else 0
-    if limit:
-        dlkernels.set_cache_limit(0)
+    """Without our caching allocator."""
+    limit = dlkernels.memory_stats()["limit"]
+    dlkernels.set_cache_limit(0)
     try:
         yield
     finally:
-        if limit:
-            dlkernels.set_cache_limit(limit)
+        dlkernels.set_cache_limit(limit)
 
 
 def loops_and_rounds(runs, budget, least):

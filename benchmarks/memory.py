@@ -35,8 +35,7 @@ def _status(field):
 def release_freed_memory():
     """Gives what is free but cached back to the system: Python's garbage, our allocator's cache, malloc's heap."""
     gc.collect()
-    if hasattr(dlkernels, "empty_cache"):
-        dlkernels.empty_cache()
+    dlkernels.empty_cache()
     ctypes.CDLL(None).malloc_trim(0)
 
 

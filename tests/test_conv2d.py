@@ -268,6 +268,29 @@ def test_compiled():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+def test_winograd_runs(x_format, backend):
+    """Small integers, whose sums GEMM computes exactly: Winograd's points leave a trace in every pass."""
+    if backend != "cpu":
+        pytest.skip("the CPU's kernels")
+
+    def integers(*shape):
+        return torch.randint(-3, 4, shape).float().contiguous(memory_format=x_format)
+
+    torch.manual_seed(0)
+    x, w, dy = integers(4, 40, 18, 20), integers(40, 40, 3, 3), integers(4, 40, 18, 20)
+    ops, geometry = torch.ops.dlkernels, [1, 1, 1, 1, 1, 1, 1, 1, 1]
+    for op, arguments in (
+        (ops.convolution, lambda x, w, dy: (x, w, None, geometry)),
+        (ops.convolution_backward_input, lambda x, w, dy: (dy, w, None, x.shape, geometry)),
+        (ops.convolution_backward_weight, lambda x, w, dy: (x, dy, w, geometry)),
+    ):
+        y, exact = op(*arguments(x, w, dy)), op(*arguments(x.double(), w.double(), dy.double()))
+        assert (exact == exact.round()).all()
+        error = (y - exact).abs().max()
+        assert 0 < error < 1e-5 * exact.abs().max()
+
+
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="a setting of PyTorch 2.10 and later")
 def test_accuracy_may_be_traded_for_speed(backend):
     """torch.backends.mkldnn.conv.fp32_precision = "tf32" lets 3 x 3 convolutions take larger Winograd tiles."""

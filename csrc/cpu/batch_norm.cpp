@@ -18,9 +18,6 @@
 namespace dlk::cpu {
 namespace {
 
-// inner == 1: rows per block of sums. Longer sums in T would lose digits, shorter ones cost more to combine.
-constexpr int64_t kRows = 128;
-
 inline double inverse_std(double var, double eps) { return 1 / std::sqrt(var + eps); }
 
 /// y = (x - mean) a + b for each channel, as arrays over C.
@@ -64,11 +61,11 @@ void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y)
 /// mean and var of each column of the N rows.
 template <class T>
 void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& context) {
-  const int64_t C = s.C, blocks = ceil_div(s.N, kRows);
+  const int64_t C = s.C, blocks = ceil_div(s.N, kSumRows);
   T* partial = context.array<T>(blocks * 3 * C);  // per block: shift, s1, s2 of Moments::shifted
-  parallel_for(blocks, 2 * kRows * C, [=](int64_t first, int64_t last) {
+  parallel_for(blocks, 2 * kSumRows * C, [=](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
-      const int64_t begin = k * kRows, end = std::min(s.N, begin + kRows);
+      const int64_t begin = k * kSumRows, end = std::min(s.N, begin + kSumRows);
       T* shift = partial + k * 3 * C;
       std::fill(shift, shift + 3 * C, T(0));
       sum_rows<1>(C, begin, end, shift,
@@ -86,7 +83,8 @@ void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& c
       Moments moments;
       for (int64_t k = 0; k < blocks; ++k) {
         const T* p = partial + k * 3 * C + c;
-        moments.add(Moments::shifted(static_cast<double>(std::min(kRows, s.N - k * kRows)), p[0], p[C], p[2 * C]));
+        moments.add(
+            Moments::shifted(static_cast<double>(std::min(kSumRows, s.N - k * kSumRows)), p[0], p[C], p[2 * C]));
       }
       mean[c] = static_cast<T>(moments.mean);
       var[c] = static_cast<T>(moments.variance());
@@ -193,11 +191,11 @@ struct Backward {
   /// Sums over each block of rows: partial[block][0 or 1][C] = sum dy, sum dy (x - mean).
   void row_sums(int64_t blocks, T* partial) const {
     const int64_t C = s.C;
-    parallel_for(blocks, 2 * kRows * C, [=, this](int64_t first, int64_t last) {
+    parallel_for(blocks, 2 * kSumRows * C, [=, this](int64_t first, int64_t last) {
       for (int64_t k = first; k < last; ++k) {
         T* sums = partial + k * 2 * C;
         std::fill(sums, sums + 2 * C, T(0));
-        sum_rows<2>(C, k * kRows, std::min(s.N, (k + 1) * kRows), sums,
+        sum_rows<2>(C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), sums,
                     [=, this](int64_t n, int64_t c, auto lanes, V* sum) {
                       const V g = load_n(dy + n * C + c, lanes);
                       sum[0] += g;
@@ -208,7 +206,7 @@ struct Backward {
   }
 
   void by_row(Context& context) const {
-    const int64_t C = s.C, blocks = needs_sums() ? ceil_div(s.N, kRows) : 0;
+    const int64_t C = s.C, blocks = needs_sums() ? ceil_div(s.N, kSumRows) : 0;
     T* partial = context.array<T>(blocks * 2 * C);
     row_sums(blocks, partial);
     parallel_for(C, blocks, [=, this](int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
 // Convolution forward and gradient to the input, as correlations (correlation.h): by Winograd's algorithm
-// (winograd.cpp) or directly (depthwise.cpp) where those are faster, else by implicit GEMM, as follows.
+// (winograd.cpp) or directly (depthwise.cpp; correlate_few below) where those are faster, else by implicit GEMM.
 //
 // NCHW: per group, out[CO x pixels] = W[CO x (c, t)] Patches[(c, t) x pixels]; NHWC: out[pixels x CO] = Patches W^T.
 // The weights are packed once; then tasks (group, block of pixels, part of CO), cut by shape alone, run on the team of
@@ -42,15 +42,10 @@ struct Tiling {
     Range pixels, outputs;
   };
   Task task(const Correlation& q, int64_t i) const {
-    const auto part = [](int64_t index, int64_t size, int64_t n) {
-      return Range{index * size, (index + 1) * size < n ? (index + 1) * size : n};
-    };
-    return {i / output_parts / pixel_blocks, part(i / output_parts % pixel_blocks, pixels, q.pixels()),
-            part(i % output_parts, outputs, q.CO)};
+    return {i / output_parts / pixel_blocks, block_range(i / output_parts % pixel_blocks, pixels, q.pixels()),
+            block_range(i % output_parts, outputs, q.CO)};
   }
 };
-
-bool worth_threads(const Correlation& q) { return q.groups * q.CO * q.CI * q.taps * q.pixels() >= kGrainMultiplies; }
 
 template <class T>
 const T* weight_at(const Correlation& q, const T* w, int64_t g, int64_t m, int64_t c, int64_t t) {
@@ -131,24 +126,31 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
 
   run_team(worth_threads(q), [&](const Team& team) {
     weights.pack(team, q, w);
-    const auto pack = [&](int64_t g, Range pixels, int64_t block, T* to) {
-      PlanarPatches<T> patches(q, pixels, B::NR, runs + team.rank * runs_size, stages + team.rank * stage_size);
-      const Range channels = sums.channel_range(block);
-      patches.stage(in, g, channels);
-      pack_patches(patches, channels.size(), sums.tap_range(block), pixels.size(), to, panel_size);
+    const auto patches_of = [&](Range pixels) {
+      return PlanarPatches<T>(q, pixels, B::NR, runs + team.rank * runs_size, stages + team.rank * stage_size);
+    };
+    // Blocks of taps of the same channels follow each other and share what is staged.
+    const auto pack = [&](PlanarPatches<T>& patches, int64_t g, Range pixels, int64_t block, T* to) {
+      const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
+      if (taps.begin == 0) patches.stage(in, g, channels);
+      pack_patches(patches, channels.size(), taps, pixels.size(), to, panel_size);
     };
     if (shared)
-      team.for_each(blocks, [&](int64_t i) {
-        const auto task = tiling.task(q, i / sums.count() * tiling.output_parts);
-        pack(task.group, task.pixels, i % sums.count(), panels + i * block_size);
+      team.for_each(blocks / sums.tap_blocks, [&](int64_t i) {
+        const int64_t first = i * sums.tap_blocks;
+        const auto task = tiling.task(q, first / sums.count() * tiling.output_parts);
+        PlanarPatches<T> patches = patches_of(task.pixels);
+        for (int64_t block = first; block < first + sums.tap_blocks; ++block)
+          pack(patches, task.group, task.pixels, block % sums.count(), panels + block * block_size);
       });
     int64_t* columns = all_columns + team.rank * tiling.pixels;
     team.for_each(tiling.count(q), [&](int64_t i) {
       const auto [g, pixels, outputs] = tiling.task(q, i);
+      PlanarPatches<T> patches = patches_of(pixels);
       output_offsets(q, pixels, q.groups * q.CO * q.OH * q.OW, 1, columns);
       for (int64_t block = 0; block < sums.count(); ++block) {
         const int64_t at = shared ? i / tiling.output_parts * sums.count() + block : team.rank;
-        if (!shared) pack(g, pixels, block, panels + at * block_size);
+        if (!shared) pack(patches, g, pixels, block, panels + at * block_size);
         const int64_t terms = sums.channel_range(block).size() * sums.tap_range(block).size();
         CView<T> c{.data = out + g * q.CO * q.OH * q.OW,
                    .row_stride = q.OH * q.OW,
@@ -200,7 +202,6 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
     team.for_each(q.N * q.groups * bands, [&](int64_t task) {
       const int64_t g = task % q.groups, n = task / q.groups / bands, i0 = task / q.groups % bands * band;
       const int64_t i1 = i0 + band < q.rows ? i0 + band : q.rows, first = n * q.rows * q.cols;
-      if (i0 >= i1) return;
       PlanarPatches<T> patches(q, {first + i0 * q.cols, first + i1 * q.cols}, band * q.cols,
                                runs + team.rank * runs_size, stages + team.rank * stage_size, /*always=*/true);
       patches.stage(in, g, {0, q.CI});

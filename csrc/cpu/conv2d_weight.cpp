@@ -156,8 +156,7 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   T* stages = context.array<T>(threads * stage_size);
   Run* runs = context.array<Run>(threads * (kBlockPixels + 2));
 
-  const bool parallel = q.groups * size * q.pixels() >= kGrainMultiplies;
-  run_team(parallel, [&](const Team& team) {
+  run_team(worth_threads(q), [&](const Team& team) {
     const Buffers<T> buffers{gradients + team.rank * gradient_size, patches + team.rank * patches_size,
                              stages + team.rank * stage_size, runs + team.rank * (kBlockPixels + 2)};
     team.for_each(q.groups * cut.splits * cut.row_parts, [&](int64_t task) {

@@ -26,9 +26,12 @@ struct Correlation {
   bool less_accurate;  // Conv2d::allow_tf32
 
   int64_t pixels() const { return N * rows * cols; }
+  int64_t multiplies() const { return groups * CO * CI * taps * pixels(); }
   /// Pixel (i, j) of the grid within its output image.
   int64_t output_pixel(int64_t i, int64_t j) const { return (row0 + i * row_step) * OW + col0 + j * col_step; }
 };
+
+inline bool worth_threads(const Correlation& q) { return q.multiplies() >= kGrainMultiplies; }
 
 /// The least and greatest tap offset along each axis.
 struct Span {

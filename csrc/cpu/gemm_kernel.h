@@ -146,6 +146,18 @@ void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel) {
   }
 }
 
+/// to[l * stride + i] = block[i][l] for i < rows and l < columns, both at most kLanes. Leaves the block transposed.
+template <class T>
+DLK_INLINE void store_transposed(Vec<T> (&block)[kLanes<T>], int64_t rows, int64_t columns, T* to, int64_t stride) {
+  constexpr int L = kLanes<T>;
+  transpose<T>(block);
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) {
+    if (l >= columns) continue;
+    rows == L ? store(to + l * stride, block[l]) : store_partial(to + l * stride, block[l], rows);
+  }
+}
+
 /// to[l * stride + i] = from[i * from_stride + l] for i < rows and l < columns <= kLanes; whole vectors of `from` are
 /// readable.
 template <class T>
@@ -156,13 +168,7 @@ void store_transposed(const T* from, int64_t from_stride, int64_t rows, int64_t 
     Vec<T> block[L];
 #pragma GCC unroll 16
     for (int l = 0; l < L; ++l) block[l] = l < count ? load(from + (i + l) * from_stride) : Vec<T>{};
-    transpose<T>(block);
-#pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) {
-      if (l >= columns) continue;
-      T* row = to + l * stride + i;
-      count == L ? store(row, block[l]) : store_partial(row, block[l], count);
-    }
+    store_transposed<T>(block, count, columns, to + i, stride);
   }
 }
 

@@ -2,7 +2,7 @@
 // its kernels for planes share with these.
 //
 // Vectors run along C, so a group, which may be less than a vector, does not matter to the inner loops: blocks of
-// kGroupRows pixels are summed per channel, the channels' sums are combined per group, in order and in double, and what
+// kSumRows pixels are summed per channel, the channels' sums are combined per group, in order and in double, and what
 // a group needs is then spread over its channels again.
 #pragma once
 
@@ -12,9 +12,6 @@
 
 namespace dlk::cpu {
 namespace {
-
-constexpr int64_t kGroupRows =
-    128;  // as batch_norm.cpp: longer sums in T lose digits, shorter ones cost more to combine
 
 /// dx = (g - k1 - (x - mean) k2) rstd of one row, with g = dy weight.
 template <class T>
@@ -55,17 +52,17 @@ void weight_gradients(RowNormShape s, const GradientSums* sums, const T* rstd, T
 /// The blocks of pixels of all samples.
 struct PixelBlocks {
   RowNormShape s;
-  int64_t C = s.groups * s.channels, samples = s.rows / s.groups, per_sample = ceil_div(s.inner, kGroupRows);
+  int64_t C = s.groups * s.channels, samples = s.rows / s.groups, per_sample = ceil_div(s.inner, kSumRows);
 
   int64_t count() const { return samples * per_sample; }
 
   /// f(block, begin, end) for each, over the threads; pixels are numbered through all samples.
   template <class F>
   void for_each(int64_t cost, F f) const {
-    parallel_for(count(), cost * kGroupRows * C, [=, this](int64_t first, int64_t last) {
+    parallel_for(count(), cost * kSumRows * C, [=, this](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
-        const int64_t sample = block / per_sample * s.inner, begin = block % per_sample * kGroupRows;
-        f(block, sample + begin, sample + std::min(s.inner, begin + kGroupRows));
+        const int64_t sample = block / per_sample * s.inner, begin = block % per_sample * kSumRows;
+        f(block, sample + begin, sample + std::min(s.inner, begin + kSumRows));
       }
     });
   }

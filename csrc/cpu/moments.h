@@ -72,6 +72,9 @@ void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, int6
   }
 }
 
+/// Rows that sum_rows should be given at a time: longer sums in T lose digits, shorter ones cost more to combine.
+constexpr int64_t kSumRows = 128;
+
 /// Adds to sums (count, C), over rows [begin, end), what add(n, c, lanes, sum) adds to sum[0..count) for row n. Eight
 /// rows are added among themselves first: fewer loads and stores of the sums, and fewer roundings.
 template <int count, class T, class Add>

@@ -17,6 +17,11 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
+/// The i-th block of `size` of n things; the last may be shorter.
+constexpr Range block_range(int64_t i, int64_t size, int64_t n) {
+  return {i * size, (i + 1) * size < n ? (i + 1) * size : n};
+}
+
 /// Pixel p as image and grid position.
 struct Pixel {
   int64_t n, i, j;
@@ -131,7 +136,6 @@ class PlanarPatches {
   /// Distance in the source from a grid row to the next of the same image.
   int64_t row_stride() const { return q_.step_h * width_; }
 
-  int64_t runs() const { return count_; }
   const Run& run(int64_t r) const { return runs_[r]; }
 
  private:
@@ -254,11 +258,8 @@ struct SumBlocks {
 
   int64_t count() const { return channel_blocks * tap_blocks; }
   int64_t terms() const { return channels * taps; }
-  Range channel_range(int64_t block) const { return part(block / tap_blocks, channels, CI); }
-  Range tap_range(int64_t block) const { return part(block % tap_blocks, taps, all_taps); }
-
- private:
-  static Range part(int64_t i, int64_t size, int64_t n) { return {i * size, (i + 1) * size < n ? (i + 1) * size : n}; }
+  Range channel_range(int64_t block) const { return block_range(block / tap_blocks, channels, CI); }
+  Range tap_range(int64_t block) const { return block_range(block % tap_blocks, taps, all_taps); }
 };
 
 }  // namespace dlk::cpu::DLK_ISA

@@ -133,9 +133,9 @@ DLK_INLINE V tanh(V x) {
   }
 }
 
-template <class V, class... Low>
-DLK_INLINE V sigmoid(V x, Low... low) {
-  return Lane<V>(1) / one_plus_exp(-x, -low...);
+template <class V>
+DLK_INLINE V sigmoid(V x) {
+  return Lane<V>(1) / one_plus_exp(-x);
 }
 
 /// sigmoid(x) and 1 - sigmoid(x), the latter without cancellation where it is small.

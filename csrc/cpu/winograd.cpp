@@ -134,7 +134,7 @@ void by_tiles(const Job<tile>& job, const TileBlocks& blocks, Context& context) 
   T* all_m = context.array<T>(max_threads() * kPlanes * m_plane);
   T* strips = context.array<T>(max_threads() * strip_size);
 
-  run_team(true, [&](const Team& team) {
+  run_team(worth_threads(q), [&](const Team& team) {
     const int64_t parts = ceil_div(q.CI, 2 * kWeightChannels);
     team.for_each(job.panels * parts, [&](int64_t i) {
       const int64_t c = i % parts * 2 * kWeightChannels, panel = i / parts;
@@ -176,7 +176,7 @@ void by_channels(const Job<tile>& job, const TileBlocks& blocks, Context& contex
   T* all_u = context.array<T>(max_threads() * kPlanes * u_plane);
   T* strips = context.array<T>(max_threads() * strip_size);
 
-  run_team(true, [&](const Team& team) {
+  run_team(worth_threads(q), [&](const Team& team) {
     T* strip = strips + team.rank * strip_size;
     team.for_each(ceil_div(q.CI, L), [&](int64_t i) {
       blocks.for_each_part(0, [&](const Window& part, int64_t first) { job.input(part, first, i, strip, v, v_plane); });

@@ -110,13 +110,7 @@ void unstage(const Images<T>& y, const Window& v, int64_t c, int64_t channels, c
       Vec<T> block[L];
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l) block[l] = l < count ? load(from.next()) + biases : Vec<T>{};
-      transpose<T>(block);
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) {
-        if (l >= channels) continue;
-        T* row = to + l * plane + i;
-        count == L ? store(row, block[l]) : store_partial(row, block[l], count);
-      }
+      store_transposed<T>(block, count, channels, to + i, plane);
     }
   });
 }
@@ -145,8 +139,7 @@ struct TileBlocks {
   /// Calls f(output window, first tile) for the parts of block b, one per image; tiles are counted within the block.
   template <class F>
   void for_each_part(int64_t b, F f) const {
-    const int64_t column_blocks = ceil_div(cols, block_cols);
-    const Range c = part(b % column_blocks, block_cols, cols), r = part(b / column_blocks, block_rows, rows);
+    const auto [r, c] = block(b);
     for (int64_t row = r.begin; row < r.end;) {
       const int64_t n = row / rows_per_image, image_end = (n + 1) * rows_per_image;
       const int64_t end = image_end < r.end ? image_end : r.end, first = n * rows_per_image;
@@ -156,12 +149,18 @@ struct TileBlocks {
   }
   /// Tiles of block b.
   int64_t size(int64_t b) const {
-    const int64_t column_blocks = ceil_div(cols, block_cols);
-    return part(b % column_blocks, block_cols, cols).size() * part(b / column_blocks, block_rows, rows).size();
+    const auto [r, c] = block(b);
+    return r.size() * c.size();
   }
 
  private:
-  static Range part(int64_t i, int64_t size, int64_t n) { return {i * size, (i + 1) * size < n ? (i + 1) * size : n}; }
+  struct Block {
+    Range rows, cols;
+  };
+  Block block(int64_t b) const {
+    const int64_t column_blocks = ceil_div(cols, block_cols);
+    return {block_range(b / column_blocks, block_rows, rows), block_range(b % column_blocks, block_cols, cols)};
+  }
 };
 
 /// Calls f(tile, strip offset of its first pixel) for the tiles of a part, whose strip is `width` pixels wide.

@@ -46,12 +46,9 @@ struct Cut {
 
   int64_t blocks() const { return c_parts * k_parts; }
   int64_t block_elements() const { return kPlanes * plane; }
-  Range c(int64_t block) const { return part(block / k_parts, c_size, CI); }
-  Range k(int64_t block) const { return part(block % k_parts, k_size, CO); }
-  Range plane_range(int64_t i) const { return part(i, planes, kPlanes); }
-
- private:
-  static Range part(int64_t i, int64_t size, int64_t n) { return {i * size, (i + 1) * size < n ? (i + 1) * size : n}; }
+  Range c(int64_t block) const { return block_range(block / k_parts, c_size, CI); }
+  Range k(int64_t block) const { return block_range(block % k_parts, k_size, CO); }
+  Range plane_range(int64_t i) const { return block_range(i, planes, kPlanes); }
 };
 
 /// z[plane][panel][tile][NR] = the transformed gradients of one part's tiles, for channels [k, k + kLanes).
@@ -127,7 +124,7 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
   T* sums = context.array<T>((at_once ? max_threads() : cut.blocks()) * cut.block_elements());
   T* strips = context.array<T>(max_threads() * strip_size);
 
-  run_team(true, [&](const Team& team) {
+  run_team(worth_threads(q), [&](const Team& team) {
     T* strip = strips + team.rank * strip_size;
     const int64_t c_groups = ceil_div(q.CI, L), k_groups = ceil_div(q.CO, L);
     for (int64_t b = 0; b < blocks.count(); ++b) {
