@@ -9,8 +9,9 @@
 namespace dlk {
 namespace {  // internal linkage: compiled per instruction set, see csrc/cpu/dispatch.h
 
-constexpr uint32_t kPhiloxMultiplier[2] = {0xD2511F53u, 0xCD9E8D57u};
-constexpr uint32_t kPhiloxWeyl[2] = {0x9E3779B9u, 0xBB67AE85u};  // added to the key from round to round
+// Scalars: nvcc drops the body of a kernel that reads a constant array of the host, without a word.
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;  // added to the key from round to round
 constexpr int kPhiloxRounds = 10;
 
 struct PhiloxWords {
@@ -20,12 +21,12 @@ struct PhiloxWords {
 constexpr PhiloxWords philox4x32(PhiloxWords counter, uint32_t key0, uint32_t key1) {
   PhiloxWords c = counter;
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(kPhiloxMultiplier[0]) * c.word[0];
-    const uint64_t p1 = static_cast<uint64_t>(kPhiloxMultiplier[1]) * c.word[2];
+    const uint64_t p0 = static_cast<uint64_t>(kPhiloxMultiplier0) * c.word[0];
+    const uint64_t p1 = static_cast<uint64_t>(kPhiloxMultiplier1) * c.word[2];
     c = {{static_cast<uint32_t>(p1 >> 32) ^ c.word[1] ^ key0, static_cast<uint32_t>(p1),
           static_cast<uint32_t>(p0 >> 32) ^ c.word[3] ^ key1, static_cast<uint32_t>(p0)}};
-    key0 += kPhiloxWeyl[0];
-    key1 += kPhiloxWeyl[1];
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
   }
   return c;
 }

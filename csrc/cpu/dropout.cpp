@@ -31,15 +31,15 @@ DLK_INLINE void philox_vector(uint64_t seed, uint64_t first, U32 (&words)[4]) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const U64 p0 = multiply_low_halves(c[0][i], splat<uint64_t>(kPhiloxMultiplier[0]));
-      const U64 p1 = multiply_low_halves(c[2][i], splat<uint64_t>(kPhiloxMultiplier[1]));
+      const U64 p0 = multiply_low_halves(c[0][i], splat<uint64_t>(kPhiloxMultiplier0));
+      const U64 p1 = multiply_low_halves(c[2][i], splat<uint64_t>(kPhiloxMultiplier1));
       c[0][i] = (p1 >> 32) ^ c[1][i] ^ splat<uint64_t>(key0);
       c[1][i] = p1;
       c[2][i] = (p0 >> 32) ^ c[3][i] ^ splat<uint64_t>(key1);
       c[3][i] = p0;
     }
-    key0 += kPhiloxWeyl[0];
-    key1 += kPhiloxWeyl[1];
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
   }
   for (int w = 0; w < 4; ++w) words[w] = (U32)((c[w][0] & 0xFFFFFFFFu) | (c[w][1] << 32));
 }

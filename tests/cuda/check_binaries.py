@@ -2,6 +2,7 @@
 
 Every .cu is compiled for each architecture. Then, per kernel:
   - ptxas reports no stack frame and no spilled register, and the machine code has no access to local memory;
+  - its code is there: it ends, and is no trap;
   - registers and shared memory are within tests/cuda/budget.tsv, and so the occupancy is that of the table;
   - the instructions that its speed rests on are there: tensor cores, ldmatrix, cp.async, 128-bit loads and stores.
 Needs nvcc, c++filt, and cuobjdump with nvdisasm (PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm).
@@ -151,6 +152,8 @@ def problems_of(kernel):
     if not kernel.code or not kernel.threads:
         found.append("its code or its launch bounds were not found")
     found += [f"accesses local memory: {o}" for o in opcodes if re.search(FORBIDDEN, o)]
+    if "EXIT" not in opcodes:  # nvcc does so where the code reads what only the host has, without a word
+        found.append("has no end: nvcc replaced its body by a trap")
     for name, instructions in REQUIRED:
         if re.search(name, kernel.name):
             found += [f"has no {i}" for i in instructions if not any(re.search(i, o) for o in opcodes)]
