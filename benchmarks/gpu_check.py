@@ -1,7 +1,9 @@
 """Every CUDA kernel of dlkernels against PyTorch's (cuBLAS, cuDNN and its own): results, then times, in one table.
 
     python benchmarks/gpu_check.py            on a GPU, at sizes that fill it
-    python benchmarks/gpu_check.py --small    each case once at a small size: for compute-sanitizer
+    python benchmarks/gpu_check.py --small    each case once at a small size
+    python benchmarks/gpu_check.py --small --alone    our kernels alone: for compute-sanitizer, whose racecheck some of
+                                                      cuBLAS's do not survive (2025.3)
     python benchmarks/gpu_check.py --device simt --small    without a GPU: the same kernels on the CPU (no times)
 
 Part of benchmarks/gpu_check.sh, which also builds and runs the tests.
@@ -90,6 +92,8 @@ CASES = [
     Case("conv2d 1x1 256-64 NHWC", conv2d(), [(64, 256, 56, 56), (64, 256, 1, 1)], [(2, 16, 7, 7), (8, 16, 1, 1)],
          channels_last=True),
     Case("max_pool2d 3/2", lambda lib, x: lib.max_pool2d(x, 3, 2, 1), [(64, 64, 112, 112)], [(2, 3, 9, 9)]),
+    Case("max_pool2d 3/2 NHWC", lambda lib, x: lib.max_pool2d(x, 3, 2, 1), [(64, 64, 112, 112)], [(2, 3, 9, 9)],
+         channels_last=True),
     Case("avg_pool2d 2", lambda lib, x: lib.avg_pool2d(x, 2), [(64, 64, 112, 112)], [(2, 3, 8, 8)]),
     Case("adaptive_avg_pool2d 1", lambda lib, x: lib.adaptive_avg_pool2d(x, 1), [(64, 2048, 7, 7)], [(2, 3, 7, 7)]),
     Case("batch_norm", batch_norm, affine(64, 256, 28, 28), affine(2, 5, 7, 7)),
@@ -163,15 +167,17 @@ def median_times(functions, inputs, dy):
     return [statistics.median(of_function) for of_function in times]
 
 
-def compare(case, dtype, small, device):
+def compare(case, dtype, small, device, alone):
     """One row of the table: the difference, and forward and forward + backward times of both."""
     inputs = make_inputs(case, small, dtype, device)
     ours, theirs = (functools.partial(case.call, library) for library in (DF, F))
-    dy = torch.randn_like(theirs(*inputs))
+    dy = torch.randn_like(ours(*inputs))
     results = run(ours, inputs, dy)
     row = {"case": case.name, "dtype": str(dtype).removeprefix("torch."), "difference": None}
-    if case.name != "dropout":  # whose masks differ from PyTorch's
+    if case.name != "dropout" and not alone:  # whose masks differ from PyTorch's
         row["difference"] = largest_difference(results, run(theirs, inputs, dy))
+    if device == "cuda":
+        torch.cuda.synchronize()  # errors of kernels come late
     if not small:
         for name, gradient in (("forward", None), ("both", dy)):
             times = median_times([theirs, ours], inputs, gradient)
@@ -193,6 +199,7 @@ def print_table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="small sizes, once, without times")
+    parser.add_argument("--alone", action="store_true", help="with --small: no comparison with PyTorch's kernels")
     parser.add_argument("--device", choices=["cuda", "simt"], default="cuda")
     arguments = parser.parse_args()
     if arguments.device == "simt":
@@ -207,7 +214,8 @@ def main():
     rows, wrong = [], []
     for case in CASES:
         for dtype in case.dtypes:
-            row = compare(case, dtype, arguments.small, "cuda" if arguments.device == "cuda" else "cpu")
+            device = "cuda" if arguments.device == "cuda" else "cpu"
+            row = compare(case, dtype, arguments.small, device, arguments.alone)
             rows.append(row)
             if row["difference"] is not None and not row["difference"] <= tolerance(dtype):
                 wrong.append(f"{case.name} {dtype}: {row['difference']:.3g}")

@@ -51,12 +51,12 @@ step tools 60 "$PYTHON" -m pip install --quiet cmake ninja pybind11 setuptools w
 DLKERNELS_CUDA=1 step build 240 "$PYTHON" -m pip install --no-build-isolation --no-deps --editable .
 step check 60 "$PYTHON" benchmarks/gpu_check.py --small
 step times 90 "$PYTHON" benchmarks/gpu_check.py
-step tests 150 "$PYTHON" -m pytest -q --maxfail=20 --backend=cuda "${tests[@]}"
+step tests 240 "$PYTHON" -m pytest -q --maxfail=20 --backend=cuda "${tests[@]}"
 # Of our kernels alone (their mangled names have 3dlk). Memory is not cached, since neighbours of a cached tensor are valid.
 sanitizer=(compute-sanitizer --kernel-regex kns=3dlk --error-exitcode 1 --report-api-errors no)
 if [ "$PLAN" = --plan ] || command -v compute-sanitizer > /dev/null; then
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 step memcheck 60 "${sanitizer[@]}" --tool memcheck "$PYTHON" benchmarks/gpu_check.py --small
-  step racecheck 60 "${sanitizer[@]}" --tool racecheck "$PYTHON" benchmarks/gpu_check.py --small
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 step memcheck 60 "${sanitizer[@]}" --tool memcheck "$PYTHON" benchmarks/gpu_check.py --small --alone
+  step racecheck 60 "${sanitizer[@]}" --tool racecheck "$PYTHON" benchmarks/gpu_check.py --small --alone
 else
   summary+=("memcheck, racecheck: not run, compute-sanitizer was not found (on PATH, in CUDA_HOME or /usr/local/cuda)")
 fi

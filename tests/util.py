@@ -16,6 +16,17 @@ def rand(*shape, dtype=torch.float32, seed=0):
     return x.to(torch.get_default_device(), dtype)
 
 
+def on_cpu(function):
+    """`function` of tensors on the CPU, whatever device they come from: for what PyTorch's CUDA kernels get wrong."""
+
+    def call(*inputs):
+        outputs = function(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs))
+        back = torch.get_default_device()
+        return tuple(y.to(back) for y in outputs) if isinstance(outputs, tuple) else outputs.to(back)
+
+    return call
+
+
 def _offset(x):
     """The same values one element into a larger buffer: a pointer that no vector alignment fits."""
     storage = torch.empty(x.numel() + 1, dtype=x.dtype)

@@ -84,14 +84,22 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& dy, const T
   return {dx, dweight, dbias};
 }
 
-/// PyTorch's gradients of x, weight and bias, which are differentiable.
+/// The gradients of x, weight and bias by PyTorch's operations, which are differentiable.
 std::tuple<Tensor, Tensor, Tensor> differentiable_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
                                                            const Tensor& var, const OptionalTensor& weight,
                                                            bool training, double eps) {
-  const OptionalTensor running_mean = training ? std::nullopt : OptionalTensor(mean);
-  const OptionalTensor running_var = training ? std::nullopt : OptionalTensor(var);
-  return at::native_batch_norm_backward(dy, x, weight, running_mean, running_var, as_statistics(mean, x),
-                                        (as_statistics(var, x) + eps).rsqrt(), training, eps, {true, true, true});
+  const Tensor rstd = (as_statistics(var, x) + eps).rsqrt();
+  if (training)
+    return at::native_batch_norm_backward(dy, x, weight, {}, {}, as_statistics(mean, x), rstd, training, eps,
+                                          {true, true, true});
+  // Written out: PyTorch's backward for given statistics fails on CUDA tensors (2.11: "tensor does not have a device").
+  at::DimVector channels(x.dim(), 1), others{0};
+  channels[1] = x.size(1);
+  for (int64_t i = 2; i < x.dim(); ++i) others.push_back(i);
+  const auto per_channel = [&](const Tensor& t) { return t.to(x.scalar_type()).view(channels); };
+  const Tensor scaled = dy * per_channel(rstd);
+  return {weight.has_value() ? scaled * per_channel(*weight) : scaled, (scaled * (x - per_channel(mean))).sum(others),
+          dy.sum(others)};
 }
 
 struct BatchNormGradient {
@@ -152,8 +160,9 @@ void update_elements(const Tensor& running, const Tensor& batch, double momentum
 void update(const Tensor& running, const Tensor& batch, double momentum, double factor) {
   if (!running.defined()) return;
   const at::ScalarType dtype = batch.scalar_type();  // that of arithmetic
-  if (running.is_cpu() && running.is_contiguous() && running.scalar_type() == dtype && !watched(running)) {
-    torch::autograd::impl::bump_version(running);  // raises for a tensor that must not be changed here
+  const bool recorded = watched(running);
+  if (!recorded) torch::autograd::impl::bump_version(running);  // raises for a tensor that must not be changed here
+  if (running.is_cpu() && running.is_contiguous() && running.scalar_type() == dtype && !recorded) {
     return dtype == at::kDouble ? update_elements<double>(running, batch, momentum, factor)
                                 : update_elements<float>(running, batch, momentum, factor);
   }

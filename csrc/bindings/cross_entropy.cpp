@@ -173,6 +173,9 @@ Tensor cross_entropy_entry(const Tensor& input, const Tensor& target, const Opti
                            int64_t reduction, int64_t ignore_index, double label_smoothing) {
   const Tensor w = or_undefined(weight);
   const bool indices = target.scalar_type() == at::kLong || target.scalar_type() == at::kByte;
+  TORCH_CHECK(indices || target.is_floating_point(), logits ? "cross_entropy" : "nll_loss",
+              ": target must hold class indices of type int64 (or uint8)", logits ? " or class probabilities" : "",
+              ", got ", target.scalar_type());
   const bool probabilities = logits && target.scalar_type() == input.scalar_type();
   // PyTorch differentiates by weight in part only, and says so.
   const bool supported =

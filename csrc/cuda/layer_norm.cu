@@ -112,6 +112,11 @@ void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double 
 
 // ---- Backward
 
+/// a * b, which no compiler fuses into an addition: g - sum(g) of a row of one element is 0 only if both g are the
+/// same.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 template <class T>
 __global__ void __launch_bounds__(kMaxRowThreads)
     input_gradient(RowGrid grid, const T* dy, const T* x, const Accumulate<T>* mean, const Accumulate<T>* rstd,
@@ -124,7 +129,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     const Elements<T> d = row.load(dy, i), v = row.load(x, i), w = row.load_weights(weight, i, 1);
 #pragma unroll
     for (int j = 0; j < kLanes<T>; ++j) {  // beyond the row, d is 0
-      const A g = d[j] * w[j];
+      const A g = rounded_product(d[j], w[j]);
       sums[0] += g;
       sums[1] += g * ((v[j] - m) * r);
     }
@@ -135,7 +140,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     Elements<T> d = row.load(dy, i);
     const Elements<T> v = row.load(x, i), w = row.load_weights(weight, i, 1);
 #pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) d[j] = (d[j] * w[j] - k1 - (v[j] - m) * r * k2) * r;
+    for (int j = 0; j < kLanes<T>; ++j) d[j] = (rounded_product(d[j], w[j]) - k1 - (v[j] - m) * r * k2) * r;
     row.store(dx, i, d);
   }
 }
