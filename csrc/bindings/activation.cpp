@@ -121,25 +121,24 @@ bool saves_output(const Reference& ref, double a, bool inplace) {
 
 template <bool inplace>
 struct ActivationGradient {
-  static Tensor forward(AutogradContext* ctx, Tensor x, int64_t formula, double a, double b) {
+  static Tensor forward(Recording* call, Tensor x, int64_t formula, double a, double b) {
     const bool from_output = saves_output(reference(formula), a, inplace);
     if (static_cast<Activation>(formula) == Activation::elu) b = from_output;
-    save_values(ctx, formula, a, b);
+    call->save_values(formula, a, b);
     Tensor input = x;
     if (inplace) {
       if (!from_output) input = x.clone();
-      ctx->mark_dirty({x});
       DLK_OP(activation_).call(x, formula, a, b);
     } else {
       x = DLK_OP(activation).call(x, formula, a, b);
     }
-    ctx->save_for_backward({from_output ? x : input});
+    call->save_for_backward({from_output ? x : input});
     return x;
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const Tensor saved = ctx->get_saved_variables()[0];
-    const auto [formula, a, b] = saved_values<int64_t, double, double>(ctx);
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const Tensor saved = call->saved_tensors()[0];
+    const auto [formula, a, b] = call->saved_values<int64_t, double, double>();
     const Tensor dx = create_graph() ? reference(formula).backward(dy, saved, a, b)
                                      : DLK_OP(activation_backward).call(dy, saved, formula, a, b);
     return {dx};

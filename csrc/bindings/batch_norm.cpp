@@ -104,28 +104,28 @@ std::tuple<Tensor, Tensor, Tensor> differentiable_backward(const Tensor& dy, con
 
 struct BatchNormGradient {
   // Training: mean and var are outputs beside y.
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
-                               const OptionalTensor& bias, double eps) {
+  static std::tuple<Tensor, Tensor, Tensor> forward(Recording* call, const Tensor& x, const OptionalTensor& weight,
+                                                    const OptionalTensor& bias, double eps) {
     const auto [y, mean, var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);
-    save_values(ctx, /*training=*/true, bias.has_value(), eps);
-    ctx->save_for_backward({x, or_undefined(weight), mean, var});
+    call->save_values(/*training=*/true, bias.has_value(), eps);
+    call->save_for_backward({x, or_undefined(weight), mean, var});
     return {y, mean, var};
   }
 
   // Evaluation: mean and var are inputs.
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& mean, const Tensor& var,
+  static Tensor forward(Recording* call, const Tensor& x, const Tensor& mean, const Tensor& var,
                         const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-    save_values(ctx, /*training=*/false, bias.has_value(), eps);
+    call->save_values(/*training=*/false, bias.has_value(), eps);
     // Copies: training later updates the buffers, and must not make this backward raise.
-    ctx->save_for_backward({x, or_undefined(weight), mean.clone(), var.clone()});
+    call->save_for_backward({x, or_undefined(weight), mean.clone(), var.clone()});
     return DLK_OP(batch_norm_eval).call(x, mean, var, weight, bias, eps);
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const variable_list saved = ctx->get_saved_variables();
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const variable_list saved = call->saved_tensors();
     const Tensor &x = saved[0], &mean = saved[2], &var = saved[3];
     const OptionalTensor weight = optional(saved[1]);
-    const auto [training, has_bias, eps] = saved_values<bool, bool, double>(ctx);
+    const auto [training, has_bias, eps] = call->saved_values<bool, bool, double>();
     auto [dx, dweight, dbias] = create_graph()
                                     ? differentiable_backward(dy, x, mean, var, weight, training, eps)
                                     : DLK_OP(batch_norm_backward).call(dy, x, mean, var, weight, training, eps);

@@ -14,7 +14,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -26,13 +25,10 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/bindings/autograd.h"
 #include "csrc/bindings/device.h"
 
 namespace dlk::bindings {
-
-using OptionalTensor = std::optional<Tensor>;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 /// Calls of one op so far: how many ran on our kernels and how many went to PyTorch. One per entry point, in static
 /// storage.
@@ -57,18 +53,12 @@ struct Counts {
 std::map<std::string, Counts> counts();
 void reset_counts();
 
-/// Whether gradients must themselves be differentiable here: the backward pass runs under create_graph=True.
-inline bool create_graph() { return at::GradMode::is_enabled(); }
-
 /// The gradients of `inputs` (undefined for those with needs[i] false) from PyTorch, differentiable under create_graph:
 /// `reference` is PyTorch's own forward op on the inputs.
 variable_list differentiable_gradients(const variable_list& inputs, const std::vector<bool>& needs, const Tensor& dy,
                                        const std::function<Tensor(const variable_list&)>& reference);
 
-/// Raises what PyTorch raises for a tensor that must not change in place (a leaf that requires grad, some views),
-/// before anything is written.
-void check_inplace(const Tensor& x);
-/// Likewise for a tensor made in inference mode and used outside of it.
+/// Raises what PyTorch raises for a tensor that was made in inference mode and must not change outside of it.
 void check_inference_tensor(const Tensor& x);
 
 /// Sizes as plain integers; under torch.compile with dynamic shapes they become guards.
@@ -101,110 +91,6 @@ inline OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalT
 inline Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
 inline Tensor or_undefined(const OptionalTensor& x) { return x.has_value() ? *x : Tensor(); }
 
-// ---- Ops and autograd
-
-/// Keeps for backward what is no tensor, under one key: keys cost more than values.
-template <class... Values>
-void save_values(AutogradContext* ctx, const Values&... values) {
-  c10::impl::GenericList list(c10::AnyType::get());
-  list.reserve(sizeof...(values));
-  (list.push_back(at::IValue(values)), ...);
-  ctx->saved_data["values"] = std::move(list);
-}
-template <class... Values>
-std::tuple<Values...> saved_values(AutogradContext* ctx) {
-  const at::ArrayRef<at::IValue> list = ctx->saved_data["values"].toListRef();
-  return [&]<size_t... i>(std::index_sequence<i...>) {
-    return std::tuple<Values...>{list[i].to<Values>()...};
-  }(std::index_sequence_for<Values...>());
-}
-
-/// Whether autograd records a call with these arguments.
-template <class... Arguments>
-bool recorded(const Arguments&... arguments) {
-  const auto requires_grad = []<class A>(const A& argument) {
-    if constexpr (std::is_same_v<A, Tensor>) return argument.requires_grad();
-    if constexpr (std::is_same_v<A, OptionalTensor>) return argument.has_value() && argument->requires_grad();
-    return false;
-  };
-  return at::GradMode::is_enabled() && (requires_grad(arguments) || ...);
-}
-
-/// The autograd node of a call, from an op's `Gradient`:
-///
-///     static Tensor forward(AutogradContext* ctx, arguments...);                // runs below autograd
-///     static variable_list backward(AutogradContext* ctx, const Tensor& dy);    // gradients of the first arguments
-///
-/// forward may return a variable_list: then the first output is differentiable, the others are what backward needs.
-template <class Gradient, size_t inputs>
-struct Recorded : torch::autograd::Function<Recorded<Gradient, inputs>> {
-  template <class... Arguments>
-  static auto forward(AutogradContext* ctx, Arguments&&... arguments) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    auto outputs = Gradient::forward(ctx, arguments...);
-    if constexpr (std::is_same_v<decltype(outputs), variable_list>)
-      ctx->mark_non_differentiable({outputs.begin() + 1, outputs.end()});
-    ctx->set_materialize_grads(false);  // no zeros for what has no gradient
-    return outputs;
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list gradients;
-    if (grads[0].defined()) gradients = Gradient::backward(ctx, grads[0]);
-    gradients.resize(inputs);
-    return gradients;
-  }
-};
-
-/// The autograd kernel of the op that `fn` implements. A call that is not recorded goes to the next kernel at once:
-/// Function::apply makes a node even then, which costs more than a small layer.
-template <auto fn, auto op, class Gradient>
-struct Autograd;
-template <class Result, class... Arguments, Result (*fn)(Arguments...), auto op, class Gradient>
-struct Autograd<fn, op, Gradient> {
-  static Result call(Arguments... arguments) {
-    if (!recorded(arguments...)) {
-      const at::AutoDispatchBelowAutograd below;
-      return op().call(arguments...);
-    }
-    const auto outputs = Recorded<Gradient, sizeof...(Arguments)>::apply(arguments...);
-    if constexpr (std::is_same_v<Result, Tensor>) {
-      return outputs;
-    } else {
-      return [&]<size_t... i>(std::index_sequence<i...>) {
-        return Result{outputs[i]...};
-      }(std::make_index_sequence<std::tuple_size_v<Result>>());
-    }
-  }
-};
-
-/// Likewise for an op that changes its first argument.
-template <auto fn, auto op, class Gradient>
-struct InplaceAutograd;
-template <class... Arguments, Tensor& (*fn)(Tensor&, Arguments...), auto op, class Gradient>
-struct InplaceAutograd<fn, op, Gradient> {
-  static Tensor& call(Tensor& x, Arguments... arguments) {
-    check_inplace(x);
-    if (!recorded(x, arguments...)) {
-      const at::AutoDispatchBelowAutograd below;
-      return op().call(x, arguments...);
-    }
-    Recorded<Gradient, 1 + sizeof...(Arguments)>::apply(x, arguments...);
-    return x;
-  }
-
-  /// The kernel that follows, and in inference mode the first: it counts the change for those who have saved x. (Of a
-  /// recorded call, the node counts it.)
-  static Tensor& counted(Tensor& x, Arguments... arguments) {
-    {
-      const at::AutoDispatchBelowADInplaceOrView below;
-      op().call(x, arguments...);
-    }
-    torch::autograd::impl::bump_version(x);
-    return x;
-  }
-};
-
 }  // namespace dlk::bindings
 
 /// The registered op dlkernels::fn, typed as the function `fn` that implements it: DLK_OP(relu).call(x).
@@ -227,7 +113,7 @@ struct InplaceAutograd<fn, op, Gradient> {
 #define DLK_IMPL_DEVICES(fn) DLK_REGISTER(CPU, #fn, TORCH_FN(fn))
 #endif
 
-/// Registers `fn` with its `Gradient` (see Recorded). Since it returns after allocating when its input is a meta
+/// Registers `fn` with its `Gradient` (autograd.h). Since it returns after allocating when its input is a meta
 /// tensor, it is also the shape function for torch.compile.
 #define DLK_IMPL(fn, Gradient)          \
   DLK_IMPL_DEVICES(fn)                  \

@@ -154,8 +154,8 @@ Tensor reference_transposed(const Tensor& dy, const Tensor& w, const OptionalTen
 using Ints = std::vector<int64_t>;
 
 /// Saves the operands that gradients need: x only for that to w, which also needs w's shape and strides.
-void save_operands(AutogradContext* ctx, const Tensor& x, const Tensor& w) {
-  ctx->save_for_backward({w.requires_grad() ? x : Tensor(), w});
+void save_operands(Recording* call, const Tensor& x, const Tensor& w) {
+  call->save_for_backward({w.requires_grad() ? x : Tensor(), w});
 }
 
 /// The x to differentiate at: the convolutions are linear in it, so where it was not saved any values do.
@@ -164,23 +164,23 @@ Tensor saved_or_zeros(const Tensor& x, at::IntArrayRef x_size, const Tensor& dy)
 }
 
 /// Which of x, w, bias a backward pass needs gradients of.
-std::vector<bool> needs(AutogradContext* ctx, bool has_bias) {
-  return {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)};
+std::vector<bool> needs(Recording* call, bool has_bias) {
+  return {call->needs_gradient(0), call->needs_gradient(1), has_bias && call->needs_gradient(2)};
 }
 
 struct ConvolutionGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+  static Tensor forward(Recording* call, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         at::IntArrayRef geometry) {
-    save_operands(ctx, x, w);
-    save_values(ctx, bias.has_value(), at::IntArrayRef(sizes_of(x)), geometry);
+    save_operands(call, x, w);
+    call->save_values(bias.has_value(), at::IntArrayRef(sizes_of(x)), geometry);
     return DLK_OP(convolution).call(x, w, bias, geometry);
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const auto saved = ctx->get_saved_variables();
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const auto saved = call->saved_tensors();
     const Tensor &x = saved[0], &w = saved[1];
-    const auto [has_bias, x_size, geometry] = saved_values<bool, Ints, Ints>(ctx);
-    const auto need = needs(ctx, has_bias);
+    const auto [has_bias, x_size, geometry] = call->saved_values<bool, Ints, Ints>();
+    const auto need = needs(call, has_bias);
     Tensor dx, dw, db;
     if (create_graph()) {
       const auto d = differentiable_gradients(
@@ -197,18 +197,18 @@ struct ConvolutionGradient {
 };
 
 struct TransposedConvolutionGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+  static Tensor forward(Recording* call, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         at::IntArrayRef y_size, at::IntArrayRef geometry) {
-    save_operands(ctx, x, w);
-    save_values(ctx, bias.has_value(), at::IntArrayRef(sizes_of(x)), y_size, geometry);
+    save_operands(call, x, w);
+    call->save_values(bias.has_value(), at::IntArrayRef(sizes_of(x)), y_size, geometry);
     return DLK_OP(convolution_backward_input).call(x, w, bias, y_size, geometry);
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const auto saved = ctx->get_saved_variables();
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const auto saved = call->saved_tensors();
     const Tensor &x = saved[0], &w = saved[1];
-    const auto [has_bias, x_size, y_size, geometry] = saved_values<bool, Ints, Ints, Ints>(ctx);
-    const auto need = needs(ctx, has_bias);
+    const auto [has_bias, x_size, y_size, geometry] = call->saved_values<bool, Ints, Ints, Ints>();
+    const auto need = needs(call, has_bias);
     Tensor dx, dw, db;
     if (create_graph()) {
       const auto d = differentiable_gradients(

@@ -122,23 +122,24 @@ Tensor pytorch(const Tensor& x, const Tensor& target, const OptionalTensor& weig
 }
 
 struct CrossEntropyGradient {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& target,
-                               const OptionalTensor& weight, bool logits, int64_t reduction, int64_t ignore_index,
-                               double label_smoothing) {
+  static std::tuple<Tensor, Tensor, Tensor> forward(Recording* call, const Tensor& x, const Tensor& target,
+                                                    const OptionalTensor& weight, bool logits, int64_t reduction,
+                                                    int64_t ignore_index, double label_smoothing) {
     const auto [loss, statistics, total] =
         DLK_OP(cross_entropy).call(x, target, weight, logits, reduction, ignore_index, label_smoothing);
-    save_values(ctx, logits, reduction, ignore_index, label_smoothing);
-    ctx->save_for_backward({x, target, or_undefined(weight), statistics, total});
+    call->save_values(logits, reduction, ignore_index, label_smoothing);
+    call->save_for_backward({x, target, or_undefined(weight), statistics, total});
     return {loss, statistics, total};
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const variable_list saved = ctx->get_saved_variables();
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const variable_list saved = call->saved_tensors();
     const Tensor &x = saved[0], &target = saved[1], &statistics = saved[3], &total = saved[4];
     const OptionalTensor weight = optional(saved[2]);
-    const auto [logits, reduction, ignore_index, label_smoothing] = saved_values<bool, int64_t, int64_t, double>(ctx);
+    const auto [logits, reduction, ignore_index, label_smoothing] =
+        call->saved_values<bool, int64_t, int64_t, double>();
     variable_list gradients(7);
-    const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    const std::vector<bool> needs = {call->needs_gradient(0), call->needs_gradient(1)};
     if (create_graph() || needs[1]) {  // a gradient of probabilities is rare: PyTorch's
       const variable_list found = differentiable_gradients({x, target}, needs, dy, [&](const variable_list& inputs) {
         return pytorch(inputs[0], inputs[1], weight, logits, reduction, ignore_index, label_smoothing);

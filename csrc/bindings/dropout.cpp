@@ -113,42 +113,42 @@ Tensor dropout_backward(const Tensor& dy, const Tensor& keep, double p, bool cha
 }
 
 struct DropoutGradient {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& seed, double p, bool channels) {
+  static std::tuple<Tensor, Tensor> forward(Recording* call, const Tensor& x, const Tensor& seed, double p,
+                                            bool channels) {
     const auto [y, keep] = DLK_OP(dropout).call(x, seed, p, channels);
-    save_values(ctx, p, channels, is_channels_last(x));
-    ctx->save_for_backward({keep});
+    call->save_values(p, channels, is_channels_last(x));
+    call->save_for_backward({keep});
     return {y, keep};
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const auto [p, channels, channels_last] = saved_values<double, bool, bool>(ctx);
-    const Tensor keep = ctx->get_saved_variables()[0];
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const auto [p, channels, channels_last] = call->saved_values<double, bool, bool>();
+    const Tensor keep = call->saved_tensors()[0];
     return {DLK_OP(dropout_backward).call(dy, keep, p, channels, channels_last)};
   }
 };
 
 /// With one output, as whatever changes a view must have.
 struct InplaceDropoutGradient {
-  static Tensor forward(AutogradContext* ctx, Tensor x, const Tensor& seed, double p, bool channels) {
-    ctx->mark_dirty({x});
-    save_values(ctx, p, channels, is_channels_last(x));
-    ctx->save_for_backward({drop_inplace(x, seed, p, channels)});
+  static Tensor forward(Recording* call, Tensor x, const Tensor& seed, double p, bool channels) {
+    call->save_values(p, channels, is_channels_last(x));
+    call->save_for_backward({drop_inplace(x, seed, p, channels)});
     return x;
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) { return DropoutGradient::backward(ctx, dy); }
+  static variable_list backward(Recording* call, const Tensor& dy) { return DropoutGradient::backward(call, dy); }
 };
 
 /// The mask is constant: backward is linear in dy and its own derivative.
 struct DropoutBackwardGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& dy, const Tensor& keep, double p, bool channels,
+  static Tensor forward(Recording* call, const Tensor& dy, const Tensor& keep, double p, bool channels,
                         bool channels_last) {
-    save_values(ctx, p, channels, channels_last);
-    ctx->save_for_backward({keep});
+    call->save_values(p, channels, channels_last);
+    call->save_for_backward({keep});
     return DLK_OP(dropout_backward).call(dy, keep, p, channels, channels_last);
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) { return DropoutGradient::backward(ctx, dy); }
+  static variable_list backward(Recording* call, const Tensor& dy) { return DropoutGradient::backward(call, dy); }
 };
 
 Counter dropout_calls("dropout"), dropout2d_calls("dropout2d");

@@ -86,19 +86,20 @@ Tensor pytorch(const Tensor& x, const OptionalTensor& weight, const OptionalTens
 }
 
 struct RowNormGradient {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
-                               const OptionalTensor& bias, int64_t trailing, int64_t groups, double eps) {
+  static std::tuple<Tensor, Tensor, Tensor> forward(Recording* call, const Tensor& x, const OptionalTensor& weight,
+                                                    const OptionalTensor& bias, int64_t trailing, int64_t groups,
+                                                    double eps) {
     const auto [y, mean, rstd] = DLK_OP(row_norm).call(x, weight, bias, trailing, groups, eps);
-    save_values(ctx, trailing, groups, eps);
+    call->save_values(trailing, groups, eps);
     // The bias has no part in the gradients, but its own gradient may be differentiated: it is a leaf of the graph.
-    ctx->save_for_backward({x, or_undefined(weight), or_undefined(bias), mean, rstd});
+    call->save_for_backward({x, or_undefined(weight), or_undefined(bias), mean, rstd});
     return {y, mean, rstd};
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const variable_list saved = ctx->get_saved_variables();
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const variable_list saved = call->saved_tensors();
     const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
-    const auto [trailing, groups, eps] = saved_values<int64_t, int64_t, double>(ctx);
+    const auto [trailing, groups, eps] = call->saved_values<int64_t, int64_t, double>();
     variable_list gradients(6);
     if (create_graph()) {
       const std::vector<bool> needs = {x.requires_grad(), weight.defined() && weight.requires_grad(),

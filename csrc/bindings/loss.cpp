@@ -77,19 +77,19 @@ Tensor pytorch(const Tensor& x, const Tensor& target, const OptionalTensor& weig
 }
 
 struct LossGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+  static Tensor forward(Recording* call, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
                         const OptionalTensor& pos_weight, int64_t loss, int64_t reduction) {
-    save_values(ctx, loss, reduction);
-    ctx->save_for_backward({x, target, or_undefined(weight), or_undefined(pos_weight)});
+    call->save_values(loss, reduction);
+    call->save_for_backward({x, target, or_undefined(weight), or_undefined(pos_weight)});
     return DLK_OP(elementwise_loss).call(x, target, weight, pos_weight, loss, reduction);
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const variable_list saved = ctx->get_saved_variables();
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const variable_list saved = call->saved_tensors();
     const Tensor &x = saved[0], &target = saved[1];
     const OptionalTensor weight = optional(saved[2]), pos_weight = optional(saved[3]);
-    const auto [loss, reduction] = saved_values<int64_t, int64_t>(ctx);
-    const std::vector<bool> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    const auto [loss, reduction] = call->saved_values<int64_t, int64_t>();
+    const std::vector<bool> needs = {call->needs_gradient(0), call->needs_gradient(1)};
     variable_list gradients(6);
     const bool mse = static_cast<Loss>(loss) == Loss::mse;
     if (create_graph() || (needs[1] && !mse)) {  // a gradient of probabilities is rare: PyTorch's

@@ -86,36 +86,36 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias)
 }
 
 struct GemmGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b) {
-    ctx->save_for_backward({b.requires_grad() ? a : Tensor(), a.requires_grad() ? b : Tensor()});
+  static Tensor forward(Recording* call, const Tensor& a, const Tensor& b) {
+    call->save_for_backward({b.requires_grad() ? a : Tensor(), a.requires_grad() ? b : Tensor()});
     return DLK_OP(gemm).call(a, b);
   }
 
   // Under create_graph the products below are recorded like any other.
-  static variable_list backward(AutogradContext* ctx, const Tensor& dc) {
-    const auto saved = ctx->get_saved_variables();
+  static variable_list backward(Recording* call, const Tensor& dc) {
+    const auto saved = call->saved_tensors();
     const Tensor &a = saved[0], &b = saved[1];
     Tensor da, db;
-    if (ctx->needs_input_grad(0)) da = DLK_OP(gemm).call(dc, b.transpose(-2, -1));
-    if (ctx->needs_input_grad(1)) db = DLK_OP(gemm).call(a.transpose(-2, -1), dc);
+    if (call->needs_gradient(0)) da = DLK_OP(gemm).call(dc, b.transpose(-2, -1));
+    if (call->needs_gradient(1)) db = DLK_OP(gemm).call(a.transpose(-2, -1), dc);
     return {da, db};
   }
 };
 
 struct LinearGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
-    save_values(ctx, bias.has_value());
+  static Tensor forward(Recording* call, const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+    call->save_for_backward({weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
+    call->save_values(bias.has_value());
     return DLK_OP(linear).call(x, weight, bias);
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const auto saved = ctx->get_saved_variables();
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const auto saved = call->saved_tensors();
     const Tensor &x = saved[0], &weight = saved[1];
-    const auto [has_bias] = saved_values<bool>(ctx);
+    const auto [has_bias] = call->saved_values<bool>();
     const Tensor rows = as_rows(dy);
     Tensor dx, dweight, dbias;
-    if (ctx->needs_input_grad(0)) {
+    if (call->needs_gradient(0)) {
       dx = DLK_OP(gemm).call(rows, weight);
       if (dy.dim() != 2) {
         std::vector<c10::SymInt> sizes = dy.sym_sizes().vec();
@@ -123,8 +123,8 @@ struct LinearGradient {
         dx = dx.view_symint(sizes);
       }
     }
-    if (ctx->needs_input_grad(1)) dweight = DLK_OP(gemm).call(rows.t(), as_rows(x));
-    if (has_bias && ctx->needs_input_grad(2)) dbias = create_graph() ? rows.sum(0) : channel_sum_op(rows.unsqueeze(2));
+    if (call->needs_gradient(1)) dweight = DLK_OP(gemm).call(rows.t(), as_rows(x));
+    if (has_bias && call->needs_gradient(2)) dbias = create_graph() ? rows.sum(0) : channel_sum_op(rows.unsqueeze(2));
     return {dx, dweight, dbias};
   }
 };

@@ -169,16 +169,17 @@ Tensor max_pool2d_indices(const Tensor& positions, IntArrayRef x_sizes, bool x_c
 }
 
 struct MaxPool2dGradient {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, IntArrayRef window, bool /*want_positions*/) {
+  static std::tuple<Tensor, Tensor> forward(Recording* call, const Tensor& x, IntArrayRef window,
+                                            bool /*want_positions*/) {
     const auto [y, positions] = DLK_OP(max_pool2d).call(x, window, /*want_positions=*/true);  // backward does
-    save_values(ctx, IntArrayRef(sizes_of(x)), channels_last(x), window);
-    ctx->save_for_backward({positions});
+    call->save_values(IntArrayRef(sizes_of(x)), channels_last(x), window);
+    call->save_for_backward({positions});
     return {y, positions};
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const Tensor positions = ctx->get_saved_variables()[0];
-    const auto [x_sizes, x_channels_last, window] = saved_values<Ints, bool, Ints>(ctx);
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const Tensor positions = call->saved_tensors()[0];
+    const auto [x_sizes, x_channels_last, window] = call->saved_values<Ints, bool, Ints>();
     if (!create_graph()) return {DLK_OP(max_pool2d_backward).call(dy, positions, x_sizes, x_channels_last, window)};
     const Tensor indices = DLK_OP(max_pool2d_indices).call(positions, x_sizes, x_channels_last, window);
     const Tensor found = dy.masked_fill(indices < 0, 0).flatten(-2);
@@ -224,15 +225,15 @@ Tensor avg_pool2d_backward(const Tensor& dy, IntArrayRef x_sizes, bool x_channel
 // Average pooling is linear: the derivative of backward is forward, so each op records itself and calls the other.
 
 struct AvgPool2dGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, IntArrayRef window, bool count_include_pad,
+  static Tensor forward(Recording* call, const Tensor& x, IntArrayRef window, bool count_include_pad,
                         int64_t divisor_override) {
-    save_values(ctx, IntArrayRef(sizes_of(x)), channels_last(x), window, count_include_pad, divisor_override);
+    call->save_values(IntArrayRef(sizes_of(x)), channels_last(x), window, count_include_pad, divisor_override);
     return DLK_OP(avg_pool2d).call(x, window, count_include_pad, divisor_override);
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
+  static variable_list backward(Recording* call, const Tensor& dy) {
     const auto [x_sizes, x_channels_last, window, count_include_pad, divisor_override] =
-        saved_values<Ints, bool, Ints, bool, int64_t>(ctx);
+        call->saved_values<Ints, bool, Ints, bool, int64_t>();
     const Tensor dx =
         DLK_OP(avg_pool2d_backward).call(dy, x_sizes, x_channels_last, window, count_include_pad, divisor_override);
     return {dx};
@@ -240,14 +241,14 @@ struct AvgPool2dGradient {
 };
 
 struct AvgPool2dBackwardGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& dy, IntArrayRef x_sizes, bool x_channels_last,
+  static Tensor forward(Recording* call, const Tensor& dy, IntArrayRef x_sizes, bool x_channels_last,
                         IntArrayRef window, bool count_include_pad, int64_t divisor_override) {
-    save_values(ctx, window, count_include_pad, divisor_override);
+    call->save_values(window, count_include_pad, divisor_override);
     return DLK_OP(avg_pool2d_backward).call(dy, x_sizes, x_channels_last, window, count_include_pad, divisor_override);
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const auto [window, count_include_pad, divisor_override] = saved_values<Ints, bool, int64_t>(ctx);
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const auto [window, count_include_pad, divisor_override] = call->saved_values<Ints, bool, int64_t>();
     const Tensor ddy = DLK_OP(avg_pool2d).call(dy, window, count_include_pad, divisor_override);
     return {ddy};
   }

@@ -50,16 +50,16 @@ Tensor softmax_backward(const Tensor& dy, const Tensor& y, int64_t dim, bool log
 }
 
 struct SoftmaxGradient {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t dim, bool log) {
+  static Tensor forward(Recording* call, const Tensor& x, int64_t dim, bool log) {
     const Tensor y = DLK_OP(softmax).call(x, dim, log);
-    save_values(ctx, dim, log);
-    ctx->save_for_backward({y});
+    call->save_values(dim, log);
+    call->save_for_backward({y});
     return y;
   }
 
-  static variable_list backward(AutogradContext* ctx, const Tensor& dy) {
-    const Tensor y = ctx->get_saved_variables()[0];
-    const auto [dim, log] = saved_values<int64_t, bool>(ctx);
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const Tensor y = call->saved_tensors()[0];
+    const auto [dim, log] = call->saved_values<int64_t, bool>();
     if (!create_graph()) return {DLK_OP(softmax_backward).call(dy, y, dim, log)};
     const auto reference = log ? at::_log_softmax_backward_data : at::_softmax_backward_data;
     return {reference(dy, y, dim, y.scalar_type())};
