@@ -89,17 +89,21 @@ std::tuple<Tensor, Tensor, Tensor> differentiable_backward(const Tensor& dy, con
                                                            const Tensor& var, const OptionalTensor& weight,
                                                            bool training, double eps) {
   const Tensor rstd = (as_statistics(var, x) + eps).rsqrt();
-  if (training)
-    return at::native_batch_norm_backward(dy, x, weight, {}, {}, as_statistics(mean, x), rstd, training, eps,
-                                          {true, true, true});
-  // Written out: PyTorch's backward for given statistics fails on CUDA tensors (2.11: "tensor does not have a device").
   at::DimVector channels(x.dim(), 1), others{0};
   channels[1] = x.size(1);
   for (int64_t i = 2; i < x.dim(); ++i) others.push_back(i);
+  const Tensor dbias = dy.sum(others);
+  // What follows asks of PyTorch's backward only what it can do on CUDA tensors: no gradient of an absent weight, nor
+  // anything for given statistics ("tensor does not have a device", 2.11).
+  if (training) {
+    const auto [dx, dweight, _] = at::native_batch_norm_backward(dy, x, weight, {}, {}, as_statistics(mean, x), rstd,
+                                                                 training, eps, {true, weight.has_value(), false});
+    return {dx, dweight, dbias};
+  }
   const auto per_channel = [&](const Tensor& t) { return t.to(x.scalar_type()).view(channels); };
   const Tensor scaled = dy * per_channel(rstd);
   return {weight.has_value() ? scaled * per_channel(*weight) : scaled, (scaled * (x - per_channel(mean))).sum(others),
-          dy.sum(others)};
+          dbias};
 }
 
 struct BatchNormGradient {
