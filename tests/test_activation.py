@@ -1,5 +1,8 @@
 """Activations: values, gradients, in-place forms, special values."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,6 +111,52 @@ def test_inplace_after_saving_raises():
     DF.relu(y, inplace=True)
     with pytest.raises(RuntimeError, match="inplace"):
         y.sum().backward()
+
+
+TWO_SLOPES = ["relu", "relu6", "leaky_relu", "leaky_relu_negative_slope", "hardtanh"]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", ["relu", "relu6", "leaky_relu", "hardtanh"])
+def test_formulas_with_two_slopes_save_a_bit_per_element(name, inplace, layout, backend):
+    if backend != "cpu":
+        pytest.skip("on the CPU only")
+    x = LAYOUTS[layout](rand(2, 5, 7, 9)).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        getattr(DF, name)(x + 0, inplace=inplace)
+    assert [t.nbytes for t in saved] == [8 * -(-x.numel() // 64)]
+
+
+@pytest.mark.parametrize("name", TWO_SLOPES)
+def test_slopes_of_special_values(name):
+    """Where the input or the output's gradient is NaN or Inf; a slope of 0 gives 0."""
+    _, ours, theirs = CASES[name]
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, -0.4, 0.9, 6.0, 1.0, -1.0])
+    values = special[1:] if name in ("relu6", "hardtanh") else special  # of NaN, PyTorch's vectors and scalars differ
+    x, dy = (t.reshape(-1) for t in torch.meshgrid(values, special, indexing="ij"))
+    gradients = []
+    for function in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        gradients += torch.autograd.grad(function(leaf), leaf, dy)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["relu", "elu"])  # which keep bits and the output
+def test_inplace_on_a_view_frees_its_graph(name):
+    """The node of a changed view must not own itself."""
+    base = rand(6, 8).requires_grad_() * 2
+    getattr(DF, name)(base[1:3], inplace=True)
+
+    def hook(*gradients):
+        pass
+
+    base.grad_fn.register_hook(hook)
+    node_lives = weakref.ref(hook)
+    del base, hook
+    gc.collect()
+    assert node_lives() is None
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "softplus"])

@@ -112,6 +112,99 @@ Tensor activation_backward(const Tensor& dy, const Tensor& saved, int64_t formul
   return dx;
 }
 
+// ---- Formulas with two slopes, which keep a bit per element for backward: whether the slope is 1, in the order of y's
+// memory. PyTorch keeps the output or the input, 32 times as much.
+
+/// Whether x is taken so. Of other strides the bits would not tell those of y.
+bool keeps_slopes(const Tensor& x, Activation formula) {
+  return has_two_slopes(formula) && backend_of(x.device()) == Backend::cpu && x.is_contiguous(format_of(x));
+}
+
+Tensor empty_bits(const Tensor& x) {
+  const auto options = x.options().dtype(at::kLong);
+  return x.is_meta() ? at::empty_symint({(x.sym_numel() + 63) / 64}, options)
+                     : allocate({(x.numel() + 63) / 64}, options);
+}
+
+/// y = f(x) and the bits; y may be x.
+void apply_slopes(const Tensor& x, int64_t formula, ActivationParams params, const Tensor& y, const Tensor& unit) {
+  if (x.numel() == 0) return;
+  with_kernels<ActivationKernels>(x, [&]<class T>(const ActivationKernels<T>& kernels, Context& context) {
+    kernels.forward_slopes(static_cast<Activation>(formula), params, x.numel(), const_data<T>(x), mutable_data<T>(y),
+                           words(unit), context);
+  });
+}
+
+// activation_slopes(Tensor x, int formula, float a, float b) -> (Tensor y, Tensor unit)
+std::tuple<Tensor, Tensor> activation_slopes(const Tensor& x, int64_t formula, double a, double b) {
+  const Tensor y = allocate_like(x), unit = empty_bits(x);
+  if (!x.is_meta()) apply_slopes(x, formula, {a, b}, y, unit);
+  return {y, unit};
+}
+
+// activation_slopes_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)
+Tensor& activation_slopes_(Tensor& x, int64_t formula, double a, double b) {
+  check_inference_tensor(x);
+  apply_slopes(x, formula, {a, b}, x, empty_bits(x));
+  return x;
+}
+
+// activation_slopes_backward(Tensor dy, Tensor unit, float other_slope, bool channels_last) -> Tensor
+Tensor activation_slopes_backward(const Tensor& dy, const Tensor& unit, double other_slope, bool channels_last) {
+  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  if (dy.is_meta()) return at::empty_like(dy, format);
+  const Tensor dx = allocate(dy.sizes(), dy.options(), format);
+  if (dx.numel() == 0) return dx;
+  const Tensor dys = dy.contiguous(format);
+  with_kernels<ActivationKernels>(dx, [&]<class T>(const ActivationKernels<T>& kernels, Context& context) {
+    kernels.backward_slopes(other_slope, dx.numel(), const_data<T>(dys), words(unit), mutable_data<T>(dx), context);
+  });
+  return dx;
+}
+
+void save_slopes(Recording* call, const Tensor& x, const Tensor& unit, int64_t formula, ActivationParams params) {
+  call->save_for_backward({unit});
+  call->save_values(other_slope(static_cast<Activation>(formula), params),
+                    format_of(x) == at::MemoryFormat::ChannelsLast);
+}
+
+struct SlopesGradient {
+  static std::tuple<Tensor, Tensor> forward(Recording* call, const Tensor& x, int64_t formula, double a, double b) {
+    const auto outputs = DLK_OP(activation_slopes).call(x, formula, a, b);
+    save_slopes(call, x, std::get<1>(outputs), formula, {a, b});
+    return outputs;
+  }
+
+  static variable_list backward(Recording* call, const Tensor& dy) {
+    const auto [other_slope, channels_last] = call->saved_values<double, bool>();
+    return {DLK_OP(activation_slopes_backward).call(dy, call->saved_tensors()[0], other_slope, channels_last)};
+  }
+};
+
+struct InplaceSlopesGradient {
+  static Tensor forward(Recording* call, const Tensor& x, int64_t formula, double a, double b) {
+    const Tensor unit = empty_bits(x);
+    save_slopes(call, x, unit, formula, {a, b});
+    apply_slopes(x, formula, {a, b}, x, unit);
+    return x;
+  }
+
+  static variable_list backward(Recording* call, const Tensor& dy) { return SlopesGradient::backward(call, dy); }
+};
+
+/// The bits are constant: backward is linear in dy and its own derivative.
+struct SlopesBackwardGradient {
+  static Tensor forward(Recording* call, const Tensor& dy, const Tensor& unit, double other_slope, bool channels_last) {
+    call->save_for_backward({unit});
+    call->save_values(other_slope, channels_last);
+    return DLK_OP(activation_slopes_backward).call(dy, unit, other_slope, channels_last);
+  }
+
+  static variable_list backward(Recording* call, const Tensor& dy) { return SlopesGradient::backward(call, dy); }
+};
+
+// ---- The others
+
 /// Whether the output is saved; with a negative slope it does not tell the derivative.
 bool saves_output(const Reference& ref, double a, bool inplace) {
   const bool by_slope = ref.formula == Activation::leaky_relu || ref.formula == Activation::elu;
@@ -151,10 +244,16 @@ TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
   m.def("activation(Tensor x, int formula, float a, float b) -> Tensor");
   m.def("activation_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)");
   m.def("activation_backward(Tensor dy, Tensor saved, int formula, float a, float b) -> Tensor");
+  m.def("activation_slopes(Tensor x, int formula, float a, float b) -> (Tensor, Tensor)");
+  m.def("activation_slopes_(Tensor(a!) x, int formula, float a, float b) -> Tensor(a!)");
+  m.def("activation_slopes_backward(Tensor dy, Tensor unit, float other_slope, bool channels_last) -> Tensor");
 }
 DLK_IMPL(activation, ActivationGradient<false>)
 DLK_IMPL_INPLACE(activation_, ActivationGradient<true>)
 DLK_IMPL_BACKWARD(activation_backward)
+DLK_IMPL(activation_slopes, SlopesGradient)
+DLK_IMPL_INPLACE(activation_slopes_, InplaceSlopesGradient)
+DLK_IMPL(activation_slopes_backward, SlopesBackwardGradient)
 
 Tensor activation_by_name(const std::string& name, const Tensor& input, double a, double b, bool inplace) {
   for (Reference& ref : kReferences) {
@@ -165,6 +264,9 @@ Tensor activation_by_name(const std::string& name, const Tensor& input, double a
     // there.
     const bool traced = inplace && x.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
     if (!covered(ref.calls, {x}, !traced)) return inplace ? x.copy_(ref.forward(x, a, b)) : ref.forward(x, a, b);
+    if (recorded(x) && keeps_slopes(x, ref.formula))
+      return inplace ? DLK_OP(activation_slopes_).call(x, formula, a, b)
+                     : std::get<0>(DLK_OP(activation_slopes).call(x, formula, a, b));
     return inplace ? DLK_OP(activation_).call(x, formula, a, b) : DLK_OP(activation).call(x, formula, a, b);
   }
   TORCH_CHECK_VALUE(false, "activation: no formula named '", name, "'");

@@ -87,6 +87,9 @@ T* mutable_data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
+/// A bit per element, which tensors hold as int64 words.
+inline uint64_t* words(const Tensor& bits) { return reinterpret_cast<uint64_t*>(bits.mutable_data_ptr<int64_t>()); }
+
 inline OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
 inline Tensor contiguous_or_undefined(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : Tensor(); }
 inline Tensor or_undefined(const OptionalTensor& x) { return x.has_value() ? *x : Tensor(); }

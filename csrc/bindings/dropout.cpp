@@ -36,8 +36,6 @@ Tensor empty_keep(const Tensor& x, bool channels) {
   return allocate({(bits + 63) / 64}, x.options().dtype(at::kLong));
 }
 
-uint64_t* words(const Tensor& keep) { return reinterpret_cast<uint64_t*>(keep.mutable_data_ptr<int64_t>()); }
-
 /// Fills `keep` for a tensor of `shape`.
 void draw_keep(const Tensor& keep, DropoutShape shape, const Tensor& seed, double p, bool channels) {
   TORCH_CHECK(p > 0 && p < 1, "dropout: p must be between 0 and 1, got ", p);

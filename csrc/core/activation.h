@@ -27,6 +27,15 @@ struct ActivationParams {
   double b = 0;
 };
 
+/// Formulas whose slope is 1 or one other value: a bit per element is all that backward needs.
+constexpr bool has_two_slopes(Activation f) {
+  return f == Activation::relu || f == Activation::leaky_relu || f == Activation::hardtanh;
+}
+/// The other value.
+constexpr double other_slope(Activation f, ActivationParams params) {
+  return f == Activation::leaky_relu ? params.a : 0;
+}
+
 template <class T>
 struct ActivationKernels {
   /// y[i] = f(x[i]); y may be x.
@@ -34,6 +43,13 @@ struct ActivationKernels {
   /// dx[i] = dy[i] f'(...), from what the formula saves: its output or its input; dx may be dy.
   void (*backward)(Activation f, ActivationParams params, int64_t n, const T* dy, const T* saved, T* dx,
                    Context& context);
+
+  /// CPU only, formulas with two slopes. y[i] = f(x[i]), and bit i of `unit`: whether the slope is 1; y may be x.
+  void (*forward_slopes)(Activation f, ActivationParams params, int64_t n, const T* x, T* y, uint64_t* unit,
+                         Context& context) = nullptr;
+  /// dx[i] = dy[i] where the slope is 1, elsewhere dy[i] other_slope, or 0 if that is 0; dx may be dy.
+  void (*backward_slopes)(double other_slope, int64_t n, const T* dy, const uint64_t* unit, T* dx,
+                          Context& context) = nullptr;
 };
 
 }  // namespace dlk

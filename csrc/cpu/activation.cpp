@@ -2,7 +2,8 @@
 //
 // One struct per formula; `forward` and `backward` take vectors. backward gets what the formula saves for it: the
 // output y or the input x, as csrc/bindings/activation.cpp says (y costs no memory where the next layer keeps it
-// anyway). Streaming work: cut into ranges of whole vectors, one per thread. NaN propagates everywhere.
+// anyway). Formulas with two slopes can save a bit per element instead. Streaming work: cut into ranges of whole
+// vectors, one per thread. NaN propagates everywhere.
 #include "csrc/core/activation.h"
 
 #include "csrc/cpu/dispatch.h"
@@ -18,6 +19,7 @@ struct Relu {
   using V = Vec<T>;
   V forward(V x) const { return max(V{}, x); }
   V backward(V dy, V y) const { return y <= T(0) ? V{} : dy; }
+  auto has_unit_slope(V x) const { return ~(x <= T(0)); }
 };
 
 /// x > 0 ? x : a x. Saves x, or y if a >= 0.
@@ -27,6 +29,7 @@ struct LeakyRelu {
   T a;
   V forward(V x) const { return x > T(0) ? x : x * a; }
   V backward(V dy, V saved) const { return saved > T(0) ? dy : dy * a; }
+  auto has_unit_slope(V x) const { return x > T(0); }
 };
 
 /// x > 0 ? x : a (exp(x) - 1). Saves y if b is 1 (needs a >= 0), else x.
@@ -49,6 +52,7 @@ struct Hardtanh {
   T a, b;
   V forward(V x) const { return min(splat(b), max(splat(a), x)); }
   V backward(V dy, V y) const { return (y <= a) | (y >= b) ? V{} : dy; }
+  auto has_unit_slope(V x) const { return ~((x <= a) | (x >= b)); }
 };
 
 /// 1 / (1 + exp(-x)). Saves y.
@@ -159,6 +163,19 @@ void map_backward(F f, int64_t n, const T* dy, const T* saved, T* dx) {
   });
 }
 
+template <class T, class F>
+void map_slopes(F f, int64_t n, const T* x, T* y, uint64_t* unit) {
+  parallel_words(n, [=](int64_t word, int64_t first, int64_t count) {
+    uint64_t bits = 0;
+    for_each_vec<T>(count, [&](int64_t i, auto lanes) {
+      const Vec<T> v = load_n(x + first + i, lanes);
+      bits |= bits_of_lanes<T>(f.has_unit_slope(v)) << i;
+      store_n(y + first + i, f.forward(v), lanes);
+    });
+    unit[word] = bits;
+  });
+}
+
 /// Calls `run` with the formula that `f` names: the table of activations.
 template <class T, class Run>
 void with_formula(Activation f, ActivationParams params, Run run) {
@@ -197,8 +214,29 @@ void backward(Activation f, ActivationParams params, int64_t n, const T* dy, con
   with_formula<T>(f, params, [=](auto formula) { map_backward(formula, n, dy, saved, dx); });
 }
 
+template <class T>
+void forward_slopes(Activation f, ActivationParams params, int64_t n, const T* x, T* y, uint64_t* unit, Context&) {
+  with_formula<T>(f, params, [=](auto formula) {
+    if constexpr (requires { formula.has_unit_slope(Vec<T>{}); }) map_slopes(formula, n, x, y, unit);
+  });
+}
+
+template <class T>
+void backward_slopes(double other_slope, int64_t n, const T* dy, const uint64_t* unit, T* dx, Context&) {
+  const T slope = static_cast<T>(other_slope);
+  parallel_words(n, [=](int64_t word, int64_t first, int64_t count) {
+    for_each_vec<T>(count, [&](int64_t i, auto lanes) {
+      const Vec<T> d = load_n(dy + first + i, lanes);
+      const Vec<T> other = slope == 0 ? Vec<T>{} : d * slope;  // 0 even where dy is NaN
+      store_n(dx + first + i, lanes_of_bits<T>(unit[word] >> i) ? d : other, lanes);
+    });
+  });
+}
+
 }  // namespace
 }  // namespace dlk::cpu
 
-DLK_KERNEL_TABLE(ActivationKernels<float>, {forward<float>, backward<float>})
-DLK_KERNEL_TABLE(ActivationKernels<double>, {forward<double>, backward<double>})
+DLK_KERNEL_TABLE(ActivationKernels<float>,
+                 {forward<float>, backward<float>, forward_slopes<float>, backward_slopes<float>})
+DLK_KERNEL_TABLE(ActivationKernels<double>,
+                 {forward<double>, backward<double>, forward_slopes<double>, backward_slopes<double>})

@@ -67,37 +67,30 @@ bool bit(const uint64_t* words, int64_t i) { return words[i / kWordBits] >> (i %
 
 void to_channels_last(DropoutShape shape, const uint64_t* logical, uint64_t* keep, Context&) {
   const int64_t n = shape.N * shape.C * shape.P;
-  parallel_for(ceil_div(n, kWordBits), kWordBits, [=](int64_t begin, int64_t end) {
-    for (int64_t word = begin; word < end; ++word) {
-      const int64_t first = word * kWordBits, count = n - first < kWordBits ? n - first : kWordBits;
-      int64_t c = first % shape.C, pixel = first / shape.C % shape.P, image = first / shape.C / shape.P;
-      int64_t index = (image * shape.C + c) * shape.P + pixel;
-      uint64_t bits = 0;
-      for (int64_t i = 0; i < count; ++i) {
-        bits |= static_cast<uint64_t>(bit(logical, index)) << i;
-        index += shape.P;
-        if (++c < shape.C) continue;
-        c = 0;
-        if (++pixel == shape.P) pixel = 0, ++image;
-        index = image * shape.C * shape.P + pixel;
-      }
-      keep[word] = bits;
+  parallel_words(n, [=](int64_t word, int64_t first, int64_t count) {
+    int64_t c = first % shape.C, pixel = first / shape.C % shape.P, image = first / shape.C / shape.P;
+    int64_t index = (image * shape.C + c) * shape.P + pixel;
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      bits |= static_cast<uint64_t>(bit(logical, index)) << i;
+      index += shape.P;
+      if (++c < shape.C) continue;
+      c = 0;
+      if (++pixel == shape.P) pixel = 0, ++image;
+      index = image * shape.C * shape.P + pixel;
     }
+    keep[word] = bits;
   });
 }
 
 template <class T>
 void apply(int64_t n, const uint64_t* keep, double scale, const T* x, T* y, Context&) {
   const Vec<T> factor = splat(static_cast<T>(scale));
-  parallel_for(ceil_div(n, kWordBits), kWordBits, [=](int64_t begin, int64_t end) {
-    for (int64_t word = begin; word < end; ++word) {
-      const int64_t first = word * kWordBits;
-      const auto scale_vector = [&](int64_t i, auto lanes) {
-        const auto kept = lanes_of_bits<T>(keep[word] >> i);
-        store_n(y + first + i, load_n(x + first + i, lanes) * (kept ? factor : Vec<T>{}), lanes);
-      };
-      for_each_vec<T>(n - first < kWordBits ? n - first : kWordBits, scale_vector);
-    }
+  parallel_words(n, [=](int64_t word, int64_t first, int64_t count) {
+    for_each_vec<T>(count, [&](int64_t i, auto lanes) {
+      const auto kept = lanes_of_bits<T>(keep[word] >> i);
+      store_n(y + first + i, load_n(x + first + i, lanes) * (kept ? factor : Vec<T>{}), lanes);
+    });
   });
 }
 

@@ -62,6 +62,18 @@ inline void parallel_elements(int64_t n, F&& f) {
                [&](int64_t begin, int64_t end) { f(begin * kBlock, end * kBlock < n ? end * kBlock : n); });
 }
 
+/// f(word, first, count) for each word of a bit per element: its elements [first, first + count), 64 but for the last.
+template <class F>
+inline void parallel_words(int64_t n, F&& f) {
+  constexpr int64_t kWordBits = 64;
+  parallel_for(ceil_div(n, kWordBits), kWordBits, [&](int64_t begin, int64_t end) {
+    for (int64_t word = begin; word < end; ++word) {
+      const int64_t first = word * kWordBits;
+      f(word, first, n - first < kWordBits ? n - first : kWordBits);
+    }
+  });
+}
+
 /// The threads of one parallel region, for work in several phases on shared buffers.
 struct Team {
   int64_t rank, size;

@@ -138,8 +138,10 @@ template <class T, class Mask>
 DLK_INLINE uint64_t bits_of_lanes(Mask mask) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask((__m512i)mask);
+  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask((__m512i)mask);
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+  if constexpr (sizeof(T) == 8) return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)mask));
 #elif defined(__SSE2__)
   if constexpr (sizeof(T) == 4) return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
 #endif
