@@ -72,19 +72,6 @@ void pack_weight_row(const Correlation& q, const T* w, int64_t g, int64_t m, Ran
     for (int64_t t = taps.begin; t < taps.end; ++t) *row++ = *weight_at(q, w, g, m, c, t);
 }
 
-/// Packs the patches of one block of pixels into panels of NR pixels; the ragged last one is filled with zeros. A
-/// channel is read for all pixels at once: memory likes long runs.
-template <class T>
-void pack_patches(const PlanarPatches<T>& patches, int64_t channels, Range taps, int64_t pixels, T* panels,
-                  int64_t panel_stride) {
-  constexpr int64_t NR = Block<T>::NR, kAhead = 4;  // channels: about 4 KiB in flight
-  if (pixels % NR != 0) zero(panel_stride, panels + pixels / NR * panel_stride);
-  for (int64_t c = 0; c < channels; ++c) {
-    if (c + kAhead < channels) patches.prefetch(c + kAhead);
-    for (int64_t t = taps.begin; t < taps.end; ++t, panels += NR) patches.template read<NR>(c, t, panels, panel_stride);
-  }
-}
-
 /// The weights of all groups, [group][block of the sum][m][terms].
 template <class T>
 struct PackedWeights {
@@ -113,14 +100,15 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
   const SumBlocks<T> sums(q);
   const Tiling tiling(q, kBlockPixels, B::NR, B::MR);
   const PackedWeights<T> weights(q, sums, context);
-  // Patches that several tasks need are packed first, all of them; else a task packs a block when it needs it.
+  // A panel of patches is packed just before its products, which find it in L1. Patches that several tasks need are
+  // packed first, all of them.
   const bool shared = tiling.output_parts > 1;
   const int64_t stage_size = PlanarPatches<T>::stage_elements(q, tiling.pixels, sums.channels);
-  const int64_t panel_size = sums.terms() * B::NR + kLanes<T>;
-  const int64_t block_size = ceil_div(tiling.pixels, B::NR) * panel_size, runs_size = 2 * tiling.pixels + 1;
+  const int64_t panel_size = sums.terms() * B::NR + kLanes<T>, panels_per_block = ceil_div(tiling.pixels, B::NR);
   const int64_t blocks = q.groups * tiling.pixel_blocks * sums.count(), threads = max_threads();
+  const int64_t runs_size = 2 * tiling.pixels + 1;
   T* stages = context.array<T>(threads * stage_size);
-  T* panels = context.array<T>((shared ? blocks : threads) * block_size);
+  T* panels = context.array<T>((shared ? blocks * panels_per_block : threads) * panel_size);
   Run* runs = context.array<Run>(threads * runs_size);
   int64_t* all_columns = context.array<int64_t>(threads * tiling.pixels);
 
@@ -130,18 +118,25 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
       return PlanarPatches<T>(q, pixels, B::NR, runs + team.rank * runs_size, stages + team.rank * stage_size);
     };
     // Blocks of taps of the same channels follow each other and share what is staged.
-    const auto pack = [&](PlanarPatches<T>& patches, int64_t g, Range pixels, int64_t block, T* to) {
+    const auto stage = [&](PlanarPatches<T>& patches, int64_t g, int64_t block) {
+      if (sums.tap_range(block).begin == 0) patches.stage(in, g, sums.channel_range(block));
+    };
+    const auto pack = [&](const PlanarPatches<T>& patches, Range pixels, int64_t block, int64_t first, T* panel) {
       const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
-      if (taps.begin == 0) patches.stage(in, g, channels);
-      pack_patches(patches, channels.size(), taps, pixels.size(), to, panel_size);
+      if (pixels.size() - first < B::NR) zero(channels.size() * taps.size() * B::NR, panel);
+      patches.template read_panel<B::NR>(first, channels.size(), taps, panel);
     };
     if (shared)
       team.for_each(blocks / sums.tap_blocks, [&](int64_t i) {
-        const int64_t first = i * sums.tap_blocks;
-        const auto task = tiling.task(q, first / sums.count() * tiling.output_parts);
+        const int64_t first_block = i * sums.tap_blocks;
+        const auto task = tiling.task(q, first_block / sums.count() * tiling.output_parts);
         PlanarPatches<T> patches = patches_of(task.pixels);
-        for (int64_t block = first; block < first + sums.tap_blocks; ++block)
-          pack(patches, task.group, task.pixels, block % sums.count(), panels + block * block_size);
+        for (int64_t block = first_block; block < first_block + sums.tap_blocks; ++block) {
+          T* panel = panels + block * panels_per_block * panel_size;
+          stage(patches, task.group, block % sums.count());
+          for (int64_t p = 0; p < task.pixels.size(); p += B::NR, panel += panel_size)
+            pack(patches, task.pixels, block % sums.count(), p, panel);
+        }
       });
     int64_t* columns = all_columns + team.rank * tiling.pixels;
     team.for_each(tiling.count(q), [&](int64_t i) {
@@ -149,18 +144,20 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
       PlanarPatches<T> patches = patches_of(pixels);
       output_offsets(q, pixels, q.groups * q.CO * q.OH * q.OW, 1, columns);
       for (int64_t block = 0; block < sums.count(); ++block) {
-        const int64_t at = shared ? i / tiling.output_parts * sums.count() + block : team.rank;
-        if (!shared) pack(patches, g, pixels, block, panels + at * block_size);
         const int64_t terms = sums.channel_range(block).size() * sums.tap_range(block).size();
         CView<T> c{.data = out + g * q.CO * q.OH * q.OW,
                    .row_stride = q.OH * q.OW,
                    .columns = columns,
                    .accumulate = block > 0};
         if (bias) c.row_bias = bias + g * q.CO;
-        for (int64_t m = outputs.begin; m < outputs.end; m += B::MC) {
-          const int64_t M = outputs.end - m < B::MC ? outputs.end - m : B::MC;
-          multiply_block(M, pixels.size(), terms, weights.view(g, block).from_row(m), panels + at * block_size,
-                         panel_size, B::NR, c.from(m, 0));
+        if (!shared) stage(patches, g, block);
+        const int64_t of_block = (i / tiling.output_parts * sums.count() + block) * panels_per_block;
+        for (int64_t p = 0; p < pixels.size(); p += B::NR) {
+          T* panel = panels + (shared ? of_block + p / B::NR : team.rank) * panel_size;
+          if (!shared) pack(patches, pixels, block, p, panel);
+          multiply_block(outputs.size(), pixels.size() - p < B::NR ? pixels.size() - p : B::NR, terms,
+                         weights.view(g, block).from_row(outputs.begin), panel, panel_size, B::NR,
+                         c.from(outputs.begin, p));
         }
       }
     });

@@ -109,22 +109,28 @@ class PlanarPatches {
     const T* from = source(c, t);
     for (int64_t r = 0; r < count_; ++r) {
       const Run run = runs_[r];
-      T* const row = to + run.to / cut * panel_stride + run.to % cut;
-      if (in_place_) {
-        copy(from + run.from, run.length, row);
-        continue;
-      }
-      for (int64_t l = 0; l < run.length; l += kLanes<T>) store(row + l, load(from + run.from + l));
+      copy_run(from + run.from, run.length, to + run.to / cut * panel_stride + run.to % cut);
     }
   }
 
-  /// Asks for what read() of channel c takes, if that comes from the image: the next channel lies in another page,
-  /// where the hardware does not look ahead.
-  DLK_INLINE void prefetch(int64_t c) const {
-    if (!in_place_) return;
-    for (int64_t r = 0; r < count_; ++r)
-      for (int64_t l = 0; l < runs_[r].length; l += 64 / sizeof(T))
-        __builtin_prefetch(source(c, 0) + runs_[r].from + l);
+  /// Writes the panel of pixels [first, first + cut) of these taps of the staged channels: `cut` pixels per row, rows
+  /// (c, t). Reaches up to a vector beyond the panel; pixels that there are not stay as they are.
+  template <int cut>
+  void read_panel(int64_t first, int64_t channels, Range taps, T* to) const {
+    int64_t begin = 0;
+    while (runs_[begin].to < first) ++begin;
+    int64_t end = begin + 1;
+    while (end < count_ && runs_[end].to < first + cut) ++end;
+    int64_t offsets[Block<T>::KC];  // of the taps
+    for (int64_t t = taps.begin; t < taps.end; ++t) offsets[t - taps.begin] = source(0, t) - source_;
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* const plane = source_ + c * plane_;
+      if (in_place_) prefetch(plane + offsets[0] + runs_[end - 1].from + runs_[end - 1].length, cut);
+      for (int64_t t = 0; t < taps.size(); ++t, to += cut) {
+        const T* const from = plane + offsets[t];
+        for (int64_t r = begin; r < end; ++r) copy_run(from + runs_[r].from, runs_[r].length, to + runs_[r].to - first);
+      }
+    }
   }
 
   /// What tap t of staged channel c reads for pixel l of a run: source(c, t)[run.from + l].
@@ -142,6 +148,17 @@ class PlanarPatches {
   static bool in_place(const Correlation& q, const Span& span) { return q.step_w == 1 && span.inside(q); }
   static int64_t stage_width(const Correlation& q, const Span& span) {
     return round_up((q.cols - 1) * q.step_w + span.width, q.step_w);
+  }
+
+  DLK_INLINE void copy_run(const T* from, int64_t length, T* to) const {
+    if (in_place_) return copy(from, length, to);
+    for (int64_t l = 0; l < length; l += kLanes<T>) store(to + l, load(from + l));
+  }
+
+  /// Of the image, what the next panel takes of a channel: each channel lies in another page, more than the hardware
+  /// looks ahead in.
+  static void prefetch(const T* from, int64_t n) {
+    for (int64_t l = 0; l < n; l += 64 / sizeof(T)) __builtin_prefetch(from + l);
   }
 
   void add_run(int64_t to, int64_t from, int64_t length, int64_t cut) {
