@@ -17,8 +17,8 @@ namespace {
 
 using namespace DLK_ISA;
 
-/// Enough tasks to balance a few threads; with fewer pixel blocks than this, CO is cut too.
-constexpr int64_t kTasks = 8;
+/// Enough tasks to balance a few threads; with fewer pixel blocks than this, CO is cut too. One thread need not share.
+inline int64_t enough_tasks() { return max_threads() == 1 ? 1 : 8; }
 
 /// Tasks: groups x pixel blocks x parts of CO.
 struct Tiling {
@@ -29,7 +29,8 @@ struct Tiling {
     pixel_blocks = ceil_div(q.pixels(), most_pixels);
     pixels = round_up(ceil_div(q.pixels(), pixel_blocks), pixel_multiple);
     pixel_blocks = ceil_div(q.pixels(), pixels);
-    const int64_t wanted = ceil_div(kTasks, q.groups * pixel_blocks), most = ceil_div(q.CO, 4 * output_multiple);
+    const int64_t wanted = ceil_div(enough_tasks(), q.groups * pixel_blocks),
+                  most = ceil_div(q.CO, 4 * output_multiple);
     output_parts = wanted < most ? wanted : most;
     outputs = round_up(ceil_div(q.CO, output_parts), output_multiple);
     output_parts = ceil_div(q.CO, outputs);
@@ -157,7 +158,7 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
           if (!shared) pack(patches, pixels, block, p, panel);
           multiply_block(outputs.size(), pixels.size() - p < B::NR ? pixels.size() - p : B::NR, terms,
                          weights.view(g, block).from_row(outputs.begin), panel, panel_size, B::NR,
-                         c.from(outputs.begin, p));
+                         c.from(outputs.begin, p), B::KC, shared ? Ahead<T>{} : patches.after(p, B::NR));
         }
       }
     });

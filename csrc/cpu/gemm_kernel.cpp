@@ -66,15 +66,17 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
   }
 }
 
-/// Where the rows of B lie: b_stride apart, or, if there is a table, at offsets[k].
+/// Where the rows of B lie: b_stride apart, or, if there is a table, at offsets[k]. And what to prefetch meanwhile.
+template <class T>
 struct Rows {
   int64_t stride;
   const int64_t* offsets = nullptr;
+  Ahead<T> ahead = {};
 };
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
 template <class T, int rows, int nv, bool rows_contiguous, bool table>
-void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, const Rows& b_rows, int64_t n,
+void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, const Rows<T>& b_rows, int64_t n,
           const CView<T>& c) {
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
   const int64_t row = rows_contiguous ? a_stride : 1, step = rows_contiguous ? 1 : a_stride;
@@ -85,6 +87,9 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
 #pragma GCC unroll 2
     for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
   }
+  const T* const ahead = b_rows.ahead.data ? b_rows.ahead.data : b;
+  const int64_t ahead_stride = b_rows.ahead.stride, ahead_rate = b_rows.ahead.rate;
+  int64_t ahead_cursor = 0;
   Vec<T> sum[rows][nv] = {};
   alignas(64) T earlier[rows][NR];  // the sum of earlier runs
   for (int64_t begin = 0;; begin += run) {
@@ -101,6 +106,10 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
       }
       a += step;
       if constexpr (!table) b += b_rows.stride;
+      const T* const later = ahead + (ahead_cursor >> 8) * ahead_stride;
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) __builtin_prefetch(later + v * L, 0, /*L2*/ 2);
+      ahead_cursor += ahead_rate;
     }
     if (begin > 0) {
 #pragma GCC unroll 16
@@ -129,7 +138,7 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
 }
 
 template <class T>
-using TileFunction = void (*)(int64_t, int64_t, const T*, int64_t, const T*, const Rows&, int64_t, const CView<T>&);
+using TileFunction = void (*)(int64_t, int64_t, const T*, int64_t, const T*, const Rows<T>&, int64_t, const CView<T>&);
 
 /// tile<> for 1 .. MR rows, so that a ragged last group of rows costs no wasted work.
 template <class T, int nv, bool rows_contiguous, bool table, class = std::make_integer_sequence<int, Block<T>::MR>>
@@ -148,11 +157,16 @@ const TileFunction<T>* tiles(int64_t n) {
 /// One panel: all groups of rows of A, as even as can be, since a last one of few rows would keep few sums in flight.
 template <class T>
 void multiply_panel(const TileFunction<T>* by_rows, int64_t M, int64_t n, int64_t K, int64_t run, const AView<T>& a,
-                    const T* b, const Rows& b_rows, const CView<T>& c) {
-  const int64_t most = ceil_div(M, ceil_div(M, Block<T>::MR));
+                    const T* b, Rows<T> b_rows, const CView<T>& c) {
+  const int64_t groups = ceil_div(M, Block<T>::MR), most = ceil_div(M, groups);
+  // Each group of rows prefetches its share of the rows ahead, evenly over its own K: the core can wait for about 16
+  // lines at once, and should not have to.
+  const int64_t share = ceil_div(K, groups);
+  if (b_rows.ahead.data) b_rows.ahead.rate = ceil_div(256 * share, K);
   for (int64_t i = 0; i < M; i += most) {
     const int64_t rows = M - i < most ? M - i : most;
     by_rows[rows - 1](K, run, a.from_row(i).data, a.stride, b, b_rows, n, c.from(i, 0));
+    if (b_rows.ahead.data) b_rows.ahead.data += share * b_rows.ahead.stride;
   }
 }
 
@@ -160,12 +174,12 @@ void multiply_panel(const TileFunction<T>* by_rows, int64_t M, int64_t n, int64_
 
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
-                    int64_t b_stride, const CView<T>& c, int64_t run) {
+                    int64_t b_stride, const CView<T>& c, int64_t run, Ahead<T> ahead) {
   constexpr int NR = Block<T>::NR;
   for (int64_t j = 0; j < N; j += NR, b += panel_stride) {
     const int64_t n = N - j < NR ? N - j : NR;
     const auto by_rows = a.rows_contiguous ? tiles<T, true, false>(n) : tiles<T, false, false>(n);
-    multiply_panel(by_rows, M, n, K, run, a, b, {b_stride}, c.from(0, j));
+    multiply_panel(by_rows, M, n, K, run, a, b, {b_stride, nullptr, ahead}, c.from(0, j));
   }
 }
 
@@ -180,8 +194,8 @@ template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&,
 template void multiply_scattered(int64_t, int64_t, int64_t, const AView<double>&, const double*, const int64_t*,
                                  const CView<double>&);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<float>&, const float*, int64_t, int64_t,
-                             const CView<float>&, int64_t);
+                             const CView<float>&, int64_t, Ahead<float>);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<double>&, const double*, int64_t, int64_t,
-                             const CView<double>&, int64_t);
+                             const CView<double>&, int64_t, Ahead<double>);
 
 }  // namespace dlk::cpu::DLK_ISA

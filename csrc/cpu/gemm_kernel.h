@@ -67,13 +67,21 @@ struct CView {
   }
 };
 
+/// K rows of NR elements, `stride` apart, that the next call will ask for, to be prefetched by this one; null: none.
+template <class T>
+struct Ahead {
+  const T* data = nullptr;
+  int64_t stride = 0;
+  int64_t rate = 0;  // rows per 256 terms, set by the callee
+};
+
 /// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row
 /// k at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Every panel
 /// is readable NR columns wide. Sums restart every `run` terms, which bounds their rounding error, and are added in
 /// order. Defined in gemm_kernel.cpp for float and double.
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
-                    int64_t b_stride, const CView<T>& c, int64_t run = Block<T>::KC);
+                    int64_t b_stride, const CView<T>& c, int64_t run = Block<T>::KC, Ahead<T> ahead = {});
 
 /// One panel of n <= NR columns whose rows lie at b + offsets[k], each readable in whole vectors; rows of A contiguous.
 template <class T>

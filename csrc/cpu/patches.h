@@ -123,14 +123,29 @@ class PlanarPatches {
     while (end < count_ && runs_[end].to < first + cut) ++end;
     int64_t offsets[Block<T>::KC];  // of the taps
     for (int64_t t = taps.begin; t < taps.end; ++t) offsets[t - taps.begin] = source(0, t) - source_;
-    for (int64_t c = 0; c < channels; ++c) {
-      const T* const plane = source_ + c * plane_;
-      if (in_place_) prefetch(plane + offsets[0] + runs_[end - 1].from + runs_[end - 1].length, cut);
-      for (int64_t t = 0; t < taps.size(); ++t, to += cut) {
-        const T* const from = plane + offsets[t];
-        for (int64_t r = begin; r < end; ++r) copy_run(from + runs_[r].from, runs_[r].length, to + runs_[r].to - first);
-      }
+    const auto for_each_row = [&](auto copy_row) {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t t = 0; t < taps.size(); ++t, to += cut) copy_row(source_ + c * plane_ + offsets[t]);
+    };
+    if (runs_[begin].length == cut) {
+      const int64_t at = runs_[begin].from;
+      return for_each_row([&](const T* from) {
+#pragma GCC unroll 8
+        for (int l = 0; l < cut; l += kLanes<T>) store(to + l, load(from + at + l));
+      });
     }
+    for_each_row([&](const T* from) {
+      for (int64_t r = begin; r < end; ++r) copy_run(from + runs_[r].from, runs_[r].length, to + runs_[r].to - first);
+    });
+  }
+
+  /// What the panel after [first, first + cut) will read of the image, if rows of channels are all it takes: each
+  /// channel lies in another page, more than the hardware looks ahead in.
+  Ahead<T> after(int64_t first, int64_t cut) const {
+    if (!in_place_ || q_.taps > 1) return {};
+    int64_t r = count_ - 1;
+    while (runs_[r].to > first + cut) --r;
+    return {source(0, 0) + runs_[r].from + first + cut - runs_[r].to, plane_};
   }
 
   /// What tap t of staged channel c reads for pixel l of a run: source(c, t)[run.from + l].
@@ -153,12 +168,6 @@ class PlanarPatches {
   DLK_INLINE void copy_run(const T* from, int64_t length, T* to) const {
     if (in_place_) return copy(from, length, to);
     for (int64_t l = 0; l < length; l += kLanes<T>) store(to + l, load(from + l));
-  }
-
-  /// Of the image, what the next panel takes of a channel: each channel lies in another page, more than the hardware
-  /// looks ahead in.
-  static void prefetch(const T* from, int64_t n) {
-    for (int64_t l = 0; l < n; l += 64 / sizeof(T)) __builtin_prefetch(from + l);
   }
 
   void add_run(int64_t to, int64_t from, int64_t length, int64_t cut) {
