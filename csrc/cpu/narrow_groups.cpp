@@ -86,13 +86,13 @@ class Terms {
     offsets_ = context.array<int64_t>(count());
     for (int64_t k = 0; k < count(); ++k) {
       const int64_t t = k / q.CI, row = q.dh[t] - tiles.span.top, col = q.dw[t] - tiles.span.left;
-      offsets_[k] = row * row_size() + col * pixel_size() + k % q.CI * kLanes<T>;
+      offsets_[k] = row * row_size() + (k % q.CI * tiles.in_cols() + col) * kLanes<T>;
     }
   }
 
   int64_t count() const { return q_.taps * q_.CI; }
-  int64_t pixel_size() const { return q_.CI * kLanes<T>; }
-  int64_t row_size() const { return tiles_.in_cols() * pixel_size(); }
+  /// Elements of a row of the strip: all pixels of copy 0, then of copy 1 ...
+  int64_t row_size() const { return tiles_.in_cols() * q_.CI * kLanes<T>; }
   /// Where term k of the tile's first output is, from what stage() returned.
   const int64_t* offsets() const { return offsets_; }
 
@@ -103,11 +103,15 @@ class Terms {
     dlk::cpu::DLK_ISA::stage(images, window, groups.begin * q_.CI, groups.size() * q_.CI, strip);
     if (!spread_) return strip;
     T* copies = copies_ + rank * strip_size_ * q_.CI;
+    const int64_t rows = window.rows.size(), cols = window.cols.size();
     for (int64_t c = 0; c < q_.CI; ++c) {
       Vec<IntOf<T>> source;
       for (int l = 0; l < kLanes<T>; ++l) source[l] = (l / q_.CO * q_.CI + c) % kLanes<T>;  // unused lanes: any
-      for (int64_t p = 0; p < window.pixels(); ++p)
-        store(copies + (p * q_.CI + c) * kLanes<T>, permute(load(strip + p * kLanes<T>), source));
+      for (int64_t i = 0; i < rows; ++i) {
+        const T* from = strip + i * cols * kLanes<T>;
+        T* to = copies + (i * q_.CI + c) * cols * kLanes<T>;
+        for (int64_t j = 0; j < cols * kLanes<T>; j += kLanes<T>) store(to + j, permute(load(from + j), source));
+      }
     }
     return copies;
   }
@@ -130,35 +134,45 @@ void for_each_weight(const Correlation& q, Range groups, F f) {
         for (int64_t c = 0; c < q.CI; ++c, ++k) f(k, l, g * q.w_group + m * q.w_out + c * q.w_in + q.weight[t]);
 }
 
-/// to[o] = the sum over n terms for `outputs` pixels of a row.
-template <class T, int outputs>
-DLK_INLINE void sum_terms(int64_t n, const int64_t* offsets, const T* weights, const T* from, int64_t step, T* to,
+/// to[o] = the sum over n terms for `outputs` pixels of a row, which read every step-th pixel of the strip.
+template <class T, int outputs, class Step>
+DLK_INLINE void sum_terms(int64_t n, const int64_t* offsets, const T* weights, const T* from, Step step, T* to,
                           int64_t to_step) {
   Vec<T> sum[outputs] = {};
   for (int64_t k = 0; k < n; ++k) {
     const Vec<T> weight = load(weights + k * kLanes<T>);
     const T* x = from + offsets[k];
-    for (int o = 0; o < outputs; ++o) sum[o] += load(x + o * step) * weight;
+    for (int o = 0; o < outputs; ++o) sum[o] += load(x + o * step * kLanes<T>) * weight;
   }
-  for (int o = 0; o < outputs; ++o) store(to + o * to_step, sum[o]);
+  for (int o = 0; o < outputs; ++o) store(to + o * to_step * kLanes<T>, sum[o]);
 }
 
 /// One phase of a tile's output.
-template <class T>
+template <class T, class Step>
 void correlate_tile(const Correlation& q, const Tiles& tiles, const Terms<T>& terms, int64_t rows, int64_t first_term,
-                    const T* weights, const T* strip, T* out) {
-  const int64_t n = q.taps * q.CI, step = q.step_w * terms.pixel_size(), to_step = q.col_step * kLanes<T>;
+                    const T* weights, const T* strip, Step step, T* out) {
+  const int64_t n = q.taps * q.CI, cols = tiles.cols, to_step = q.col_step;
   const int64_t* offsets = terms.offsets() + first_term;
   weights += first_term * kLanes<T>;
   for (int64_t i = 0; i < rows; ++i) {
     const T* from = strip + i * q.step_h * terms.row_size();
     T* to = out + ((i * q.row_step + q.row0) * tiles.out_cols() + q.col0) * kLanes<T>;
     int64_t j = 0;
-    for (; j + kOutputs <= tiles.cols; j += kOutputs)
-      sum_terms<T, kOutputs>(n, offsets, weights, from + j * step, step, to + j * to_step, to_step);
-    if (j < tiles.cols)
-      sum_terms<T, kColumnMultiple>(n, offsets, weights, from + j * step, step, to + j * to_step, to_step);
+    for (; j + kOutputs <= cols; j += kOutputs)
+      sum_terms<T, kOutputs>(n, offsets, weights, from + j * step * kLanes<T>, step, to + j * to_step * kLanes<T>,
+                             to_step);
+    if (j < cols)
+      sum_terms<T, kColumnMultiple>(n, offsets, weights, from + j * step * kLanes<T>, step,
+                                    to + j * to_step * kLanes<T>, to_step);
   }
+}
+
+/// f(step), a constant where that saves registers for addresses.
+template <class F>
+DLK_INLINE void with_step(int64_t step, F f) {
+  if (step == 1) return f(std::integral_constant<int, 1>{});
+  if (step == 2) return f(std::integral_constant<int, 2>{});
+  f(step);
 }
 
 // ---- Gradient to the weight
@@ -167,7 +181,7 @@ void correlate_tile(const Correlation& q, const Tiles& tiles, const Terms<T>& te
 template <class T, int n>
 void add_products(const Correlation& q, const Terms<T>& terms, int64_t rows, int64_t cols, int64_t k, const T* strip,
                   const T* dy, int64_t dy_row, T* sums) {
-  const int64_t step = q.step_w * terms.pixel_size();
+  const int64_t step = q.step_w * kLanes<T>;
   int64_t offsets[n];
   for (int i = 0; i < n; ++i) offsets[i] = terms.offsets()[k + i];
   Vec<T> sum[n] = {};
@@ -208,8 +222,10 @@ void correlate_narrow(const Correlation* phases, int64_t count, const T* in, con
       const Range groups = lanes.range(v);
       const T* strip = terms.stage(in, tile, groups, team.rank);
       for (int64_t i = 0, first_term = 0; i < count; first_term += phases[i++].taps * q.CI)
-        correlate_tile(phases[i], tiles, terms, tiles.row_range(tile).size(), first_term,
-                       weights + v * terms.count() * L, strip, out_strip);
+        with_step(q.step_w, [&](auto step) {
+          correlate_tile(phases[i], tiles, terms, tiles.row_range(tile).size(), first_term,
+                         weights + v * terms.count() * L, strip, step, out_strip);
+        });
       unstage(y, tiles.output(tile), groups.begin * q.CO, groups.size() * q.CO, bias, out_strip);
     });
   });

@@ -63,13 +63,16 @@ void stage(const Images<const T>& x, const Window& v, int64_t c, int64_t channel
     for (int64_t i = 0; i < v.pixels(); ++i) store(strip + i * L, Vec<T>{});
   const int64_t plane = x.H * x.W;
   for_each_run(v, x.H, x.W, [&](int64_t offset, int64_t h, int64_t w, int64_t length, int64_t width) {
-    StripCursor<T> to{strip + offset * L, width, (v.cols.size() - width) * L};
     const T* from = x.at(v.n, c, h, w);
+    T* row = strip + offset * L;
     if (x.channels_last) {
-      for (int64_t i = 0; i < length; ++i)
-        store(to.next(), channels == L ? load(from + i * x.C) : load_partial(from + i * x.C, channels));
+      for_each_vec<T>(channels, [&, C = x.C](int64_t, auto lanes) {
+        for (int64_t i = 0; i < length; i += width, from += width * C, row += v.cols.size() * L)
+          for (int64_t j = 0; j < width; ++j) store(row + j * L, load_n(from + j * C, lanes));
+      });
       return;
     }
+    StripCursor<T> to{row, width, (v.cols.size() - width) * L};
     for (int64_t i = 0; i < length; i += L) {
       const int64_t count = length - i < L ? length - i : L;
       Vec<T> block[L];
@@ -93,15 +96,15 @@ void unstage(const Images<T>& y, const Window& v, int64_t c, int64_t channels, c
   const int64_t plane = y.H * y.W;
   const Vec<T> biases = bias ? load_partial(bias + c, channels) : Vec<T>{};
   for_each_run(v, y.H, y.W, [&](int64_t offset, int64_t h, int64_t w, int64_t length, int64_t width) {
-    StripCursor<T> from{strip + offset * L, width, (v.cols.size() - width) * L};
-    T* to = y.at(v.n, c, h, w);
+    T *row = strip + offset * L, *to = y.at(v.n, c, h, w);
     if (y.channels_last) {
-      for (int64_t i = 0; i < length; ++i) {
-        const Vec<T> pixel = load(from.next()) + biases;
-        channels == L ? store(to + i * y.C, pixel) : store_partial(to + i * y.C, pixel, channels);
-      }
+      for_each_vec<T>(channels, [&, C = y.C](int64_t, auto lanes) {
+        for (int64_t i = 0; i < length; i += width, to += width * C, row += v.cols.size() * L)
+          for (int64_t j = 0; j < width; ++j) store_n(to + j * C, load(row + j * L) + biases, lanes);
+      });
       return;
     }
+    StripCursor<T> from{row, width, (v.cols.size() - width) * L};
     for (int64_t i = 0; i < length; i += L) {
       const int64_t count = length - i < L ? length - i : L;
       Vec<T> block[L];
