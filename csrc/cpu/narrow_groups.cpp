@@ -1,10 +1,13 @@
 // Convolutions with narrow groups, forward and both gradients, directly on vectors of channels.
 //
-// A task is one tile of an image and some vectors of output channels, each of which holds whole groups. Its input is
-// staged as strips, rows of vectors with the zeros of the padding; where a group has several channels, a strip has as
-// many copies of a row: copy c has, in each lane, input channel c of the lane's group. So every term (tap, c) of the
-// sum is one vector at a fixed distance, and every lane of every FMA is of use. NHWC is staged pixel by pixel, so that
-// memory is read in order, and written in place; NCHW is transposed in registers, one vector of channels at a time.
+// A task is one tile of an image and some vectors of channels, each of which holds whole groups of D lanes: D is the
+// power of two that has room for a group's inputs and for its outputs. The tile of the input is staged as strips, rows
+// of vectors with the zeros of the padding: NHWC pixel by pixel, so that memory is read in order, and written in place;
+// NCHW transposed in registers, one vector of channels at a time.
+//
+// Lane a of a group holds input a, and D sums run side by side: sum r collects, in lane a, what input a adds to output
+// (a + r) mod D. So a term of the sum is one vector of the strip as it lies and one of weights; lanes are permuted only
+// once per output and sum, when the D sums become one.
 //
 // The weight gradient keeps a vector of sums per term in registers over a tile, then adds tiles to a fixed number of
 // partial sums, which are added in order: the same for any number of threads.
@@ -19,7 +22,13 @@ namespace {
 /// waits.
 constexpr int kOutputs = 8;
 
-/// Pixels of a tile's grid, and of one row of it. With more copies of the input, tiles are smaller.
+/// Sums in flight where a group has several lanes: half of the registers.
+constexpr int kSums = kIsa == Isa::avx512 ? 16 : 8;
+
+/// Pixels whose products are added in registers: restarting bounds the rounding error.
+constexpr int64_t kRunPixels = 64;
+
+/// Pixels of a tile's grid, and of one row of it.
 constexpr int64_t kTilePixels = 512, kTileColumns = 64;
 /// What strips of a task may take: an eighth of an L2 of 2 MiB.
 constexpr int64_t kStripBytes = 256 << 10;
@@ -38,7 +47,7 @@ struct Tiles {
     };
     col_count = ceil_div(q.cols, at_least(kTileColumns, span.width, q.step_w));
     cols = ceil_div(q.cols, col_count);
-    row_count = ceil_div(q.rows, at_least(kTilePixels / (cols * q.CI), span.height, q.step_h));
+    row_count = ceil_div(q.rows, at_least(kTilePixels / cols, span.height, q.step_h));
     rows = ceil_div(q.rows, row_count);
   }
 
@@ -64,34 +73,73 @@ struct Tiles {
   }
 };
 
-/// Copies windows of an image, some vectors of channels at a time, to [row][vector][copy][column][lane].
+/// How a group's channels lie on its D lanes of a vector: `groups` groups of `channels` channels each, the other lanes
+/// without a channel.
+template <class T>
+struct Lanes {
+  int64_t D, groups, channels;
+
+  int64_t of_vector() const { return groups * channels; }
+  bool dense() const { return channels == D; }
+
+  /// Lane a of a group takes channel (a + r) mod D, from a vector that has the channels without gaps.
+  Vec<IntOf<T>> spread(int64_t r) const {
+    return each_lane([&](int64_t l) { return l / D * channels + (l + r) % D; });
+  }
+  /// Channel m of a group, in a vector that has the channels without gaps, takes lane (m - r) mod D.
+  Vec<IntOf<T>> gather(int64_t r) const {
+    return each_lane([&](int64_t l) { return l / channels * D + (l % channels - r + D) % D; });
+  }
+  /// All ones where there is a channel.
+  Vec<IntOf<T>> used() const {
+    return each_lane([&](int64_t l) { return l % D < channels ? -1 : 0; });
+  }
+
+ private:
+  template <class F>
+  static Vec<IntOf<T>> each_lane(F f) {
+    Vec<IntOf<T>> lanes;
+    for (int l = 0; l < kLanes<T>; ++l) {
+      const int64_t value = f(l);
+      lanes[l] = static_cast<IntOf<T>>(value < kLanes<T> ? value : 0);  // a lane of no use: any
+    }
+    return lanes;
+  }
+};
+
+/// Copies windows of an image, some vectors of channels at a time, to [row][vector][column][lane].
 template <class T>
 class Stage {
  public:
-  /// A vector has `channels` channels of the image. With outputs > 0, `copies` copies that spread them: lane l of copy
-  /// c is channel l / outputs * copies + c.
-  Stage(const Images<const T>& images, int64_t channels, int64_t copies, int64_t outputs, int64_t vectors, int64_t rows,
-        int64_t cols, Context& context)
-      : images_(images), channels_(channels), copies_(copies), cols_(cols), row_size_(vectors * copies * cols * L) {
-    spread_ = copies > 1 || outputs > 1;
-    size_ = rows * row_size_;
+  /// With `spread`, groups are moved to their lanes, and lanes without a channel are zeros; else the channels are left
+  /// without gaps, and further lanes hold anything.
+  Stage(const Images<const T>& images, const Lanes<T>& lanes, bool spread, int64_t vectors, int64_t rows, int64_t cols,
+        Context& context)
+      : images_(images),
+        channels_(lanes.of_vector()),
+        cols_(cols),
+        row_size_(vectors * cols * L),
+        size_(rows * row_size_),
+        spread_(spread && !lanes.dense()),
+        source_(lanes.spread(0)),
+        used_(lanes.used()) {
     data_ = context.array<T>(max_threads() * size_);
-    if (!spread_) return;
-    plain_size_ = images.channels_last ? 0 : rows * cols * L;
-    plain_ = context.array<T>(max_threads() * plain_size_);
-    for (int64_t c = 0; c < copies; ++c)
-      for (int l = 0; l < L; ++l) source_[c][l] = (l / outputs * copies + c) % L;  // lanes without an output: any
   }
 
   int64_t row_size() const { return row_size_; }
-  int64_t vector_size() const { return copies_ * cols_ * L; }
+  int64_t vector_size() const { return cols_ * L; }
 
   const T* stage(const Window& window, Range vectors, int64_t rank) const {
     T* to = data_ + rank * size_;
-    if (images_.channels_last)
-      spread_ ? stage_pixels<true>(window, vectors, to) : stage_pixels<false>(window, vectors, to);
-    else
-      stage_planes(window, vectors.begin * channels_, to, spread_ ? plain_ + rank * plain_size_ : to);
+    if (images_.channels_last) {
+      stage_pixels(window, vectors, to);
+    } else {
+      const int64_t c = vectors.begin * channels_, left = images_.C - c;
+      dlk::cpu::DLK_ISA::stage(images_, window, c, left < channels_ ? left : channels_, to);
+    }
+    if (spread_)
+      for (int64_t i = 0; i < window.rows.size() * row_size_; i += L)
+        store(to + i, (Vec<T>)((Vec<IntOf<T>>)permute(load(to + i), source_) & used_));
     return to;
   }
 
@@ -99,51 +147,31 @@ class Stage {
   static constexpr int L = kLanes<T>;
 
   /// NHWC.
-  template <bool spread>
   void stage_pixels(const Window& window, Range vectors, T* to) const {
     const auto clip = [](int64_t n, int64_t most) { return n < 0 ? 0 : n < most ? n : most; };
-    const int64_t C = images_.C, channels = channels_, copies = copies_, stride = cols_ * L;
+    const int64_t C = images_.C, channels = channels_, stride = vector_size();
     for (int64_t h = window.rows.begin; h < window.rows.end; ++h, to += row_size_) {
       const bool outside = h < 0 || h >= images_.H;
       const int64_t begin = outside ? cols_ : clip(-window.cols.begin, cols_);
       const int64_t end = outside ? cols_ : clip(images_.W - window.cols.begin, cols_);
-      for (int64_t k = 0; k < vectors.size() * copies; ++k) {
-        zero(begin * L, to + k * stride);
-        zero((cols_ - end) * L, to + k * stride + end * L);
+      for (int64_t v = 0; v < vectors.size(); ++v) {
+        zero(begin * L, to + v * stride);
+        zero((cols_ - end) * L, to + v * stride + end * L);
       }
       for (int64_t j = begin; j < end; ++j) {
         const T* pixel = images_.at(window.n, 0, h, window.cols.begin + j);
         T* row = to + j * L;
-        for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-          const int64_t c = v * channels;
-          const Vec<T> x = c + L <= C ? load(pixel + c) : load_partial(pixel + c, C - c);
-          if constexpr (spread)
-            for (int64_t copy = 0; copy < copies; ++copy, row += stride) store(row, permute(x, source_[copy]));
-          else
-            store(row, x), row += stride;
-        }
+        for (int64_t c = vectors.begin * channels; c < C && row < to + row_size_; c += channels, row += stride)
+          store(row, c + L <= C ? load(pixel + c) : load_partial(pixel + c, C - c));
       }
     }
   }
 
-  /// NCHW, one vector.
-  void stage_planes(const Window& window, int64_t c, T* to, T* plain) const {
-    const int64_t left = images_.C - c;
-    dlk::cpu::DLK_ISA::stage(images_, window, c, left < channels_ ? left : channels_, plain);
-    if (!spread_) return;
-    const int64_t stride = cols_ * L;
-    for (int64_t i = 0; i < window.rows.size(); ++i, plain += stride)
-      for (int64_t copy = 0; copy < copies_; ++copy, to += stride) {
-        const Vec<IntOf<T>> source = source_[copy];
-        for (int64_t j = 0; j < stride; j += L) store(to + j, permute(load(plain + j), source));
-      }
-  }
-
   Images<const T> images_;
-  int64_t channels_, copies_, cols_, row_size_, size_, plain_size_ = 0;
+  int64_t channels_, cols_, row_size_, size_;
   bool spread_;
-  T *data_, *plain_ = nullptr;
-  Vec<IntOf<T>> source_[L];
+  Vec<IntOf<T>> source_, used_;
+  T* data_;
 };
 
 /// How one operation is cut into tasks, and its input staged.
@@ -151,62 +179,70 @@ template <class T>
 struct Plan {
   static constexpr int L = kLanes<T>;
   Tiles tiles;
-  int64_t groups, vectors;       // groups of a vector; vectors of all groups
-  int64_t share, shares, terms;  // vectors of a task; tasks per tile; terms of a sum
+  int64_t D, groups;               // lanes of a group, groups of a vector
+  int64_t vectors, share, shares;  // vectors of all groups; of a task; tasks per tile
   Stage<T> input;
-  int64_t* offsets;  // of the terms of a tile's first output
+  int64_t* offsets;  // of what each tap reads for a tile's first output
 
   Plan(const Correlation& q, const T* in, Context& context)
       : tiles(q),
-        groups(L / (q.CI > q.CO ? q.CI : q.CO)),
+        D(lanes_of_group(q)),
+        groups(L / D),
         vectors(ceil_div(q.groups, groups)),
         share(vectors_of_task(q)),
         shares(ceil_div(vectors, share)),
-        terms(q.taps * q.CI),
-        input({in, q.groups * q.CI, q.IH, q.IW, q.channels_last}, groups * q.CI, q.CI, q.CO, share, tiles.in_rows(),
+        input({in, q.groups * q.CI, q.IH, q.IW, q.channels_last}, inputs(), /*spread=*/true, share, tiles.in_rows(),
               tiles.in_cols(), context) {
-    offsets = context.array<int64_t>(terms);
-    for (int64_t k = 0; k < terms; ++k) {
-      const int64_t t = k / q.CI, row = q.dh[t] - tiles.span.top, col = q.dw[t] - tiles.span.left;
-      offsets[k] = row * input.row_size() + (k % q.CI * tiles.in_cols() + col) * L;
-    }
+    offsets = context.array<int64_t>(q.taps);
+    for (int64_t t = 0; t < q.taps; ++t)
+      offsets[t] = (q.dh[t] - tiles.span.top) * input.row_size() + (q.dw[t] - tiles.span.left) * L;
   }
 
+  Lanes<T> inputs() const { return {D, groups, tiles.q.CI}; }
+  Lanes<T> outputs() const { return {D, groups, tiles.q.CO}; }
   Range task_vectors(int64_t i) const { return block_range(i, share, vectors); }
   Range vector_groups(int64_t v) const { return block_range(v, groups, tiles.q.groups); }
 
  private:
+  static int64_t lanes_of_group(const Correlation& q) {
+    int64_t D = 1;
+    while (D < q.CI || D < q.CO) D *= 2;
+    return D;
+  }
   int64_t vectors_of_task(const Correlation& q) const {
     if (!q.channels_last) return 1;
-    const int64_t fit = kStripBytes / (tiles.in_rows() * tiles.in_cols() * q.CI * kVecBytes);
+    const int64_t fit = kStripBytes / (tiles.in_rows() * tiles.in_cols() * kVecBytes);
     return ceil_div(vectors, ceil_div(vectors, fit > 1 ? fit : 1));
   }
 };
 
-/// f(term k, lane l, offset in w) for the weights of a vector.
+/// f(t, r, lane, offset in w) for the weights of a vector: tap t of what the lane's input adds to sum r.
 template <class F>
-void for_each_weight(const Correlation& q, Range groups, F f) {
-  for (int64_t g = groups.begin, l = 0; g < groups.end; ++g)
-    for (int64_t m = 0; m < q.CO; ++m, ++l)
-      for (int64_t t = 0, k = 0; t < q.taps; ++t)
-        for (int64_t c = 0; c < q.CI; ++c, ++k) f(k, l, g * q.w_group + m * q.w_out + c * q.w_in + q.weight[t]);
+void for_each_weight(const Correlation& q, Range groups, int64_t D, F f) {
+  for (int64_t g = groups.begin, lane = 0; g < groups.end; ++g, lane += D)
+    for (int64_t m = 0; m < q.CO; ++m)
+      for (int64_t c = 0; c < q.CI; ++c)
+        for (int64_t t = 0; t < q.taps; ++t)
+          f(t, (m - c + D) % D, lane + c, g * q.w_group + m * q.w_out + c * q.w_in + q.weight[t]);
 }
 
-/// The biases and weights of all vectors, [vector][1 + terms][lane].
+/// The biases and weights of all vectors, [vector][1 + taps * D][lane].
 template <class T>
 struct PackedWeights {
   int64_t size;
   T* data;
 
-  PackedWeights(const Plan<T>& plan, Context& context) : size((1 + plan.terms) * kLanes<T>) {
-    data = context.array<T>(plan.vectors * size);
-  }
+  PackedWeights(const Correlation& q, const Plan<T>& plan, Context& context)
+      : size((1 + q.taps * plan.D) * kLanes<T>), data(context.array<T>(plan.vectors * size)) {}
+
   void pack(const Correlation& q, const Plan<T>& plan, int64_t v, const T* w, const T* bias) const {
     const Range groups = plan.vector_groups(v);
     T* to = data + v * size;
     zero(size, to);
     if (bias) copy(bias + groups.begin * q.CO, groups.size() * q.CO, to);
-    for_each_weight(q, groups, [&](int64_t k, int64_t l, int64_t at) { to[(1 + k) * kLanes<T> + l] = w[at]; });
+    for_each_weight(q, groups, plan.D, [&](int64_t t, int64_t r, int64_t lane, int64_t at) {
+      to[(1 + t * plan.D + r) * kLanes<T> + lane] = w[at];
+    });
   }
 };
 
@@ -217,45 +253,63 @@ struct Target {
   int64_t row, pixel;  // strides
 };
 
-/// `wanted` of the next `outputs` outputs of a row, which read every step-th pixel of the strip.
-template <class T, int outputs, class Step>
-DLK_INLINE void sum_terms(int64_t n, const int64_t* offsets, Vec<T> bias, const T* weights, const T* from, Step step,
-                          int64_t wanted, int64_t lanes, T* to, int64_t pixel) {
-  Vec<T> sum[outputs];
-  for (int o = 0; o < outputs; ++o) sum[o] = bias;
-  for (int64_t k = 0; k < n; ++k) {
-    const Vec<T> weight = load(weights + k * kLanes<T>);
-    const T* x = from + offsets[k];
-    for (int o = 0; o < outputs; ++o) sum[o] += load(x + o * step * kLanes<T>) * weight;
+/// One row of a sum: what it reads and writes.
+template <class T>
+struct Row {
+  int64_t taps;
+  const int64_t* offsets;
+  const T *weights, *bias, *from;
+  const Vec<IntOf<T>>* gather;
+  int64_t wanted, lanes;  // outputs; lanes of an output to write
+  T* to;
+  int64_t pixel;  // distance of outputs
+};
+
+/// The next `outputs` outputs of a row, which read every step-th pixel of the strip; stores those that are wanted.
+template <class T, int D, int outputs, class Step>
+DLK_INLINE void sum_taps(const Row<T>& row, Step step) {
+  Vec<T> sum[D][outputs] = {};
+  for (int64_t t = 0; t < row.taps; ++t) {
+    const T *x = row.from + row.offsets[t], *w = row.weights + t * D * kLanes<T>;
+    for (int r = 0; r < D; ++r) {
+      const Vec<T> weight = load(w + r * kLanes<T>);
+      for (int o = 0; o < outputs; ++o) sum[r][o] += load(x + o * step * kLanes<T>) * weight;
+    }
   }
-  for (int o = 0; o < outputs; ++o)
-    if (o < wanted) lanes == kLanes<T> ? store(to + o * pixel, sum[o]) : store_partial(to + o * pixel, sum[o], lanes);
+  for (int o = 0; o < outputs; ++o) {
+    Vec<T> y = load(row.bias);
+    for (int r = 0; r < D; ++r) y += D == 1 ? sum[r][o] : permute(sum[r][o], row.gather[r]);
+    if (o >= row.wanted) continue;
+    row.lanes == kLanes<T> ? store(row.to + o * row.pixel, y) : store_partial(row.to + o * row.pixel, y, row.lanes);
+  }
 }
 
-/// One phase of a tile; its terms begin with first_term.
-template <class T, class Step>
-void correlate_tile(const Correlation& q, const Plan<T>& plan, int64_t tile, Range vectors, int64_t first_term,
+/// One phase of a tile; its taps begin with first_tap.
+template <class T, int D, class Step>
+void correlate_tile(const Correlation& q, const Plan<T>& plan, int64_t tile, Range vectors, int64_t first_tap,
                     const PackedWeights<T>& weights, const T* strips, Step step, const Target<T>& out) {
-  constexpr int L = kLanes<T>;
+  constexpr int L = kLanes<T>, kMost = D == 1 ? kOutputs : D < kSums ? kSums / D : 1;
   const Range rows = plan.tiles.row_range(tile), cols = plan.tiles.col_range(tile);
-  const int64_t n = q.taps * q.CI, pixel = q.col_step * out.pixel;
   const int64_t last = plan.vector_groups(vectors.end - 1).end * q.CO;
-  const int64_t* offsets = plan.offsets + first_term;
+  Vec<IntOf<T>> gather[D];
+  for (int r = 0; r < D; ++r) gather[r] = plan.outputs().gather(r);
+  Row<T> row{.taps = q.taps, .offsets = plan.offsets + first_tap, .gather = gather, .pixel = q.col_step * out.pixel};
   for (int64_t i = 0; i < rows.size() && rows.begin + i < q.rows; ++i)
-    for (int64_t j = 0; j < cols.size(); j += kOutputs) {
-      const int64_t left = (cols.end < q.cols ? cols.end : q.cols) - cols.begin - j;
+    for (int64_t j = 0; j < cols.size(); j += kMost) {
       T* to = out.data + (i * q.row_step + q.row0) * out.row + (j * q.col_step + q.col0) * out.pixel;
-      const T* from = strips + i * q.step_h * plan.input.row_size() + j * step * L;
-      for (int64_t v = vectors.begin; v < vectors.end; ++v, from += plan.input.vector_size()) {
+      row.from = strips + i * q.step_h * plan.input.row_size() + j * step * L;
+      row.wanted = (cols.end < q.cols ? cols.end : q.cols) - cols.begin - j;
+      for (int64_t v = vectors.begin; v < vectors.end; ++v, row.from += plan.input.vector_size()) {
         // What a vector writes past its channels, the next ones overwrite.
-        const int64_t k = v * plan.groups * q.CO, size = plan.vector_groups(v).size() * q.CO;
-        const int64_t lanes = k + L <= last ? L : size;
-        const T *bias = weights.data + v * weights.size, *w = bias + (1 + first_term) * L;
-        T* const at = to + (v - vectors.begin) * plan.groups * q.CO;
-        if (left <= kOutputs / 2)
-          sum_terms<T, kOutputs / 2>(n, offsets, load(bias), w, from, step, left, lanes, at, pixel);
+        const int64_t k = v * plan.outputs().of_vector();
+        row.lanes = k + L <= last ? L : plan.vector_groups(v).size() * q.CO;
+        row.bias = weights.data + v * weights.size;
+        row.weights = row.bias + (1 + first_tap * D) * L;
+        row.to = to + (v - vectors.begin) * plan.outputs().of_vector();
+        if (kMost > 1 && row.wanted <= kMost / 2)
+          sum_taps<T, D, (kMost + 1) / 2>(row, step);
         else
-          sum_terms<T, kOutputs>(n, offsets, load(bias), w, from, step, left, lanes, at, pixel);
+          sum_taps<T, D, kMost>(row, step);
       }
     }
 }
@@ -268,39 +322,51 @@ DLK_INLINE void with_step(int64_t step, F f) {
   f(step);
 }
 
+/// f(D) as a constant.
+template <int most, int D = 1, class F>
+DLK_INLINE void with_lanes_of_group(int64_t lanes, F f) {
+  if constexpr (D < most)
+    if (lanes > D) return with_lanes_of_group<most, 2 * D>(lanes, f);
+  f(std::integral_constant<int, D>{});
+}
+
 // ---- Gradient to the weight
 
-/// One tile of x and dy, of one vector.
+/// One tile of x and dy, of one vector, for sum r of the D.
 template <class T>
 struct Products {
   const T *x, *dy;
   int64_t x_row, x_pixel, dy_row;  // strides
   int64_t rows, cols;
+  Vec<IntOf<T>> source;  // of dy's lanes
 };
 
-/// sums[k] += the sum over the tile for n terms.
-template <class T, int n>
-void add_products(const Products<T>& p, const int64_t* offsets, T* sums) {
-  Vec<T> sum[n] = {};
+/// sums[k] += the sum over the tile for n taps, whose sums are `stride` apart.
+template <class T, int n, bool permuted>
+void add_products(const Products<T>& p, const int64_t* offsets, T* sums, int64_t stride) {
   int64_t at[n];
   for (int k = 0; k < n; ++k) at[k] = offsets[k];
-  for (int64_t i = 0; i < p.rows; ++i) {
-    const T *x = p.x + i * p.x_row, *dy = p.dy + i * p.dy_row;
-    for (int64_t j = 0; j < p.cols; ++j, x += p.x_pixel, dy += kLanes<T>) {
-      const Vec<T> d = load(dy);
-      for (int k = 0; k < n; ++k) sum[k] += load(x + at[k]) * d;
+  const int64_t run = ceil_div(kRunPixels, p.cols);
+  for (int64_t begin = 0; begin < p.rows; begin += run) {
+    Vec<T> sum[n] = {};
+    for (int64_t i = begin; i < p.rows && i < begin + run; ++i) {
+      const T *x = p.x + i * p.x_row, *dy = p.dy + i * p.dy_row;
+      for (int64_t j = 0; j < p.cols; ++j, x += p.x_pixel, dy += kLanes<T>) {
+        const Vec<T> d = permuted ? permute(load(dy), p.source) : load(dy);
+        for (int k = 0; k < n; ++k) sum[k] += load(x + at[k]) * d;
+      }
     }
+    for (int k = 0; k < n; ++k) store(sums + k * stride, load(sums + k * stride) + sum[k]);
   }
-  for (int k = 0; k < n; ++k) store(sums + k * kLanes<T>, load(sums + k * kLanes<T>) + sum[k]);
 }
 
-/// All terms: nine sums at once hide the latency of an FMA, and are all of a 3 x 3 filter.
-template <class T>
-void add_all_products(const Products<T>& p, int64_t terms, const int64_t* offsets, T* sums) {
-  int64_t k = 0;
-  for (; k + 9 <= terms; k += 9) add_products<T, 9>(p, offsets + k, sums + k * kLanes<T>);
-  for (; k + 3 <= terms; k += 3) add_products<T, 3>(p, offsets + k, sums + k * kLanes<T>);
-  for (; k < terms; ++k) add_products<T, 1>(p, offsets + k, sums + k * kLanes<T>);
+/// All taps: nine sums at once hide the latency of an FMA, and are all of a 3 x 3 filter.
+template <class T, bool permuted>
+void add_all_products(const Products<T>& p, int64_t taps, const int64_t* offsets, T* sums, int64_t stride) {
+  int64_t t = 0;
+  for (; t + 9 <= taps; t += 9) add_products<T, 9, permuted>(p, offsets + t, sums + t * stride, stride);
+  for (; t + 3 <= taps; t += 3) add_products<T, 3, permuted>(p, offsets + t, sums + t * stride, stride);
+  for (; t < taps; ++t) add_products<T, 1, permuted>(p, offsets + t, sums + t * stride, stride);
 }
 
 }  // namespace
@@ -312,7 +378,7 @@ void correlate_narrow(const Correlation* phases, int64_t count, const T* in, con
   Correlation q = phases[0];
   for (int64_t i = 1; i < count; ++i) q.taps += phases[i].taps;
   const Plan<T> plan(q, in, context);
-  const PackedWeights<T> weights(plan, context);
+  const PackedWeights<T> weights(q, plan, context);
   const Tiles& tiles = plan.tiles;
   const Images<T> y{out, q.groups * q.CO, q.OH, q.OW, q.channels_last};
   const int64_t out_size = q.channels_last ? 0 : tiles.rows * q.row_step * tiles.out_cols() * L;
@@ -322,14 +388,16 @@ void correlate_narrow(const Correlation* phases, int64_t count, const T* in, con
     team.for_each(tiles.count() * plan.shares, [&](int64_t task) {
       const int64_t tile = task / plan.shares;
       const Range vectors = plan.task_vectors(task % plan.shares);
-      const int64_t k = vectors.begin * plan.groups * q.CO;
+      const int64_t k = vectors.begin * plan.outputs().of_vector();
       const Window window = tiles.output(tile);
       const T* strips = plan.input.stage(tiles.input(tile), vectors, team.rank);
       Target<T> target{out_strips + team.rank * out_size, tiles.out_cols() * L, L};
       if (q.channels_last) target = {y.at(window.n, k, window.rows.begin, window.cols.begin), y.W * y.C, y.C};
       with_step(q.step_w, [&](auto step) {
-        for (int64_t i = 0, first_term = 0; i < count; first_term += phases[i++].taps * q.CI)
-          correlate_tile(phases[i], plan, tile, vectors, first_term, weights, strips, step, target);
+        with_lanes_of_group<L>(plan.D, [&](auto D) {
+          for (int64_t i = 0, first_tap = 0; i < count; first_tap += phases[i++].taps)
+            correlate_tile<T, D>(phases[i], plan, tile, vectors, first_tap, weights, strips, step, target);
+        });
       });
       if (!q.channels_last)
         unstage<T>(y, window, k, plan.vector_groups(vectors.begin).size() * q.CO, nullptr, target.data);
@@ -343,11 +411,12 @@ void narrow_weight(const Correlation& q, const T* in, const T* dy, T* dw, Contex
   constexpr int64_t kTasks = 16;  // enough to balance a few threads
   const Plan<T> plan(q, in, context);
   const Tiles& tiles = plan.tiles;
-  const Stage<T> gradient({dy, q.groups * q.CO, q.OH, q.OW, q.channels_last}, plan.groups * q.CO, 1, 1, plan.share,
+  const Lanes<T> outputs = plan.outputs();
+  const Stage<T> gradient({dy, q.groups * q.CO, q.OH, q.OW, q.channels_last}, outputs, /*spread=*/false, plan.share,
                           tiles.rows, tiles.out_cols(), context);
   const int64_t wanted = ceil_div(kTasks, plan.shares), splits = wanted < tiles.count() ? wanted : tiles.count();
-  const int64_t size = plan.terms * L;
-  T* partial = context.array<T>(plan.vectors * splits * size);  // [vector][split][term][lane]
+  const int64_t size = q.taps * plan.D * L;
+  T* partial = context.array<T>(plan.vectors * splits * size);  // [vector][split][tap][sum r][lane]
   run_team(worth_threads(q), [&](const Team& team) {
     team.for_each(splits * plan.shares, [&](int64_t task) {
       const int64_t split = task / plan.shares;
@@ -358,17 +427,27 @@ void narrow_weight(const Correlation& q, const T* in, const T* dy, T* dw, Contex
         const T* x = plan.input.stage(tiles.input(tile), vectors, team.rank);
         const T* d = gradient.stage(tiles.output(tile), vectors, team.rank);
         for (int64_t v = 0; v < vectors.size(); ++v)
-          add_all_products<T>(
-              {x + v * plan.input.vector_size(), d + v * gradient.vector_size(), q.step_h * plan.input.row_size(),
-               q.step_w * L, gradient.row_size(), tiles.row_range(tile).size(), tiles.col_range(tile).size()},
-              plan.terms, plan.offsets, sums(vectors.begin + v));
+          for (int64_t r = 0; r < plan.D; ++r) {
+            const Products<T> products{.x = x + v * plan.input.vector_size(),
+                                       .dy = d + v * gradient.vector_size(),
+                                       .x_row = q.step_h * plan.input.row_size(),
+                                       .x_pixel = q.step_w * L,
+                                       .dy_row = gradient.row_size(),
+                                       .rows = tiles.row_range(tile).size(),
+                                       .cols = tiles.col_range(tile).size(),
+                                       .source = outputs.spread(r)};
+            const auto add = plan.D == 1 ? add_all_products<T, false> : add_all_products<T, true>;
+            add(products, q.taps, plan.offsets, sums(vectors.begin + v) + r * L, plan.D * L);
+          }
       }
     });
     team.for_each(plan.vectors, [&](int64_t v) {
       T* sums = partial + v * splits * size;
       for (int64_t split = 1; split < splits; ++split)
         for (int64_t i = 0; i < size; i += L) store(sums + i, load(sums + i) + load(sums + split * size + i));
-      for_each_weight(q, plan.vector_groups(v), [&](int64_t k, int64_t l, int64_t at) { dw[at] = sums[k * L + l]; });
+      for_each_weight(q, plan.vector_groups(v), plan.D, [&](int64_t t, int64_t r, int64_t lane, int64_t at) {
+        dw[at] = sums[(t * plan.D + r) * L + lane];
+      });
     });
   });
 }
