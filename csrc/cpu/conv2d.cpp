@@ -319,7 +319,7 @@ void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T
 template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
   const Correlation q = forward_correlation(p, context);
-  if (q.pixels() > 0 && has_narrow_groups<T>(q)) return correlate_narrow(&q, 1, x, w, bias, y, context);
+  if (q.pixels() > 0 && prefers_narrow<T>(q)) return correlate_narrow(&q, 1, x, w, bias, y, context);
   correlate(q, Pass::forward, x, w, bias, y, context);
 }
 
@@ -335,7 +335,7 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
       used += phases[count++].taps;
     }
   if (count == 0) return;
-  if (phases->pixels() > 0 && used > 0 && has_narrow_groups<T>(*phases))
+  if (phases->pixels() > 0 && used > 0 && prefers_narrow<T>(*phases))
     return correlate_narrow(phases, count, dy, w, bias, dx, context);
   for (int64_t i = 0; i < count; ++i) correlate(phases[i], Pass::backward_input, dy, w, bias, dx, context);
 }

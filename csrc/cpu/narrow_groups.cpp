@@ -31,7 +31,7 @@ constexpr int64_t kRunPixels = 64;
 /// Pixels of a tile's grid, and of one row of it.
 constexpr int64_t kTilePixels = 512, kTileColumns = 64;
 /// What strips of a task may take: an eighth of an L2 of 2 MiB.
-constexpr int64_t kStripBytes = 256 << 10;
+constexpr int64_t kStripBytes = 32 << 10;
 
 /// A grid cut into tiles, and what the strips of a tile cover: all of the same width, which lets every row end with
 /// kOutputs outputs, wanted or not.
@@ -45,7 +45,7 @@ struct Tiles {
     const auto at_least = [](int64_t n, int64_t reach, int64_t step) {
       return n > ceil_div(reach, step) ? n : ceil_div(reach, step);
     };
-    col_count = ceil_div(q.cols, at_least(kTileColumns, span.width, q.step_w));
+    col_count = ceil_div(q.cols, at_least(q.channels_last ? 16 : kTileColumns, span.width, q.step_w));
     cols = ceil_div(q.cols, col_count);
     row_count = ceil_div(q.rows, at_least(kTilePixels / cols, span.height, q.step_h));
     rows = ceil_div(q.rows, row_count);
@@ -149,20 +149,22 @@ class Stage {
   /// NHWC.
   void stage_pixels(const Window& window, Range vectors, T* to) const {
     const auto clip = [](int64_t n, int64_t most) { return n < 0 ? 0 : n < most ? n : most; };
-    const int64_t C = images_.C, channels = channels_, stride = vector_size();
+    const int64_t C = images_.C, W = images_.W, channels = channels_, cols = cols_, stride = cols * L;
+    const int64_t c = vectors.begin * channels, ragged = c + (vectors.size() - 1) * channels + L > C;
+    const int64_t whole = vectors.size() - ragged;  // vectors that can be loaded without passing the pixel's end
     for (int64_t h = window.rows.begin; h < window.rows.end; ++h, to += row_size_) {
       const bool outside = h < 0 || h >= images_.H;
-      const int64_t begin = outside ? cols_ : clip(-window.cols.begin, cols_);
-      const int64_t end = outside ? cols_ : clip(images_.W - window.cols.begin, cols_);
+      const int64_t begin = outside ? cols : clip(-window.cols.begin, cols);
+      const int64_t end = outside ? cols : clip(W - window.cols.begin, cols);
       for (int64_t v = 0; v < vectors.size(); ++v) {
         zero(begin * L, to + v * stride);
-        zero((cols_ - end) * L, to + v * stride + end * L);
+        zero((cols - end) * L, to + v * stride + end * L);
       }
-      for (int64_t j = begin; j < end; ++j) {
-        const T* pixel = images_.at(window.n, 0, h, window.cols.begin + j);
+      const T* pixel = images_.at(window.n, c, h, window.cols.begin + begin);
+      for (int64_t j = begin; j < end; ++j, pixel += C) {
         T* row = to + j * L;
-        for (int64_t c = vectors.begin * channels; c < C && row < to + row_size_; c += channels, row += stride)
-          store(row, c + L <= C ? load(pixel + c) : load_partial(pixel + c, C - c));
+        for (int64_t v = 0; v < whole; ++v) store(row + v * stride, load(pixel + v * channels));
+        if (ragged) store(row + whole * stride, load_partial(pixel + whole * channels, C - c - whole * channels));
       }
     }
   }
@@ -211,7 +213,7 @@ struct Plan {
   }
   int64_t vectors_of_task(const Correlation& q) const {
     if (!q.channels_last) return 1;
-    const int64_t fit = kStripBytes / (tiles.in_rows() * tiles.in_cols() * kVecBytes);
+    const int64_t fit = kStripBytes / (tiles.span.height * tiles.in_cols() * kVecBytes);
     return ceil_div(vectors, ceil_div(vectors, fit > 1 ? fit : 1));
   }
 };
@@ -294,18 +296,21 @@ void correlate_tile(const Correlation& q, const Plan<T>& plan, int64_t tile, Ran
   Vec<IntOf<T>> gather[D];
   for (int r = 0; r < D; ++r) gather[r] = plan.outputs().gather(r);
   Row<T> row{.taps = q.taps, .offsets = plan.offsets + first_tap, .gather = gather, .pixel = q.col_step * out.pixel};
-  for (int64_t i = 0; i < rows.size() && rows.begin + i < q.rows; ++i)
-    for (int64_t j = 0; j < cols.size(); j += kMost) {
-      T* to = out.data + (i * q.row_step + q.row0) * out.row + (j * q.col_step + q.col0) * out.pixel;
-      row.from = strips + i * q.step_h * plan.input.row_size() + j * step * L;
-      row.wanted = (cols.end < q.cols ? cols.end : q.cols) - cols.begin - j;
-      for (int64_t v = vectors.begin; v < vectors.end; ++v, row.from += plan.input.vector_size()) {
-        // What a vector writes past its channels, the next ones overwrite.
-        const int64_t k = v * plan.outputs().of_vector();
-        row.lanes = k + L <= last ? L : plan.vector_groups(v).size() * q.CO;
-        row.bias = weights.data + v * weights.size;
-        row.weights = row.bias + (1 + first_tap * D) * L;
-        row.to = to + (v - vectors.begin) * plan.outputs().of_vector();
+  const int64_t row_count = (rows.end < q.rows ? rows.end : q.rows) - rows.begin;
+  const int64_t col_count = (cols.end < q.cols ? cols.end : q.cols) - cols.begin;
+  for (int64_t i = 0; i < row_count; ++i)
+    for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+      // What a vector writes past its channels, the next ones overwrite.
+      const int64_t k = v * plan.outputs().of_vector(), at = v - vectors.begin;
+      row.lanes = k + L <= last ? L : plan.vector_groups(v).size() * q.CO;
+      row.bias = weights.data + v * weights.size;
+      row.weights = row.bias + (1 + first_tap * D) * L;
+      const T* from = strips + i * q.step_h * plan.input.row_size() + at * plan.input.vector_size();
+      T* to = out.data + (i * q.row_step + q.row0) * out.row + q.col0 * out.pixel + at * plan.outputs().of_vector();
+      for (int64_t j = 0; j < col_count; j += kMost) {
+        row.from = from + j * step * L;
+        row.to = to + j * row.pixel;
+        row.wanted = col_count - j;
         if (kMost > 1 && row.wanted <= kMost / 2)
           sum_taps<T, D, (kMost + 1) / 2>(row, step);
         else

@@ -6,11 +6,19 @@
 
 namespace dlk::cpu::DLK_ISA {
 
-/// Whether the kernels below are the fastest for q.
+/// Whether the kernels below can compute q, as the weight gradient always should: a group fits into a vector.
 template <class T>
 bool has_narrow_groups(const Correlation& q) {
   const int64_t wider = q.CI > q.CO ? q.CI : q.CO;
   return q.groups > 1 && q.CI > 0 && q.CO > 0 && wider <= kLanes<T>;
+}
+
+/// Whether correlate_narrow is the fastest: not for NCHW, whose other paths have pixels in their lanes, where a vector
+/// holds one group or channels fill less than half of one.
+template <class T>
+bool prefers_narrow(const Correlation& q) {
+  const int64_t wider = q.CI > q.CO ? q.CI : q.CO, L = kLanes<T>;
+  return has_narrow_groups<T>(q) && (q.channels_last || (2 * wider <= L && 2 * q.groups * wider >= L));
 }
 
 /// out = the correlations of `in` with w, plus bias (null: none). The phases are the parts of one operation: they
