@@ -1,6 +1,7 @@
 """conv1d, conv2d, conv_transpose2d: all passes in both memory formats, over shapes and options."""
 
 import random
+from math import ceil
 
 import pytest
 import torch
@@ -56,6 +57,11 @@ CASES = {
     "depthwise": ((2, 37, 12, 19), (37, 1, 3, 3), {"groups": 37, "padding": 1}),
     "depthwise_strided": ((2, 70, 12, 19), (70, 1, 5, 3), {"groups": 70, "padding": (2, 1), "stride": 2}),
     "depthwise_multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "padding": 1}),
+    "narrow_groups": ((2, 36, 13, 17), (36, 4, 3, 3), {"groups": 9, "padding": 1}),
+    "narrow_groups_strided": ((2, 35, 12, 19), (21, 5, 3, 2), {"groups": 7, "padding": 1, "stride": (2, 3)}),
+    "narrow_groups_dilated": ((1, 24, 14, 70), (64, 3, 3, 3), {"groups": 8, "padding": 2, "dilation": (1, 3)}),
+    "narrow_groups_widening": ((2, 17, 1, 5), (136, 1, 1, 3), {"groups": 17, "padding": (0, 1)}),
+    "narrow_groups_small_planes": ((3, 64, 1, 1), (40, 8, 3, 3), {"groups": 8, "padding": 1}),
     "deep_sum": ((1, 300, 5, 5), (4, 300, 3, 3), {"padding": 1}),
     "winograd": ((3, 40, 17, 14), (37, 40, 3, 3), {"padding": 1}),
     "winograd_few_tiles": ((1, 36, 12, 9), (150, 36, 3, 3), {"padding": (0, 2)}),
@@ -109,6 +115,42 @@ def test_random_shapes(seed):
         choose.choice(FORMATS),
     )
     check_conv2d(inputs, options)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_narrow_groups(seed):
+    """Groups of 1 to 8 channels on planes of 1 x 1 to 17 x 17, in float32 and float64, against float64."""
+    choose = random.Random(seed)
+    groups, c, k = choose.choice([2, 3, 7, 16, 33]), choose.randint(1, 8), choose.randint(1, 8)
+    if seed % 2:
+        c = k = choose.choice([1, c])
+    r, s = choose.choice([(1, 1), (3, 3), (2, 5), (7, 7)])
+    dilation = (choose.choice([1, 2]), choose.choice([1, 3]))
+    reach = dilation[0] * (r - 1), dilation[1] * (s - 1)
+    options = {
+        "stride": (choose.choice([1, 1, 2, 3]), choose.choice([1, 1, 2, 3])),
+        "padding": (ceil(reach[0] / 2), ceil(reach[1] / 2)),
+        "dilation": dilation,
+        "groups": groups,
+    }
+    inputs = operands(
+        (choose.choice([1, 2, 5]), c * groups, choose.randint(1, 17), choose.randint(1, 17)),
+        (k * groups, c, r, s),
+        choose.choice([0, k * groups]),
+        choose.choice([torch.float32, torch.float64]),
+        choose.choice(FORMATS),
+        choose.choice(FORMATS),
+    )
+    check_conv2d(inputs, options)
+
+
+def test_nan_stays_in_its_group():
+    """Lanes that a group leaves unused meet no channel of its neighbours."""
+    for x_format in FORMATS:
+        x = rand(1, 30, 5, 5).contiguous(memory_format=x_format)
+        x[0, 4] = float("nan")
+        y = DF.conv2d(x, rand(20, 3, 3, 3), padding=1, groups=10)
+        assert y[0, 2:4].isnan().all() and y.isnan().sum() == 2 * 25
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -207,8 +249,11 @@ def test_gradients_of_some(function, wanted):
     assert (inputs[0].data_ptr() in saved) == wanted[1]
 
 
+THREADED = ["3x3", "7x7_stride_2", "groups", "depthwise", "narrow_groups", "winograd", "winograd_few_tiles"]
+
+
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("case", ["3x3", "7x7_stride_2", "groups", "depthwise", "winograd", "winograd_few_tiles"])
+@pytest.mark.parametrize("case", THREADED)
 def test_threads(case, x_format):
     x, w, options = CASES[case]
     inputs = operands((5, *x[1:]), w, w[0], torch.float32, x_format)

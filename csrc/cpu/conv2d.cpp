@@ -1,5 +1,5 @@
 // Convolution forward and gradient to the input, as correlations (correlation.h): by Winograd's algorithm
-// (winograd.cpp) or directly (depthwise.cpp; correlate_few below) where those are faster, else by implicit GEMM.
+// (winograd.cpp) or directly (narrow_groups.cpp; correlate_few below) where those are faster, else by implicit GEMM.
 //
 // NCHW: per group, out[CO x pixels] = W[CO x (c, t)] Patches[(c, t) x pixels]; NHWC: out[pixels x CO] = Patches W^T.
 // The weights are packed once; then tasks (group, block of pixels, part of CO), cut by shape alone, run on the team of
@@ -7,8 +7,8 @@
 // is summed by one thread, in a fixed order.
 #include "csrc/core/conv2d.h"
 
-#include "csrc/cpu/depthwise.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
 #include "csrc/cpu/winograd.h"
 
@@ -307,7 +307,6 @@ template <class T>
 void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T* bias, T* out, Context& context) {
   if (q.pixels() == 0 || q.CO == 0) return;
   if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
-  if (is_depthwise(q)) return depthwise(q, in, w, bias, out, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
   if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, context);
@@ -317,15 +316,26 @@ void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T
 
 template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
-  correlate(forward_correlation(p, context), Pass::forward, x, w, bias, y, context);
+  const Correlation q = forward_correlation(p, context);
+  if (q.pixels() > 0 && prefers_narrow<T>(q)) return correlate_narrow(&q, 1, x, w, bias, y, context);
+  correlate(q, Pass::forward, x, w, bias, y, context);
 }
 
 template <class T>
 void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
-  int64_t* taps = context.array<int64_t>(3 * p.R * p.S);
-  for (int64_t phase_h = 0; phase_h < p.stride_h && phase_h < p.H; ++phase_h)
-    for (int64_t phase_w = 0; phase_w < p.stride_w && phase_w < p.W; ++phase_w)
-      correlate(backward_correlation(p, phase_h, phase_w, taps), Pass::backward_input, dy, w, bias, dx, context);
+  const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H, phases_w = p.stride_w < p.W ? p.stride_w : p.W;
+  Correlation* phases = context.array<Correlation>(phases_h * phases_w);
+  int64_t* taps = context.array<int64_t>(3 * p.R * p.S);  // one list for all phases: each tap belongs to one
+  int64_t count = 0, used = 0;
+  for (int64_t phase_h = 0; phase_h < phases_h; ++phase_h)
+    for (int64_t phase_w = 0; phase_w < phases_w; ++phase_w) {
+      phases[count] = backward_correlation(p, phase_h, phase_w, taps + used);
+      used += phases[count++].taps;
+    }
+  if (count == 0) return;
+  if (phases->pixels() > 0 && used > 0 && prefers_narrow<T>(*phases))
+    return correlate_narrow(phases, count, dy, w, bias, dx, context);
+  for (int64_t i = 0; i < count; ++i) correlate(phases[i], Pass::backward_input, dy, w, bias, dx, context);
 }
 
 }  // namespace

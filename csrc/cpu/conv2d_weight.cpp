@@ -1,5 +1,5 @@
 // Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by Winograd's
-// algorithm (winograd_weight.cpp) or directly (depthwise.cpp) where those are faster, else by implicit GEMM.
+// algorithm (winograd_weight.cpp) or directly (narrow_groups.cpp) where those are faster, else by implicit GEMM.
 //
 // Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
@@ -7,8 +7,8 @@
 // tasks (group, split, part of the rows) are cut by shape alone, so the result does not depend on the threads, and
 // sums restart every block, which bounds their rounding error.
 #include "csrc/core/conv2d.h"
-#include "csrc/cpu/depthwise.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
 #include "csrc/cpu/winograd.h"
 
@@ -139,7 +139,7 @@ template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
   const Correlation q = forward_correlation(p, context);
-  if (is_depthwise(q)) return depthwise_weight(q, x, dy, dw, context);
+  if (q.pixels() > 0 && has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
   const Cut<T> cut(q);

@@ -226,6 +226,21 @@ DLK_INLINE V even_lanes(V a, V b) {
   return even_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
 }
 
+/// Lane i is lane index[i] of x (0 <= index < the lanes of x).
+/// The full masks: GCC 12 warns of the plain forms.
+template <class V>
+DLK_INLINE V permute(V x, Vec<IntOf<Lane<V>>> index) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return (V)_mm512_maskz_permutexvar_ps(0xFFFF, (__m512i)index, (__m512)x);
+  if constexpr (std::is_same_v<V, Vec<double>>) return (V)_mm512_maskz_permutexvar_pd(0xFF, (__m512i)index, (__m512d)x);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return (V)_mm256_permutevar8x32_ps((__m256)x, (__m256i)index);
+#endif
+  V y;
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i) y[i] = x[index[i]];
+  return y;
+}
+
 /// Transposes the kLanes x kLanes matrix whose rows are rows[0..kLanes): log2(kLanes) perfect shuffles.
 template <class T>
 DLK_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
