@@ -307,6 +307,7 @@ template <class T>
 void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T* bias, T* out, Context& context) {
   if (q.pixels() == 0 || q.CO == 0) return;
   if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
+  if (is_depthwise_pixels(q)) return depthwise_pixels(q, in, w, bias, out, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
   if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, context);

@@ -13,12 +13,20 @@ bool has_narrow_groups(const Correlation& q) {
   return q.groups > 1 && q.CI > 0 && q.CO > 0 && wider <= kLanes<T>;
 }
 
+/// Depthwise in NHWC, where one phase is as good as all (depthwise_pixels.cpp).
+inline bool is_depthwise_pixels(const Correlation& q) {
+  return q.channels_last && q.CI == 1 && q.CO == 1 && q.groups > 1;
+}
+template <class T>
+void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context);
+
 /// Whether correlate_narrow is the fastest: not for NCHW, whose other paths have pixels in their lanes, where a vector
 /// holds one group or channels fill less than half of one.
 template <class T>
 bool prefers_narrow(const Correlation& q) {
   const int64_t wider = q.CI > q.CO ? q.CI : q.CO, L = kLanes<T>;
-  return has_narrow_groups<T>(q) && (q.channels_last || (2 * wider <= L && 2 * q.groups * wider >= L));
+  return has_narrow_groups<T>(q) && !is_depthwise_pixels(q) &&
+         (q.channels_last || (2 * wider <= L && 2 * q.groups * wider >= L));
 }
 
 /// out = the correlations of `in` with w, plus bias (null: none). The phases are the parts of one operation: they
