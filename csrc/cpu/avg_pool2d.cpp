@@ -44,20 +44,27 @@ struct Windows {
 Windows vertical_windows(const AvgPool2d& p) { return {vertical(p), p.adaptive, p.count_include_pad}; }
 Windows horizontal_windows(const AvgPool2d& p) { return {horizontal(p), p.adaptive, p.count_include_pad}; }
 
-/// The divisor of output (oh, ow) is h[oh] * w[ow]; w has room for a whole vector at the last.
+/// The divisor of output (oh, ow) is h[oh] * w[ow]. w stands there for each element of a pixel (NCHW: one), with room
+/// for a whole vector at the last.
 template <class T>
 struct Divisors {
+  int64_t pixel;
   T *h, *w;
 
-  Divisors(const AvgPool2d& p, Context& context) : h(context.array<T>(p.OH)), w(context.array<T>(p.OW + kLanes<T>)) {
+  Divisors(const AvgPool2d& p, Context& context)
+      : pixel(p.channels_last ? p.C : 1),
+        h(context.array<T>(p.OH)),
+        w(context.array<T>(p.OW * pixel + kLanes<T>)) {
     const Windows rows = vertical_windows(p), columns = horizontal_windows(p);
     for (int64_t oh = 0; oh < p.OH; ++oh)
       h[oh] = static_cast<T>(p.divisor_override ? p.divisor_override : rows.count(oh));
-    for (int64_t ow = 0; ow < p.OW; ++ow) w[ow] = static_cast<T>(p.divisor_override ? 1 : columns.count(ow));
-    for (int64_t ow = p.OW; ow < p.OW + kLanes<T>; ++ow) w[ow] = 1;
+    for (int64_t i = 0; i < p.OW * pixel; ++i)
+      w[i] = static_cast<T>(p.divisor_override ? 1 : columns.count(i / pixel));
+    for (int64_t i = 0; i < kLanes<T>; ++i) w[p.OW * pixel + i] = 1;
   }
-  T at(int64_t oh, int64_t ow) const { return h[oh] * w[ow]; }
-  Vec<T> vector_at(int64_t oh, int64_t ow) const { return load(w + ow) * h[oh]; }
+  T at(int64_t oh, int64_t ow) const { return h[oh] * w[ow * pixel]; }
+  /// For elements i, i + 1, ... of output row oh.
+  Vec<T> vector_at(int64_t oh, int64_t i) const { return load(w + i) * h[oh]; }
 };
 
 /// Sums of kVecs vectors whose errors do not grow with their length, for windows as large as the image: sums of kBlock
@@ -108,65 +115,26 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors,
   });
 }
 
-/// In the coordinates of split rows: padded element j stride + q takes part, as tap s = q, q + stride, ..., in output
-/// ow = j - (s - q) / stride. So phase q's sums are sums of shifted runs of g = dy / divisor, given zeros around it.
+/// The windows' sums of g = dy / divisor.
 template <class T>
 void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
-  const Axis h = vertical(p), w = horizontal(p);
-  const int64_t L = kLanes<T>, left = (p.S - 1) / w.stride;
-  const int64_t places = ceil_div(ceil_div(p.W + w.pad, w.stride), L) * L;  // j, in whole vectors
-  const int64_t g_length = left + (places > p.OW ? places : p.OW) + L;
-  const int64_t merged_length = places * w.stride;
-
-  const int64_t kBand = 16;  // input rows per task: a few times the taps, so that g is seldom computed twice
-  const int64_t bands = ceil_div(p.H, kBand), g_rows = (kBand + p.R - 2) / h.stride + 1;
-  const int64_t buffer_size = (g_rows < p.OH ? g_rows : p.OH) * g_length;
-  T* buffers = context.array<T>(max_threads() * (buffer_size + merged_length));
-
-  const int64_t tasks = p.N * p.C * bands;
-  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
-    T* g = buffers + team.rank * (buffer_size + merged_length);
-    T* merged = g + buffer_size;
-    for (int64_t i = 0; i < buffer_size; ++i) g[i] = 0;
-    team.for_each(tasks, [&](int64_t task) {
-      const int64_t plane = task / bands, ih_begin = task % bands * kBand;
-      const int64_t ih_end = ih_begin + kBand < p.H ? ih_begin + kBand : p.H;
-      const int64_t first = h.outputs(ih_begin).begin, last = h.outputs(ih_end - 1).end;
-      for (int64_t oh = first; oh < last; ++oh) {
-        const T* dy_row = dy + (plane * p.OH + oh) * p.OW;
-        T* g_row = g + (oh - first) * g_length + left;
-        for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
-          store_n(g_row + ow, load_n(dy_row + ow, lanes) / divisors.vector_at(oh, ow), lanes);
-        });
-      }
-      for (int64_t ih = ih_begin; ih < ih_end; ++ih) {
-        const Range oh_range = h.outputs(ih);
-        const auto sum_of_phase = [&](int64_t j, int64_t q) {
-          Vec<T> sum{};
-          for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
-            const T* at = g + (oh - first) * g_length + left + j;
-            for (int64_t s = q; s < p.S; s += w.stride) sum += load(at--);
-          }
-          return sum;
-        };
-        for (int64_t j = 0; j < places; j += L) {
-          if (w.stride == 1) {
-            store(merged + j, sum_of_phase(j, 0));
-          } else if (w.stride == 2) {
-            const Vec<T> even = sum_of_phase(j, 0), odd = sum_of_phase(j, 1);
-            store(merged + 2 * j, interleave<0>(even, odd));
-            store(merged + 2 * j + L, interleave<1>(even, odd));
-          } else {
-            for (int64_t q = 0; q < w.stride; ++q) {
-              const Vec<T> sum = sum_of_phase(j, q);
-              for (int64_t i = 0; i < L; ++i) merged[(j + i) * w.stride + q] = sum[i];
-            }
-          }
-        }
-        __builtin_memcpy(dx + (plane * p.H + ih) * p.W, merged + w.pad, p.W * sizeof(T));
-      }
+  const int64_t row_elements = p.OW * divisors.pixel;
+  const auto stage = [&](int64_t plane, int64_t oh, T* row) {
+    const T* dy_row = dy + (plane * p.OH + oh) * row_elements;
+    for_each_vec<T>(row_elements, [&](int64_t i, auto lanes) {
+      store_n(row + i, load_n(dy_row + i, lanes) / divisors.vector_at(oh, i), lanes);
     });
-  });
+  };
+  const auto sum = [&](int64_t, Range oh, const PhaseTaps& taps, const T* place, int64_t row_size) {
+    Vec<T> sum{};
+    place -= taps.shift;
+    for (; oh.begin < oh.end; ++oh.begin, place += row_size) {
+      const T* tap = place;
+      for (int64_t s = taps.first; s < p.S; s += taps.step, tap -= taps.shift_step) sum += load(tap);
+    }
+    return sum;
+  };
+  for_each_input_row(p, 1, T(0), dx, context, stage, sum);
 }
 
 // ---- By window
@@ -299,8 +267,8 @@ template <class T>
 void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
-  if (p.channels_last) return backward_channels_last(p, dy, dx, divisors);
-  if (slides(p)) return backward_sliding(p, dy, dx, divisors, context);
+  if (p.channels_last && (p.adaptive || p.C >= 4 * kLanes<T>)) return backward_channels_last(p, dy, dx, divisors);
+  if (slides(p) || p.channels_last) return backward_sliding(p, dy, dx, divisors, context);
   backward_by_window(p, dy, dx, divisors);
 }
 

@@ -168,6 +168,26 @@ DLK_INLINE Vec<int32_t> widen_bytes(typename VecOf<uint8_t, kLanes<int32_t>>::ty
 #endif
 }
 
+/// The first n of kLanes<float> bytes (0 <= n <= kLanes<float>) as 32-bit integers, the rest 0; never reads past p + n.
+DLK_INLINE Vec<int32_t> load_bytes_partial(const uint8_t* p, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  return widen_bytes((VecOf<uint8_t, kLanes<int32_t>>::type)_mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), p));
+#else
+  Vec<int32_t> v{};
+  for (int i = 0; i < kLanes<int32_t>; ++i) v[i] = i < n ? p[i] : 0;
+  return v;
+#endif
+}
+
+/// Writes the low bytes of the first n lanes and nothing else.
+DLK_INLINE void store_bytes_partial(uint8_t* p, Vec<int32_t> v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_cvtepi32_storeu_epi8(p, (__mmask16)((1u << n) - 1), (__m512i)v);
+#else
+  for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(v[i]);
+#endif
+}
+
 /// The 64-bit products of the low 32 bits of each 64-bit lane.
 DLK_INLINE Vec<uint64_t> multiply_low_halves(Vec<uint64_t> a, Vec<uint64_t> b) {
 #if defined(__AVX512F__)
