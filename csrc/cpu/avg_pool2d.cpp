@@ -9,6 +9,8 @@
 //   by window      NCHW, windows of any sizes or wider than the output (global pooling): vectors along the window's
 //   rows channels_last  vectors along C
 // Each element is one gathered sum in a fixed order.
+#include <algorithm>
+
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/pool_windows.h"
@@ -72,6 +74,7 @@ struct Divisors {
 template <class T, int kVecs>
 class LongSum {
  public:
+  static constexpr int kBlock = 32;
   /// Adds the vectors at x, x + kLanes, ...
   template <class Count>
   DLK_INLINE void add(const T* x, Count lanes) {
@@ -84,7 +87,6 @@ class LongSum {
   }
 
  private:
-  static constexpr int kBlock = 32;
   DLK_INLINE void add_block() {
     for (int k = 0; k < kVecs; ++k) {
       const Vec<T> sum = sum_[k] + block_[k], added = sum - sum_[k];
@@ -142,49 +144,83 @@ void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> diviso
 /// The sum of n consecutive elements.
 template <class T>
 T sum_of(const T* x, int64_t n) {
+  if (n < kLanes<T>) {
+    T sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += x[i];
+    return sum;
+  }
+  if (n <= LongSum<T, 1>::kBlock * kLanes<T>) {
+    Vec<T> sum{};
+    for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum += load_n(x + i, lanes); });
+    return reduce_sum(sum);
+  }
   LongSum<T, 1> sum;
   for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum.add(x + i, lanes); });
   return reduce_sum(sum.value(0));
 }
 
+/// The windows' inputs along one axis: an array, since adaptive ones cost two divisions.
+const Range* inputs_of(const Windows& windows, Context& context) {
+  Range* inputs = context.array<Range>(windows.axis.out);
+  for (int64_t o = 0; o < windows.axis.out; ++o) inputs[o] = windows.inputs(o);
+  return inputs;
+}
+
+/// f(plane, row) for all planes over the threads, with a row of W elements to work in.
+template <class T, class F>
+void for_each_plane(const Pool2d& p, Context& context, F f) {
+  const int64_t length = ceil_div(p.W, kLanes<T>) * kLanes<T>;
+  T* rows = context.array<T>(max_threads() * length);
+  run_team(worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+    team.for_each(p.N * p.C, [&](int64_t plane) { f(plane, rows + team.rank * length); });
+  });
+}
+
+/// Sums each row of windows by columns, then the columns of each window.
 template <class T>
-void forward_by_window(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
-  const Windows h = vertical_windows(p), w = horizontal_windows(p);
-  parallel_for(p.N * p.C * p.OH, p.H * p.W / p.OH, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / p.OH, oh = row % p.OH;
-      const T* x_plane = x + plane * p.H * p.W;
-      const Range ih = h.inputs(oh);
-      for (int64_t ow = 0; ow < p.OW; ++ow) {
-        const Range iw = w.inputs(ow);
-        T sum = 0;
-        if (iw.end - iw.begin == p.W) {  // whole rows: one run
-          sum = sum_of(x_plane + ih.begin * p.W, (ih.end - ih.begin) * p.W);
-        } else {
-          for (int64_t i = ih.begin; i < ih.end; ++i) sum += sum_of(x_plane + i * p.W + iw.begin, iw.end - iw.begin);
-        }
-        y[row * p.OW + ow] = sum / divisors.at(oh, ow);
+void forward_by_window(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Context& context) {
+  const Range* ih = inputs_of(vertical_windows(p), context);
+  const Range* iw = inputs_of(horizontal_windows(p), context);
+  for_each_plane<T>(p, context, [&](int64_t plane, T* columns) {
+    for (int64_t oh = 0; oh < p.OH; ++oh) {
+      const T* rows = x + (plane * p.H + ih[oh].begin) * p.W;
+      const int64_t count = ih[oh].end - ih[oh].begin;
+      T* y_row = y + (plane * p.OH + oh) * p.OW;
+      if (p.OW == 1 && iw[0].end - iw[0].begin == p.W) {  // whole rows: one run
+        y_row[0] = sum_of(rows, count * p.W) / divisors.at(oh, 0);
+        continue;
       }
+      for_each_vec<T>(p.W, [&](int64_t i, auto lanes) {
+        LongSum<T, 1> sum;
+        for (int64_t r = 0; r < count; ++r) sum.add(rows + r * p.W + i, lanes);
+        store_n(columns + i, sum.value(0), lanes);
+      });
+      for (int64_t ow = 0; ow < p.OW; ++ow)
+        y_row[ow] = sum_of(columns + iw[ow].begin, iw[ow].end - iw[ow].begin) / divisors.at(oh, ow);
     }
   });
 }
 
+/// Adds to the rows of each row of windows what these give its columns.
 template <class T>
-void backward_by_window(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors) {
-  const Windows h = vertical_windows(p), w = horizontal_windows(p);
-  parallel_for(p.N * p.C * p.H, p.W, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / p.H, ih = row % p.H;
-      T* dx_row = dx + row * p.W;
-      for (int64_t iw = 0; iw < p.W; ++iw) dx_row[iw] = 0;
-      const Range oh_range = h.outputs(ih);
-      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
-        for (int64_t ow = 0; ow < p.OW; ++ow) {
-          const T g = dy[(plane * p.OH + oh) * p.OW + ow] / divisors.at(oh, ow);
-          const Range window = w.inputs(ow);
-          for (int64_t iw = window.begin; iw < window.end; ++iw) dx_row[iw] += g;
-        }
+void backward_by_window(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
+  const Range* ih = inputs_of(vertical_windows(p), context);
+  const Range* iw = inputs_of(horizontal_windows(p), context);
+  for_each_plane<T>(p, context, [&](int64_t plane, T* columns) {
+    T *dx_plane = dx + plane * p.H * p.W, *dx_end = dx_plane + p.H * p.W;
+    const bool global = p.OH * p.OW == 1 && ih[0].end - ih[0].begin == p.H && iw[0].end - iw[0].begin == p.W;
+    std::fill(dx_plane, dx_end, global ? dy[plane] / divisors.at(0, 0) : T(0));
+    for (int64_t oh = 0; oh < p.OH && !global; ++oh) {
+      std::fill(columns, columns + p.W, T(0));
+      for (int64_t ow = 0; ow < p.OW; ++ow) {
+        const T g = dy[(plane * p.OH + oh) * p.OW + ow] / divisors.at(oh, ow);
+        for (int64_t i = iw[ow].begin; i < iw[ow].end; ++i) columns[i] += g;
       }
+      for (int64_t i = ih[oh].begin; i < ih[oh].end; ++i)
+        for_each_vec<T>(p.W, [&](int64_t j, auto lanes) {
+          T* to = dx_plane + i * p.W + j;
+          store_n(to, load_n(to, lanes) + load_n(columns + j, lanes), lanes);
+        });
     }
   });
 }
@@ -260,7 +296,7 @@ void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
   const Divisors<T> divisors(p, context);
   if (p.channels_last) return forward_channels_last(p, x, y, divisors);
   if (slides(p)) return forward_sliding(p, x, y, divisors, context);
-  forward_by_window(p, x, y, divisors);
+  forward_by_window(p, x, y, divisors, context);
 }
 
 template <class T>
@@ -269,7 +305,7 @@ void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   const Divisors<T> divisors(p, context);
   if (p.channels_last && (p.adaptive || p.C >= 4 * kLanes<T>)) return backward_channels_last(p, dy, dx, divisors);
   if (slides(p) || p.channels_last) return backward_sliding(p, dy, dx, divisors, context);
-  backward_by_window(p, dy, dx, divisors);
+  backward_by_window(p, dy, dx, divisors, context);
 }
 
 }  // namespace

@@ -123,7 +123,7 @@ template <class T>
 void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, T* maximum, T* log_sum,
              T* loss, const double* divisor, T* reduced, Context& context) {
   const Coefficients<T> a(p, targets);
-  for_each_row_or_tile(
+  for_each_row_or_tile<T>(
       {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
       [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
   if (reduced == nullptr) return;
@@ -205,7 +205,7 @@ void backward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets
               const T* log_sum, const T* dloss, int64_t step, const double* divisor, T* dx, Context&) {
   const Coefficients<T> a(p, targets);
   const T s = static_cast<T>(divisor ? 1 / *divisor : 1);
-  for_each_row_or_tile(
+  for_each_row_or_tile<T>(
       {p.N, p.C, p.inner},
       [&](int64_t i) { backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx); },
       [&](int64_t n, int64_t j, int64_t width) {
