@@ -3,11 +3,11 @@
 // given.
 //
 // Three ways, forward and backward each:
-//   sliding        NCHW, windows of one size: vectors along OW (forward) or W (backward), from split rows
-//   (pool_windows.h);
-//                  a task is a band of rows of one plane
-//   by window      NCHW, windows of any sizes or wider than the output (global pooling): vectors along the window's
-//   rows channels_last  vectors along C
+//   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward) or W (backward),
+//                  from split rows (pool_windows.h); a task is a band of rows of one plane
+//   by window      NCHW, windows of any sizes or wider than the output (global pooling): vectors along W; a task is a
+//                  plane
+//   channels_last  vectors along C
 // Each element is one gathered sum in a fixed order.
 #include <algorithm>
 
@@ -46,7 +46,9 @@ struct Windows {
 Windows vertical_windows(const AvgPool2d& p) { return {vertical(p), p.adaptive, p.count_include_pad}; }
 Windows horizontal_windows(const AvgPool2d& p) { return {horizontal(p), p.adaptive, p.count_include_pad}; }
 
-/// The divisor of output (oh, ow) is h[oh] * w[ow]. w stands there for each element of a pixel (NCHW: one), with room
+int64_t elements_of_pixel(const Pool2d& p) { return p.channels_last ? p.C : 1; }
+
+/// The divisor of output (oh, ow) is h[oh] * w[ow]. w stands there for each element of a pixel with room
 /// for a whole vector at the last.
 template <class T>
 struct Divisors {
@@ -54,14 +56,11 @@ struct Divisors {
   T *h, *w;
 
   Divisors(const AvgPool2d& p, Context& context)
-      : pixel(p.channels_last ? p.C : 1),
-        h(context.array<T>(p.OH)),
-        w(context.array<T>(p.OW * pixel + kLanes<T>)) {
+      : pixel(elements_of_pixel(p)), h(context.array<T>(p.OH)), w(context.array<T>(p.OW * pixel + kLanes<T>)) {
     const Windows rows = vertical_windows(p), columns = horizontal_windows(p);
     for (int64_t oh = 0; oh < p.OH; ++oh)
       h[oh] = static_cast<T>(p.divisor_override ? p.divisor_override : rows.count(oh));
-    for (int64_t i = 0; i < p.OW * pixel; ++i)
-      w[i] = static_cast<T>(p.divisor_override ? 1 : columns.count(i / pixel));
+    for (int64_t i = 0; i < p.OW * pixel; ++i) w[i] = static_cast<T>(p.divisor_override ? 1 : columns.count(i / pixel));
     for (int64_t i = 0; i < kLanes<T>; ++i) w[p.OW * pixel + i] = 1;
   }
   T at(int64_t oh, int64_t ow) const { return h[oh] * w[ow * pixel]; }
@@ -117,26 +116,90 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors,
   });
 }
 
-/// The windows' sums of g = dy / divisor.
+/// The rows of dx in the coordinates of split rows (pool_windows.h), and the rows of g = dy / divisor that they are
+/// sums of. A pixel is an element (NCHW) or all channels of one (channels_last): vectors run over pixels, however few
+/// channels they have.
+template <class T>
+struct SplitGradient {
+  Axis w;
+  int64_t pixel;
+  int64_t left;          // zeros before a row of g
+  int64_t g_length;      // with the zeros on both sides
+  int64_t phase_length;  // whole vectors
+
+  explicit SplitGradient(const Pool2d& p) : w(horizontal(p)), pixel(elements_of_pixel(p)) {
+    left = (w.kernel - 1) / w.stride * pixel;
+    phase_length = ceil_div(ceil_div(w.in + w.pad, w.stride) * pixel, kLanes<T>) * kLanes<T>;
+    g_length = left + std::max(phase_length, w.out * pixel);
+  }
+
+  /// Padded element j stride + q takes part, as tap s = q, q + stride, ..., in output j - (s - q) / stride. So phase q
+  /// is a sum of shifted runs of these `rows` rows of g.
+  void sum_phase(int64_t q, const T* g, int64_t rows, T* phase) const {
+    for (int64_t i = 0; i < phase_length; i += kLanes<T>) {
+      Vec<T> sum{};
+      const T* row = g + left + i;
+      for (int64_t r = 0; r < rows; ++r, row += g_length) {
+        const T* at = row;
+        for (int64_t s = q; s < w.kernel; s += w.stride, at -= pixel) sum += load(at);
+      }
+      store(phase + i, sum);
+    }
+  }
+
+  /// Writes a row of padded pixels; it and the phases have room for a vector more.
+  void merge(const T* phases, T* row) const {
+    if (w.stride == 2 && pixel == 1) {
+      for (int64_t i = 0; i < phase_length; i += kLanes<T>) {
+        const Vec<T> even = load(phases + i), odd = load(phases + phase_length + i);
+        store(row + 2 * i, interleave<0>(even, odd));
+        store(row + 2 * i + kLanes<T>, interleave<1>(even, odd));
+      }
+      return;
+    }
+    const T* end = row + (w.in + w.pad) * pixel;
+    for (const T* place = phases; row < end; place += pixel)
+      for (int64_t q = 0; q < w.stride && row < end; ++q, row += pixel)  // a pixel covers what the last wrote too much
+        for (int64_t c = 0; c < pixel; c += kLanes<T>) store(row + c, load(place + q * phase_length + c));
+  }
+};
+
 template <class T>
 void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
-  const int64_t row_elements = p.OW * divisors.pixel;
-  const auto stage = [&](int64_t plane, int64_t oh, T* row) {
-    const T* dy_row = dy + (plane * p.OH + oh) * row_elements;
-    for_each_vec<T>(row_elements, [&](int64_t i, auto lanes) {
-      store_n(row + i, load_n(dy_row + i, lanes) / divisors.vector_at(oh, i), lanes);
+  const Axis h = vertical(p);
+  const SplitGradient<T> split(p);
+  const int64_t pixel = split.pixel, planes = p.N * p.C / pixel;
+  constexpr int64_t kBand = 16;  // input rows per task: a few times the taps, so that g is seldom computed twice
+  const int64_t bands = ceil_div(p.H, kBand), g_rows = (kBand + p.R - 2) / h.stride + 1;
+  const int64_t g_size = std::min(g_rows, p.OH) * split.g_length;
+  const int64_t row_size = p.stride_w * split.phase_length + kLanes<T>;
+  T* buffers = context.array<T>(max_threads() * (g_size + 2 * row_size));
+
+  run_team(planes * bands > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+    T* g = buffers + team.rank * (g_size + 2 * row_size);
+    T *phases = g + g_size, *merged = phases + row_size;
+    std::fill(g, merged, T(0));
+    team.for_each(planes * bands, [&](int64_t task) {
+      const int64_t plane = task / bands, ih_begin = task % bands * kBand, ih_end = std::min(p.H, ih_begin + kBand);
+      const int64_t first = h.outputs(ih_begin).begin, last = h.outputs(ih_end - 1).end;
+      for (int64_t oh = first; oh < last; ++oh) {
+        const T* dy_row = dy + (plane * p.OH + oh) * p.OW * pixel;
+        T* g_row = g + (oh - first) * split.g_length + split.left;
+        for_each_vec<T>(p.OW * pixel, [&](int64_t i, auto lanes) {
+          store_n(g_row + i, load_n(dy_row + i, lanes) / divisors.vector_at(oh, i), lanes);
+        });
+      }
+      for (int64_t ih = ih_begin; ih < ih_end; ++ih) {
+        const Range oh = h.outputs(ih);
+        for (int64_t q = 0; q < p.stride_w; ++q)
+          split.sum_phase(q, g + (oh.begin - first) * split.g_length, oh.end - oh.begin,
+                          phases + q * split.phase_length);
+        if (p.stride_w > 1) split.merge(phases, merged);
+        const T* row = p.stride_w > 1 ? merged : phases;
+        __builtin_memcpy(dx + (plane * p.H + ih) * p.W * pixel, row + p.pad_w * pixel, p.W * pixel * sizeof(T));
+      }
     });
-  };
-  const auto sum = [&](int64_t, Range oh, const PhaseTaps& taps, const T* place, int64_t row_size) {
-    Vec<T> sum{};
-    place -= taps.shift;
-    for (; oh.begin < oh.end; ++oh.begin, place += row_size) {
-      const T* tap = place;
-      for (int64_t s = taps.first; s < p.S; s += taps.step, tap -= taps.shift_step) sum += load(tap);
-    }
-    return sum;
-  };
-  for_each_input_row(p, 1, T(0), dx, context, stage, sum);
+  });
 }
 
 // ---- By window
@@ -171,9 +234,8 @@ template <class T, class F>
 void for_each_plane(const Pool2d& p, Context& context, F f) {
   const int64_t length = ceil_div(p.W, kLanes<T>) * kLanes<T>;
   T* rows = context.array<T>(max_threads() * length);
-  run_team(worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
-    team.for_each(p.N * p.C, [&](int64_t plane) { f(plane, rows + team.rank * length); });
-  });
+  run_team(worth_threads(p.N * p.C * p.H * p.W),
+           [&](Team team) { team.for_each(p.N * p.C, [&](int64_t plane) { f(plane, rows + team.rank * length); }); });
 }
 
 /// Sums each row of windows by columns, then the columns of each window.
@@ -288,7 +350,13 @@ AvgPool2d as_sliding(AvgPool2d p) {
 }
 
 /// Whether a row of the output fills vectors better than a row of a window does.
-bool slides(const AvgPool2d& p) { return !p.adaptive && p.OW >= p.S; }
+bool slides(const AvgPool2d& p) { return !p.adaptive && !p.channels_last && p.OW >= p.S; }
+
+/// Whether pixels are so short that their last, partial vectors cost more than split rows do.
+template <class T>
+bool few_channels(const AvgPool2d& p) {
+  return !p.adaptive && p.channels_last && p.C < 4 * kLanes<T>;
+}
 
 template <class T>
 void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
@@ -303,8 +371,8 @@ template <class T>
 void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
-  if (p.channels_last && (p.adaptive || p.C >= 4 * kLanes<T>)) return backward_channels_last(p, dy, dx, divisors);
-  if (slides(p) || p.channels_last) return backward_sliding(p, dy, dx, divisors, context);
+  if (slides(p) || few_channels<T>(p)) return backward_sliding(p, dy, dx, divisors, context);
+  if (p.channels_last) return backward_channels_last(p, dy, dx, divisors);
   backward_by_window(p, dy, dx, divisors, context);
 }
 

@@ -84,17 +84,22 @@ T finish(const CrossEntropyParams& p, const Coefficients<T>& a, int64_t i, const
 template <class T>
 void forward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, T* maximum, T* log_sum,
                  T* loss) {
-  T m = 0, sum = 1;
-  if (p.logits) row_max_sum(p.C, x + i * p.C, m, sum, [](auto...) {});
-  const T log = std::log(sum);
-  Vec<T> dense = {};
-  if (a.has_dense)
+  T m = 0, log = 0, dense = 0;
+  if (p.logits) {
+    T sum;
+    row_max_sum(p.C, x + i * p.C, m, sum, [](auto...) {});
+    log = std::log(sum);
+  }
+  if (a.has_dense) {
+    Vec<T> sums = {};
     for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-      dense += a.along_row(i * p.C, c, lanes) * ((m - load_n(x + i * p.C + c, lanes)) + log);
+      sums += a.along_row(i * p.C, c, lanes) * ((m - load_n(x + i * p.C + c, lanes)) + log);
     });
+    dense = reduce_sum(sums);
+  }
   maximum[i] = m;
   log_sum[i] = log;
-  loss[i] = finish(p, a, i, x + i * p.C, m, log, reduce_sum(dense));
+  loss[i] = finish(p, a, i, x + i * p.C, m, log, dense);
 }
 
 template <class T>

@@ -4,10 +4,6 @@
 // needs bounds checks. So each input row is first copied, with its padding as real elements, into `phases`: padded
 // element j stride_w + q goes to phase q, place j. Then tap s of outputs ow, ow + 1, ... is a run of consecutive
 // elements at offset(s) + ow, without a bound to check, for any stride, dilation and ceil_mode.
-//
-// Backward computes split rows of dx from output rows with padding on both sides, and merges their phases at the end.
-// There a pixel is one element (NCHW) or all channels of one (channels_last): vectors run over pixels, however few
-// channels they have.
 #pragma once
 
 #include "csrc/core/context.h"
@@ -142,97 +138,6 @@ const int64_t* tap_offsets(const Pool2d& p, Context& context) {
   int64_t* offsets = context.array<int64_t>(p.S);
   for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
   return offsets;
-}
-
-// ---- Backward
-
-/// The taps that read phase q of split rows: s = first, first + step, ... below S. Tap s of the output at element i
-/// takes part in the phase's element i + shift, where shift grows by `shift_step` from one of these taps to the next.
-struct PhaseTaps {
-  int64_t q, first, step, shift, shift_step;
-};
-
-/// The layout of split rows of dx, and of the output rows that they are sums of.
-template <class T>
-struct SplitGradient {
-  Axis w;
-  int64_t pixel;          // elements of one
-  int64_t left;           // elements of padding before a staged output row: the greatest shift
-  int64_t phase_length;   // whole vectors
-  int64_t staged_length;  // with the padding on both sides
-
-  explicit SplitGradient(const Pool2d& p) : w(horizontal(p)), pixel(p.channels_last ? p.C : 1) {
-    left = (w.kernel - 1) * w.dilation / w.stride * pixel;
-    phase_length = ceil_div(ceil_div(w.in + w.pad, w.stride) * pixel, kLanes<T>) * kLanes<T>;
-    staged_length = left + (phase_length > w.out * pixel ? phase_length : w.out * pixel);
-  }
-
-  PhaseTaps taps(int64_t q) const {
-    int64_t step = 1, first = 0;
-    while (step * w.dilation % w.stride != 0) ++step;
-    while (first < step && first * w.dilation % w.stride != q) ++first;
-    if (first == step) first = w.kernel;  // none
-    return {q, first, step, first * w.dilation / w.stride * pixel, step * w.dilation / w.stride * pixel};
-  }
-
-  /// A row of padded pixels from its phases; both have room for a vector more.
-  void merge(const T* phases, T* row) const {
-    if (w.stride == 2 && pixel == 1) {
-      for (int64_t i = 0; i < phase_length; i += kLanes<T>) {
-        const Vec<T> even = load(phases + i), odd = load(phases + phase_length + i);
-        store(row + 2 * i, interleave<0>(even, odd));
-        store(row + 2 * i + kLanes<T>, interleave<1>(even, odd));
-      }
-      return;
-    }
-    const T* end = row + (w.in + w.pad) * pixel;
-    for (const T* place = phases; row < end; place += pixel)
-      for (int64_t q = 0; q < w.stride && row < end; ++q, row += pixel)  // a pixel covers what the last wrote too much
-        for (int64_t c = 0; c < pixel; c += kLanes<T>) store(row + c, load(place + q * phase_length + c));
-  }
-};
-
-/// Writes dx, over the threads, its rows being sums over windows. stage(plane, oh, row) writes what output row oh
-/// contributes at row[0, OW pixels) of each of `arrays` arrays, staged_length apart, with `padding` around it.
-/// sum(ih, oh, taps, place, row_size) is the sum of the windows of output rows `oh` for a vector of a phase; a tap of shift 0 reads
-/// the first of these rows at `place`, and `row_size` later the next.
-template <class T, class Stage, class Sum>
-void for_each_input_row(const Pool2d& p, int arrays, T padding, T* dx, Context& context, Stage stage, Sum sum) {
-  const Axis h = vertical(p);
-  const SplitGradient<T> split(p);
-  constexpr int64_t kBand = 16;  // input rows per task: a few times the taps, so that a row is seldom staged twice
-  const int64_t planes = p.channels_last ? p.N : p.N * p.C, bands = ceil_div(p.H, kBand);
-  const int64_t row_size = arrays * split.staged_length;
-  const int64_t band_outputs = (kBand - 1 + (h.kernel - 1) * h.dilation) / h.stride + 1;
-  const int64_t staged_size = (band_outputs < p.OH ? band_outputs : p.OH) * row_size;
-  const int64_t phases_size = p.stride_w * split.phase_length + kLanes<T>;
-  T* buffers = context.array<T>(max_threads() * (staged_size + 2 * phases_size));
-  PhaseTaps* phase_taps = context.array<PhaseTaps>(p.stride_w);
-  for (int64_t q = 0; q < p.stride_w; ++q) phase_taps[q] = split.taps(q);
-
-  run_team(planes * bands > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
-    T* staged = buffers + team.rank * (staged_size + 2 * phases_size);
-    T *phases = staged + staged_size, *merged = phases + phases_size;
-    for (int64_t i = 0; i < staged_size; ++i) staged[i] = padding;
-    for (int64_t i = 0; i < phases_size; ++i) phases[i] = 0;
-    team.for_each(planes * bands, [&](int64_t task) {
-      const int64_t plane = task / bands, ih_begin = task % bands * kBand;
-      const int64_t ih_end = ih_begin + kBand < p.H ? ih_begin + kBand : p.H;
-      const int64_t oh_begin = h.outputs(ih_begin).begin, oh_end = h.outputs(ih_end - 1).end;
-      for (int64_t oh = oh_begin; oh < oh_end; ++oh) stage(plane, oh, staged + (oh - oh_begin) * row_size + split.left);
-      for (int64_t ih = ih_begin; ih < ih_end; ++ih) {
-        const Range oh = h.outputs(ih);
-        const T* places = staged + (oh.begin - oh_begin) * row_size + split.left;
-        for (int64_t q = 0; q < p.stride_w; ++q)
-          for (int64_t i = 0; i < split.phase_length; i += kLanes<T>)
-            store(phases + q * split.phase_length + i, sum(ih, oh, phase_taps[q], places + i, row_size));
-        if (p.stride_w > 1) split.merge(phases, merged);
-        const T* row = p.stride_w > 1 ? merged : phases;
-        __builtin_memcpy(dx + (plane * p.H + ih) * p.W * split.pixel, row + p.pad_w * split.pixel,
-                         p.W * split.pixel * sizeof(T));
-      }
-    });
-  });
 }
 
 }  // namespace
