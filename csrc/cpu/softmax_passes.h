@@ -22,12 +22,12 @@ constexpr int64_t kExpCost = 4;  // an exp and three passes, in elements of stre
 template <class T>
 constexpr T kLowest = -std::numeric_limits<T>::infinity();
 
-/// The columns of a tile, whole cache lines: C rows of three tensors within half of a core's L2 cache.
+/// The columns of a tile, whole cache lines: C rows of the three tensors of backward within a core's L2 cache.
 template <class T>
-int64_t tile_width(SoftmaxShape s) {
+int64_t tile_width(int64_t C) {
   constexpr int64_t kBytes = 128 * 1024, kLine = 64 / sizeof(T);
-  const int64_t columns = kBytes / (s.C * static_cast<int64_t>(sizeof(T))) / kLine * kLine;
-  return std::min(s.inner, std::clamp(columns, 4 * kLine, kTile));
+  const int64_t columns = kBytes / (std::max<int64_t>(C, 1) * static_cast<int64_t>(sizeof(T)));
+  return std::clamp(columns / kLine * kLine, 4 * kLine, kTile);
 }
 
 /// row(i) for each of the `outer` rows, or tile(i, j, width) for columns [j, j + width) of each i, over the threads.
@@ -39,8 +39,8 @@ void for_each_row_or_tile(SoftmaxShape s, Row row, Tile tile) {
     });
     return;
   }
-  const int64_t width = tile_width<T>(s), tiles = ceil_div(s.inner, width);
-  parallel_for(s.outer * tiles, s.C * width * kExpCost, [&](int64_t begin, int64_t end) {
+  const int64_t width = tile_width<T>(s.C), tiles = ceil_div(s.inner, width);
+  parallel_for(s.outer * tiles, s.C * std::min(s.inner, width) * kExpCost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t j = i % tiles * width;
       tile(i / tiles, j, std::min(width, s.inner - j));
