@@ -100,6 +100,13 @@ def test_ragged_sizes(op, options):
         check(ours, theirs, [LAYOUTS["channels_last"](rand(2, channels, 5, 6)).requires_grad_()], op=op)
 
 
+@pytest.mark.parametrize("channels", [6, 17, 24, 63, 64, 70])
+@pytest.mark.parametrize("op,options", [c for c in CASES if c.values[0] != "adaptive_avg_pool2d"])
+def test_pixels_of_partial_vectors(op, options, channels):
+    ours, theirs = both(op, options)
+    check(ours, theirs, [LAYOUTS["channels_last"](rand(2, channels, 37, 26)).requires_grad_()], op=op, roundings=8)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @some_ops
 def test_several_bands_of_a_plane(op, options, layout):

@@ -35,8 +35,14 @@ def test_row_lengths(name, columns):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_column_counts(name):
-    for n in [*range(0, 40), 63, 64, 65, 127, 128, 129, 1000]:
+    for n in [*range(0, 40), 63, 64, 65, 127, 128, 129, 511, 512, 513, 1100]:
         compare(name, 3 * rand(8, 5, n, seed=n).requires_grad_(), 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", [65, 100, 256, 600, 2000])  # ever narrower tiles
+def test_several_tiles(name, n):
+    compare(name, 3 * rand(2, n, 530, seed=n).requires_grad_(), 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,12 +3,14 @@
 // given.
 //
 // Three ways, forward and backward each:
-//   sliding        NCHW, windows of one size: vectors along OW (forward) or W (backward), from split rows
-//   (pool_windows.h);
-//                  a task is a band of rows of one plane
-//   by window      NCHW, windows of any sizes or wider than the output (global pooling): vectors along the window's
-//   rows channels_last  vectors along C
+//   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward) or W (backward),
+//                  from split rows (pool_windows.h); a task is a band of rows of one plane
+//   by window      NCHW, windows of any sizes or wider than the output (global pooling): vectors along W; a task is a
+//                  plane
+//   channels_last  vectors along C
 // Each element is one gathered sum in a fixed order.
+#include <algorithm>
+
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/pool_windows.h"
@@ -44,20 +46,26 @@ struct Windows {
 Windows vertical_windows(const AvgPool2d& p) { return {vertical(p), p.adaptive, p.count_include_pad}; }
 Windows horizontal_windows(const AvgPool2d& p) { return {horizontal(p), p.adaptive, p.count_include_pad}; }
 
-/// The divisor of output (oh, ow) is h[oh] * w[ow]; w has room for a whole vector at the last.
+int64_t elements_of_pixel(const Pool2d& p) { return p.channels_last ? p.C : 1; }
+
+/// The divisor of output (oh, ow) is h[oh] * w[ow]. w stands there for each element of a pixel with room
+/// for a whole vector at the last.
 template <class T>
 struct Divisors {
+  int64_t pixel;
   T *h, *w;
 
-  Divisors(const AvgPool2d& p, Context& context) : h(context.array<T>(p.OH)), w(context.array<T>(p.OW + kLanes<T>)) {
+  Divisors(const AvgPool2d& p, Context& context)
+      : pixel(elements_of_pixel(p)), h(context.array<T>(p.OH)), w(context.array<T>(p.OW * pixel + kLanes<T>)) {
     const Windows rows = vertical_windows(p), columns = horizontal_windows(p);
     for (int64_t oh = 0; oh < p.OH; ++oh)
       h[oh] = static_cast<T>(p.divisor_override ? p.divisor_override : rows.count(oh));
-    for (int64_t ow = 0; ow < p.OW; ++ow) w[ow] = static_cast<T>(p.divisor_override ? 1 : columns.count(ow));
-    for (int64_t ow = p.OW; ow < p.OW + kLanes<T>; ++ow) w[ow] = 1;
+    for (int64_t i = 0; i < p.OW * pixel; ++i) w[i] = static_cast<T>(p.divisor_override ? 1 : columns.count(i / pixel));
+    for (int64_t i = 0; i < kLanes<T>; ++i) w[p.OW * pixel + i] = 1;
   }
-  T at(int64_t oh, int64_t ow) const { return h[oh] * w[ow]; }
-  Vec<T> vector_at(int64_t oh, int64_t ow) const { return load(w + ow) * h[oh]; }
+  T at(int64_t oh, int64_t ow) const { return h[oh] * w[ow * pixel]; }
+  /// For elements i, i + 1, ... of output row oh.
+  Vec<T> vector_at(int64_t oh, int64_t i) const { return load(w + i) * h[oh]; }
 };
 
 /// Sums of kVecs vectors whose errors do not grow with their length, for windows as large as the image: sums of kBlock
@@ -65,6 +73,7 @@ struct Divisors {
 template <class T, int kVecs>
 class LongSum {
  public:
+  static constexpr int kBlock = 32;
   /// Adds the vectors at x, x + kLanes, ...
   template <class Count>
   DLK_INLINE void add(const T* x, Count lanes) {
@@ -77,7 +86,6 @@ class LongSum {
   }
 
  private:
-  static constexpr int kBlock = 32;
   DLK_INLINE void add_block() {
     for (int k = 0; k < kVecs; ++k) {
       const Vec<T> sum = sum_[k] + block_[k], added = sum - sum_[k];
@@ -108,62 +116,87 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors,
   });
 }
 
-/// In the coordinates of split rows: padded element j stride + q takes part, as tap s = q, q + stride, ..., in output
-/// ow = j - (s - q) / stride. So phase q's sums are sums of shifted runs of g = dy / divisor, given zeros around it.
+/// The rows of dx in the coordinates of split rows (pool_windows.h), and the rows of g = dy / divisor that they are
+/// sums of. A pixel is an element (NCHW) or all channels of one (channels_last): vectors run over pixels, however few
+/// channels they have.
+template <class T>
+struct SplitGradient {
+  Axis w;
+  int64_t pixel;
+  int64_t left;          // zeros before a row of g
+  int64_t g_length;      // with the zeros on both sides
+  int64_t phase_length;  // whole vectors
+
+  explicit SplitGradient(const Pool2d& p) : w(horizontal(p)), pixel(elements_of_pixel(p)) {
+    left = (w.kernel - 1) / w.stride * pixel;
+    phase_length = ceil_div(ceil_div(w.in + w.pad, w.stride) * pixel, kLanes<T>) * kLanes<T>;
+    g_length = left + std::max(phase_length, w.out * pixel);
+  }
+
+  /// Padded element j stride + q takes part, as tap s = q, q + stride, ..., in output j - (s - q) / stride. So phase q
+  /// is a sum of shifted runs of these `rows` rows of g.
+  void sum_phase(int64_t q, const T* g, int64_t rows, T* phase) const {
+    for (int64_t i = 0; i < phase_length; i += kLanes<T>) {
+      Vec<T> sum{};
+      const T* row = g + left + i;
+      for (int64_t r = 0; r < rows; ++r, row += g_length) {
+        const T* at = row;
+        for (int64_t s = q; s < w.kernel; s += w.stride, at -= pixel) sum += load(at);
+      }
+      store(phase + i, sum);
+    }
+  }
+
+  /// Writes a row of padded pixels; it and the phases have room for a vector more.
+  void merge(const T* phases, T* row) const {
+    if (w.stride == 2 && pixel == 1) {
+      for (int64_t i = 0; i < phase_length; i += kLanes<T>) {
+        const Vec<T> even = load(phases + i), odd = load(phases + phase_length + i);
+        store(row + 2 * i, interleave<0>(even, odd));
+        store(row + 2 * i + kLanes<T>, interleave<1>(even, odd));
+      }
+      return;
+    }
+    const T* end = row + (w.in + w.pad) * pixel;
+    for (const T* place = phases; row < end; place += pixel)
+      for (int64_t q = 0; q < w.stride && row < end; ++q, row += pixel)  // a pixel covers what the last wrote too much
+        for (int64_t c = 0; c < pixel; c += kLanes<T>) store(row + c, load(place + q * phase_length + c));
+  }
+};
+
 template <class T>
 void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
-  const Axis h = vertical(p), w = horizontal(p);
-  const int64_t L = kLanes<T>, left = (p.S - 1) / w.stride;
-  const int64_t places = ceil_div(ceil_div(p.W + w.pad, w.stride), L) * L;  // j, in whole vectors
-  const int64_t g_length = left + (places > p.OW ? places : p.OW) + L;
-  const int64_t merged_length = places * w.stride;
-
-  const int64_t kBand = 16;  // input rows per task: a few times the taps, so that g is seldom computed twice
+  const Axis h = vertical(p);
+  const SplitGradient<T> split(p);
+  const int64_t pixel = split.pixel, planes = p.N * p.C / pixel;
+  constexpr int64_t kBand = 16;  // input rows per task: a few times the taps, so that g is seldom computed twice
   const int64_t bands = ceil_div(p.H, kBand), g_rows = (kBand + p.R - 2) / h.stride + 1;
-  const int64_t buffer_size = (g_rows < p.OH ? g_rows : p.OH) * g_length;
-  T* buffers = context.array<T>(max_threads() * (buffer_size + merged_length));
+  const int64_t g_size = std::min(g_rows, p.OH) * split.g_length;
+  const int64_t row_size = p.stride_w * split.phase_length + kLanes<T>;
+  T* buffers = context.array<T>(max_threads() * (g_size + 2 * row_size));
 
-  const int64_t tasks = p.N * p.C * bands;
-  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
-    T* g = buffers + team.rank * (buffer_size + merged_length);
-    T* merged = g + buffer_size;
-    for (int64_t i = 0; i < buffer_size; ++i) g[i] = 0;
-    team.for_each(tasks, [&](int64_t task) {
-      const int64_t plane = task / bands, ih_begin = task % bands * kBand;
-      const int64_t ih_end = ih_begin + kBand < p.H ? ih_begin + kBand : p.H;
+  run_team(planes * bands > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+    T* g = buffers + team.rank * (g_size + 2 * row_size);
+    T *phases = g + g_size, *merged = phases + row_size;
+    std::fill(g, merged, T(0));
+    team.for_each(planes * bands, [&](int64_t task) {
+      const int64_t plane = task / bands, ih_begin = task % bands * kBand, ih_end = std::min(p.H, ih_begin + kBand);
       const int64_t first = h.outputs(ih_begin).begin, last = h.outputs(ih_end - 1).end;
       for (int64_t oh = first; oh < last; ++oh) {
-        const T* dy_row = dy + (plane * p.OH + oh) * p.OW;
-        T* g_row = g + (oh - first) * g_length + left;
-        for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
-          store_n(g_row + ow, load_n(dy_row + ow, lanes) / divisors.vector_at(oh, ow), lanes);
+        const T* dy_row = dy + (plane * p.OH + oh) * p.OW * pixel;
+        T* g_row = g + (oh - first) * split.g_length + split.left;
+        for_each_vec<T>(p.OW * pixel, [&](int64_t i, auto lanes) {
+          store_n(g_row + i, load_n(dy_row + i, lanes) / divisors.vector_at(oh, i), lanes);
         });
       }
       for (int64_t ih = ih_begin; ih < ih_end; ++ih) {
-        const Range oh_range = h.outputs(ih);
-        const auto sum_of_phase = [&](int64_t j, int64_t q) {
-          Vec<T> sum{};
-          for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
-            const T* at = g + (oh - first) * g_length + left + j;
-            for (int64_t s = q; s < p.S; s += w.stride) sum += load(at--);
-          }
-          return sum;
-        };
-        for (int64_t j = 0; j < places; j += L) {
-          if (w.stride == 1) {
-            store(merged + j, sum_of_phase(j, 0));
-          } else if (w.stride == 2) {
-            const Vec<T> even = sum_of_phase(j, 0), odd = sum_of_phase(j, 1);
-            store(merged + 2 * j, interleave<0>(even, odd));
-            store(merged + 2 * j + L, interleave<1>(even, odd));
-          } else {
-            for (int64_t q = 0; q < w.stride; ++q) {
-              const Vec<T> sum = sum_of_phase(j, q);
-              for (int64_t i = 0; i < L; ++i) merged[(j + i) * w.stride + q] = sum[i];
-            }
-          }
-        }
-        __builtin_memcpy(dx + (plane * p.H + ih) * p.W, merged + w.pad, p.W * sizeof(T));
+        const Range oh = h.outputs(ih);
+        for (int64_t q = 0; q < p.stride_w; ++q)
+          split.sum_phase(q, g + (oh.begin - first) * split.g_length, oh.end - oh.begin,
+                          phases + q * split.phase_length);
+        if (p.stride_w > 1) split.merge(phases, merged);
+        const T* row = p.stride_w > 1 ? merged : phases;
+        __builtin_memcpy(dx + (plane * p.H + ih) * p.W * pixel, row + p.pad_w * pixel, p.W * pixel * sizeof(T));
       }
     });
   });
@@ -174,49 +207,82 @@ void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> diviso
 /// The sum of n consecutive elements.
 template <class T>
 T sum_of(const T* x, int64_t n) {
+  if (n < kLanes<T>) {
+    T sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += x[i];
+    return sum;
+  }
+  if (n <= LongSum<T, 1>::kBlock * kLanes<T>) {
+    Vec<T> sum{};
+    for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum += load_n(x + i, lanes); });
+    return reduce_sum(sum);
+  }
   LongSum<T, 1> sum;
   for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum.add(x + i, lanes); });
   return reduce_sum(sum.value(0));
 }
 
+/// The windows' inputs along one axis: an array, since adaptive ones cost two divisions.
+const Range* inputs_of(const Windows& windows, Context& context) {
+  Range* inputs = context.array<Range>(windows.axis.out);
+  for (int64_t o = 0; o < windows.axis.out; ++o) inputs[o] = windows.inputs(o);
+  return inputs;
+}
+
+/// f(plane, row) for all planes over the threads, with a row of W elements to work in.
+template <class T, class F>
+void for_each_plane(const Pool2d& p, Context& context, F f) {
+  const int64_t length = ceil_div(p.W, kLanes<T>) * kLanes<T>;
+  T* rows = context.array<T>(max_threads() * length);
+  run_team(worth_threads(p.N * p.C * p.H * p.W),
+           [&](Team team) { team.for_each(p.N * p.C, [&](int64_t plane) { f(plane, rows + team.rank * length); }); });
+}
+
+/// Sums each row of windows by columns, then the columns of each window.
 template <class T>
-void forward_by_window(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
-  const Windows h = vertical_windows(p), w = horizontal_windows(p);
-  parallel_for(p.N * p.C * p.OH, p.H * p.W / p.OH, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / p.OH, oh = row % p.OH;
-      const T* x_plane = x + plane * p.H * p.W;
-      const Range ih = h.inputs(oh);
-      for (int64_t ow = 0; ow < p.OW; ++ow) {
-        const Range iw = w.inputs(ow);
-        T sum = 0;
-        if (iw.end - iw.begin == p.W) {  // whole rows: one run
-          sum = sum_of(x_plane + ih.begin * p.W, (ih.end - ih.begin) * p.W);
-        } else {
-          for (int64_t i = ih.begin; i < ih.end; ++i) sum += sum_of(x_plane + i * p.W + iw.begin, iw.end - iw.begin);
-        }
-        y[row * p.OW + ow] = sum / divisors.at(oh, ow);
+void forward_by_window(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Context& context) {
+  const Range* ih = inputs_of(vertical_windows(p), context);
+  const Range* iw = inputs_of(horizontal_windows(p), context);
+  for_each_plane<T>(p, context, [&](int64_t plane, T* columns) {
+    for (int64_t oh = 0; oh < p.OH; ++oh) {
+      const T* rows = x + (plane * p.H + ih[oh].begin) * p.W;
+      const int64_t count = ih[oh].end - ih[oh].begin;
+      T* y_row = y + (plane * p.OH + oh) * p.OW;
+      if (p.OW == 1 && iw[0].end - iw[0].begin == p.W) {  // whole rows: one run
+        y_row[0] = sum_of(rows, count * p.W) / divisors.at(oh, 0);
+        continue;
       }
+      for_each_vec<T>(p.W, [&](int64_t i, auto lanes) {
+        LongSum<T, 1> sum;
+        for (int64_t r = 0; r < count; ++r) sum.add(rows + r * p.W + i, lanes);
+        store_n(columns + i, sum.value(0), lanes);
+      });
+      for (int64_t ow = 0; ow < p.OW; ++ow)
+        y_row[ow] = sum_of(columns + iw[ow].begin, iw[ow].end - iw[ow].begin) / divisors.at(oh, ow);
     }
   });
 }
 
+/// Adds to the rows of each row of windows what these give its columns.
 template <class T>
-void backward_by_window(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors) {
-  const Windows h = vertical_windows(p), w = horizontal_windows(p);
-  parallel_for(p.N * p.C * p.H, p.W, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / p.H, ih = row % p.H;
-      T* dx_row = dx + row * p.W;
-      for (int64_t iw = 0; iw < p.W; ++iw) dx_row[iw] = 0;
-      const Range oh_range = h.outputs(ih);
-      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
-        for (int64_t ow = 0; ow < p.OW; ++ow) {
-          const T g = dy[(plane * p.OH + oh) * p.OW + ow] / divisors.at(oh, ow);
-          const Range window = w.inputs(ow);
-          for (int64_t iw = window.begin; iw < window.end; ++iw) dx_row[iw] += g;
-        }
+void backward_by_window(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
+  const Range* ih = inputs_of(vertical_windows(p), context);
+  const Range* iw = inputs_of(horizontal_windows(p), context);
+  for_each_plane<T>(p, context, [&](int64_t plane, T* columns) {
+    T *dx_plane = dx + plane * p.H * p.W, *dx_end = dx_plane + p.H * p.W;
+    const bool global = p.OH * p.OW == 1 && ih[0].end - ih[0].begin == p.H && iw[0].end - iw[0].begin == p.W;
+    std::fill(dx_plane, dx_end, global ? dy[plane] / divisors.at(0, 0) : T(0));
+    for (int64_t oh = 0; oh < p.OH && !global; ++oh) {
+      std::fill(columns, columns + p.W, T(0));
+      for (int64_t ow = 0; ow < p.OW; ++ow) {
+        const T g = dy[(plane * p.OH + oh) * p.OW + ow] / divisors.at(oh, ow);
+        for (int64_t i = iw[ow].begin; i < iw[ow].end; ++i) columns[i] += g;
       }
+      for (int64_t i = ih[oh].begin; i < ih[oh].end; ++i)
+        for_each_vec<T>(p.W, [&](int64_t j, auto lanes) {
+          T* to = dx_plane + i * p.W + j;
+          store_n(to, load_n(to, lanes) + load_n(columns + j, lanes), lanes);
+        });
     }
   });
 }
@@ -284,7 +350,13 @@ AvgPool2d as_sliding(AvgPool2d p) {
 }
 
 /// Whether a row of the output fills vectors better than a row of a window does.
-bool slides(const AvgPool2d& p) { return !p.adaptive && p.OW >= p.S; }
+bool slides(const AvgPool2d& p) { return !p.adaptive && !p.channels_last && p.OW >= p.S; }
+
+/// Whether pixels are so short that their last, partial vectors cost more than split rows do.
+template <class T>
+bool few_channels(const AvgPool2d& p) {
+  return !p.adaptive && p.channels_last && p.C < 4 * kLanes<T>;
+}
 
 template <class T>
 void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
@@ -292,16 +364,16 @@ void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
   const Divisors<T> divisors(p, context);
   if (p.channels_last) return forward_channels_last(p, x, y, divisors);
   if (slides(p)) return forward_sliding(p, x, y, divisors, context);
-  forward_by_window(p, x, y, divisors);
+  forward_by_window(p, x, y, divisors, context);
 }
 
 template <class T>
 void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
+  if (slides(p) || few_channels<T>(p)) return backward_sliding(p, dy, dx, divisors, context);
   if (p.channels_last) return backward_channels_last(p, dy, dx, divisors);
-  if (slides(p)) return backward_sliding(p, dy, dx, divisors, context);
-  backward_by_window(p, dy, dx, divisors);
+  backward_by_window(p, dy, dx, divisors, context);
 }
 
 }  // namespace

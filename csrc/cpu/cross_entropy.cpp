@@ -84,17 +84,22 @@ T finish(const CrossEntropyParams& p, const Coefficients<T>& a, int64_t i, const
 template <class T>
 void forward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, T* maximum, T* log_sum,
                  T* loss) {
-  T m = 0, sum = 1;
-  if (p.logits) row_max_sum(p.C, x + i * p.C, m, sum, [](auto...) {});
-  const T log = std::log(sum);
-  Vec<T> dense = {};
-  if (a.has_dense)
+  T m = 0, log = 0, dense = 0;
+  if (p.logits) {
+    T sum;
+    row_max_sum(p.C, x + i * p.C, m, sum, [](auto...) {});
+    log = std::log(sum);
+  }
+  if (a.has_dense) {
+    Vec<T> sums = {};
     for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-      dense += a.along_row(i * p.C, c, lanes) * ((m - load_n(x + i * p.C + c, lanes)) + log);
+      sums += a.along_row(i * p.C, c, lanes) * ((m - load_n(x + i * p.C + c, lanes)) + log);
     });
+    dense = reduce_sum(sums);
+  }
   maximum[i] = m;
   log_sum[i] = log;
-  loss[i] = finish(p, a, i, x + i * p.C, m, log, reduce_sum(dense));
+  loss[i] = finish(p, a, i, x + i * p.C, m, log, dense);
 }
 
 template <class T>
@@ -123,7 +128,7 @@ template <class T>
 void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, T* maximum, T* log_sum,
              T* loss, const double* divisor, T* reduced, Context& context) {
   const Coefficients<T> a(p, targets);
-  for_each_row_or_tile(
+  for_each_row_or_tile<T>(
       {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
       [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
   if (reduced == nullptr) return;
@@ -205,7 +210,7 @@ void backward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets
               const T* log_sum, const T* dloss, int64_t step, const double* divisor, T* dx, Context&) {
   const Coefficients<T> a(p, targets);
   const T s = static_cast<T>(divisor ? 1 / *divisor : 1);
-  for_each_row_or_tile(
+  for_each_row_or_tile<T>(
       {p.N, p.C, p.inner},
       [&](int64_t i) { backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx); },
       [&](int64_t n, int64_t j, int64_t width) {

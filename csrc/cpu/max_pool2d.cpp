@@ -5,8 +5,8 @@
 // backward needs is the position in the window, one byte per output (see Positions); it is computed only when wanted.
 //
 // NCHW: vectors along OW, from split rows (pool_windows.h); a task is a band of output rows of one plane.
-// channels_last: vectors along C; a task is a row. Backward: NCHW adds dy to each position's element, a plane being one
-// task; channels_last adds to each row of dx what the windows over it found there.
+// channels_last: vectors along C; a task is a row. Backward: dy is added to each position's element one by one (NCHW,
+// few channels, large windows), or each row of dx gathers what the windows over it found there, with vectors along C.
 #include <limits>
 
 #include "csrc/core/pool2d.h"
@@ -22,17 +22,22 @@ constexpr P kNone = static_cast<P>(-1);
 template <class T, class P, int lanes>
 using PositionVec = typename VecOf<P, lanes* static_cast<int>(sizeof(P))>::type;
 
+template <class T, class P>
+constexpr bool kBytesOfFloats = sizeof(P) == 1 && sizeof(T) == 4;
+
 template <class T, class P, class Count>
 DLK_INLINE void store_positions(P* to, Vec<IntOf<T>> position, Count lanes) {
+  if constexpr (kBytesOfFloats<T, P> && std::is_same_v<Count, int>) return store_bytes_partial(to, position, lanes);
   const auto narrow = __builtin_convertvector(position, PositionVec<T, P, kLanes<T>>);
   __builtin_memcpy(to, &narrow, lanes * sizeof(P));
 }
 
 template <class T, class P, class Count>
 DLK_INLINE Vec<IntOf<T>> load_positions(const P* from, Count lanes) {
+  if constexpr (kBytesOfFloats<T, P> && std::is_same_v<Count, int>) return load_bytes_partial(from, lanes);
   PositionVec<T, P, kLanes<T>> narrow{};
   __builtin_memcpy(&narrow, from, lanes * sizeof(P));
-  if constexpr (sizeof(P) == 1 && sizeof(T) == 4) return widen_bytes(narrow);
+  if constexpr (kBytesOfFloats<T, P>) return widen_bytes(narrow);
   return __builtin_convertvector(narrow, Vec<IntOf<T>>);
 }
 
@@ -134,20 +139,23 @@ class ElementOffset {
   int64_t table_[kTable ? 255 : 1];
 };
 
-template <class T, class P>
-void backward_nchw(const Pool2d& p, const T* dy, const P* positions, T* dx) {
+/// Adds dy to each position's element; a task is an image of `pixel` channels: a plane of NCHW, where it is 1 and a
+/// constant, or all of channels_last.
+template <class T, class P, class Pixel>
+void backward_scattered(const Pool2d& p, Pixel pixel, const T* dy, const P* positions, T* dx) {
   const ElementOffset<P> offset(p);
-  parallel_for(p.N * p.C, p.H * p.W, [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; ++plane) {
-      T* dx_plane = dx + plane * p.H * p.W;
-      for (int64_t i = 0; i < p.H * p.W; ++i) dx_plane[i] = 0;
+  const int64_t image = p.H * p.W * pixel, row = p.OW * pixel;
+  parallel_for(p.N * p.C / pixel, image, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      T* dx_image = dx + n * image;
+      for (int64_t i = 0; i < image; ++i) dx_image[i] = 0;
       for (int64_t oh = 0; oh < p.OH; ++oh) {
-        const int64_t row = (plane * p.OH + oh) * p.OW;
-        const int64_t start = (oh * p.stride_h - p.pad_h) * p.W - p.pad_w;
-        for (int64_t ow = 0; ow < p.OW; ++ow) {
-          const P position = positions[row + ow];
-          if (position != kNone<P>) dx_plane[start + ow * p.stride_w + offset(position)] += dy[row + ow];
-        }
+        const P* found = positions + (n * p.OH + oh) * row;
+        const T* g = dy + (n * p.OH + oh) * row;
+        int64_t start = (oh * p.stride_h - p.pad_h) * p.W - p.pad_w;
+        for (int64_t ow = 0; ow < p.OW; ++ow, start += p.stride_w, found += pixel, g += pixel)
+          for (int64_t c = 0; c < pixel; ++c)
+            if (found[c] != kNone<P>) dx_image[(start + offset(found[c])) * pixel + c] += g[c];
       }
     }
   });
@@ -197,8 +205,11 @@ void forward(const Pool2d& p, const T* x, T* y, Positions positions, Context& co
 
 template <class T, class P>
 void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx) {
-  if (p.channels_last) return backward_channels_last(p, dy, positions, dx);
-  backward_nchw(p, dy, positions, dx);
+  if (!p.channels_last) return backward_scattered(p, std::integral_constant<int, 1>{}, dy, positions, dx);
+  // Gathering takes a step per tap and vector, about what scattering an output takes; a part of a vector takes two.
+  const int64_t steps = p.C / kLanes<T> + (p.C % kLanes<T> ? 2 : 0);
+  if (p.R * p.S * steps > p.C) return backward_scattered(p, p.C, dy, positions, dx);
+  backward_channels_last(p, dy, positions, dx);
 }
 
 template <class T>

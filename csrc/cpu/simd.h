@@ -170,6 +170,26 @@ DLK_INLINE Vec<int32_t> widen_bytes(typename VecOf<uint8_t, kLanes<int32_t>>::ty
 #endif
 }
 
+/// The first n of kLanes<float> bytes (0 <= n <= kLanes<float>) as 32-bit integers, the rest 0; never reads past p + n.
+DLK_INLINE Vec<int32_t> load_bytes_partial(const uint8_t* p, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  return widen_bytes((VecOf<uint8_t, kLanes<int32_t>>::type)_mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), p));
+#else
+  Vec<int32_t> v{};
+  for (int i = 0; i < kLanes<int32_t>; ++i) v[i] = i < n ? p[i] : 0;
+  return v;
+#endif
+}
+
+/// Writes the low bytes of the first n lanes and nothing else.
+DLK_INLINE void store_bytes_partial(uint8_t* p, Vec<int32_t> v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_cvtepi32_storeu_epi8(p, (__mmask16)((1u << n) - 1), (__m512i)v);
+#else
+  for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(v[i]);
+#endif
+}
+
 /// The 64-bit products of the low 32 bits of each 64-bit lane.
 DLK_INLINE Vec<uint64_t> multiply_low_halves(Vec<uint64_t> a, Vec<uint64_t> b) {
 #if defined(__AVX512F__)
@@ -183,15 +203,22 @@ DLK_INLINE Vec<uint64_t> multiply_low_halves(Vec<uint64_t> a, Vec<uint64_t> b) {
 #endif
 }
 
-/// Combines the lanes pairwise, halves first: always in the same order.
+/// Lanes begin, begin + 1, ... of x.
+template <int begin, class V, int... i>
+DLK_INLINE auto lanes_from(V x, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(x, x, (begin + i)...);
+}
+
+/// Combines the lanes pairwise, halves first: always in the same order. f takes scalars and vectors of any length.
 template <class V, class F>
 DLK_INLINE Lane<V> reduce(V x, F f) {
-  constexpr int n = sizeof(V) / sizeof(x[0]);
-  Lane<V> lane[n];
-  __builtin_memcpy(lane, &x, sizeof(x));
-  for (int half = n / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = f(lane[i], lane[i + half]);
-  return lane[0];
+  constexpr int n = sizeof(V) / sizeof(Lane<V>);
+  if constexpr (n == 2) {
+    return f(x[0], x[1]);
+  } else {
+    constexpr std::make_integer_sequence<int, n / 2> half;
+    return reduce(f(lanes_from<0>(x, half), lanes_from<n / 2>(x, half)), f);
+  }
 }
 
 template <class V>
@@ -202,7 +229,7 @@ DLK_INLINE Lane<V> reduce_sum(V x) {
 /// The greatest lane; NaN if any lane is NaN.
 template <class V>
 DLK_INLINE Lane<V> reduce_max(V x) {
-  return reduce(x, [](auto a, auto b) { return a > b || a != a ? a : b; });
+  return reduce(x, [](auto a, auto b) { return (a > b) | (a != a) ? a : b; });
 }
 
 /// Lanes a0 b0 a1 b1 ... of the lower (half = 0) or upper (half = 1) halves of a and b.

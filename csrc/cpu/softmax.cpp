@@ -79,7 +79,7 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
 
 template <bool log, class T>
 void forward_as(SoftmaxShape s, const T* x, T* y) {
-  for_each_row_or_tile(
+  for_each_row_or_tile<T>(
       s, [=](int64_t i) { forward_row<log>(s.C, x + i * s.C, y + i * s.C); },
       [=](int64_t i, int64_t j, int64_t width) {
         const int64_t at = i * s.C * s.inner + j;
@@ -89,7 +89,7 @@ void forward_as(SoftmaxShape s, const T* x, T* y) {
 
 template <bool log, class T>
 void backward_as(SoftmaxShape s, const T* dy, const T* y, T* dx) {
-  for_each_row_or_tile(
+  for_each_row_or_tile<T>(
       s, [=](int64_t i) { backward_row<log>(s.C, dy + i * s.C, y + i * s.C, dx + i * s.C); },
       [=](int64_t i, int64_t j, int64_t width) {
         const int64_t at = i * s.C * s.inner + j;

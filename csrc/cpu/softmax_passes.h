@@ -2,8 +2,8 @@
 // sum of exp(x - m) over C.
 //
 // inner == 1: each row of C is contiguous, vectors run along it and their lanes are combined at the end.
-// inner > 1: vectors run along inner, one sum per lane, on tiles of kTile columns: each row of a tile is a run of whole
-// cache lines, and a tile of C rows stays in cache from one pass to the next.
+// inner > 1: vectors run along inner, one sum per lane, on tiles of columns: a tile of C rows stays in cache from one
+// pass to the next, and its rows are as long as that allows, for the prefetchers and the TLB.
 #pragma once
 
 #include <algorithm>
@@ -17,13 +17,21 @@
 namespace dlk::cpu {
 namespace {
 
-constexpr int64_t kTile = 64;    // columns; a multiple of every vector width
+constexpr int64_t kTile = 512;   // columns at most
 constexpr int64_t kExpCost = 4;  // an exp and three passes, in elements of streaming work
 template <class T>
 constexpr T kLowest = -std::numeric_limits<T>::infinity();
 
+/// The columns of a tile, whole cache lines: C rows of the three tensors of backward within a core's L2 cache.
+template <class T>
+int64_t tile_width(int64_t C) {
+  constexpr int64_t kBytes = 128 * 1024, kLine = 64 / sizeof(T);
+  const int64_t columns = kBytes / (std::max<int64_t>(C, 1) * static_cast<int64_t>(sizeof(T)));
+  return std::clamp(columns / kLine * kLine, 4 * kLine, kTile);
+}
+
 /// row(i) for each of the `outer` rows, or tile(i, j, width) for columns [j, j + width) of each i, over the threads.
-template <class Row, class Tile>
+template <class T, class Row, class Tile>
 void for_each_row_or_tile(SoftmaxShape s, Row row, Tile tile) {
   if (s.inner == 1) {
     parallel_for(s.outer, s.C * kExpCost, [&](int64_t begin, int64_t end) {
@@ -31,11 +39,11 @@ void for_each_row_or_tile(SoftmaxShape s, Row row, Tile tile) {
     });
     return;
   }
-  const int64_t tiles = ceil_div(s.inner, kTile);
-  parallel_for(s.outer * tiles, s.C * std::min(s.inner, kTile) * kExpCost, [&](int64_t begin, int64_t end) {
+  const int64_t width = tile_width<T>(s.C), tiles = ceil_div(s.inner, width);
+  parallel_for(s.outer * tiles, s.C * std::min(s.inner, width) * kExpCost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t j = i % tiles * kTile;
-      tile(i / tiles, j, std::min(kTile, s.inner - j));
+      const int64_t j = i % tiles * width;
+      tile(i / tiles, j, std::min(width, s.inner - j));
     }
   });
 }
@@ -59,7 +67,7 @@ DLK_INLINE void row_max_sum(int64_t C, const T* x, T& m, T& sum, Keep keep) {
 template <class T, class Keep>
 DLK_INLINE void tile_max_sum(int64_t C, int64_t inner, int64_t width, const T* x, T (&m)[kTile], T (&sum)[kTile],
                              Keep keep) {
-  for (int64_t j = 0; j < kTile; j += kLanes<T>) {
+  for (int64_t j = 0; j < width; j += kLanes<T>) {
     store(m + j, splat(kLowest<T>));
     store(sum + j, Vec<T>{});
   }
