@@ -63,36 +63,49 @@ void output_offsets(const Correlation& q, Range pixels, int64_t image_stride, in
 
 // ---- NCHW
 
+/// Whether the weights of an output are contiguous in the order of the sum, (c, t): (CO, CI, R, S) in memory.
+inline bool weights_in_order(const Correlation& q) { return q.w_in == q.taps && q.weight[q.taps - 1] == q.taps - 1; }
+
 /// Row m of the packed weights of one block of the sum: terms (c, t), taps innermost.
 template <class T>
 void pack_weight_row(const Correlation& q, const T* w, int64_t g, int64_t m, Range channels, Range taps, T* row) {
   const T* from = weight_at(q, w, g, m, channels.begin, taps.begin);
-  if (taps.size() == q.taps && q.w_in == q.taps && q.weight[q.taps - 1] == q.taps - 1)  // (CO, CI, R, S) in memory
-    return copy(from, channels.size() * q.taps, row);
+  if (taps.size() == q.taps && weights_in_order(q)) return copy(from, channels.size() * q.taps, row);
   for (int64_t c = channels.begin; c < channels.end; ++c)
     for (int64_t t = taps.begin; t < taps.end; ++t) *row++ = *weight_at(q, w, g, m, c, t);
 }
 
-/// The weights of all groups, [group][block of the sum][m][terms].
+/// The weights of all groups, [group][block of the sum][m][terms], or where they lie in that order anyway.
 template <class T>
-struct PackedWeights {
-  const SumBlocks<T>& sums;
-  int64_t CO, stride;
-  T* data;
-
-  PackedWeights(const Correlation& q, const SumBlocks<T>& sums, Context& context)
-      : sums(sums), CO(q.CO), stride(packed_row_stride<T>(sums.terms())) {
-    data = context.array<T>(q.groups * sums.count() * CO * stride);
+class PlanarWeights {
+ public:
+  PlanarWeights(const Correlation& q, const SumBlocks<T>& sums, const T* w, Context& context)
+      : q_(q), sums_(sums), w_(w), stride_(packed_row_stride<T>(sums.terms())) {
+    // The MR rows that a tile reads must not share cache sets: a multiple of half a page between them leaves two of 64.
+    const bool spread = q.w_out * sizeof(T) % 2048 != 0;
+    in_place_ = weights_in_order(q) && sums.tap_blocks == 1 && spread;
+    if (!in_place_) data_ = context.array<T>(q.groups * sums.count() * q.CO * stride_);
   }
-  void pack(const Team& team, const Correlation& q, const T* w) const {
-    team.for_each(q.groups * sums.count() * CO, [&](int64_t i) {
-      const int64_t m = i % CO, block = i / CO % sums.count(), g = i / CO / sums.count();
-      pack_weight_row(q, w, g, m, sums.channel_range(block), sums.tap_range(block), data + i * stride);
+
+  void pack(const Team& team) const {
+    if (in_place_) return;
+    team.for_each(q_.groups * sums_.count() * q_.CO, [&](int64_t i) {
+      const int64_t m = i % q_.CO, block = i / q_.CO % sums_.count(), g = i / q_.CO / sums_.count();
+      pack_weight_row(q_, w_, g, m, sums_.channel_range(block), sums_.tap_range(block), data_ + i * stride_);
     });
   }
   AView<T> view(int64_t g, int64_t block) const {
-    return {data + (g * sums.count() + block) * CO * stride, stride, true};
+    if (in_place_) return {weight_at(q_, w_, g, 0, sums_.channel_range(block).begin, 0), q_.w_out, true};
+    return {data_ + (g * sums_.count() + block) * q_.CO * stride_, stride_, true};
   }
+
+ private:
+  const Correlation& q_;
+  const SumBlocks<T>& sums_;
+  const T* w_;
+  int64_t stride_;
+  bool in_place_;
+  T* data_ = nullptr;
 };
 
 template <class T>
@@ -100,7 +113,7 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
   using B = Block<T>;
   const SumBlocks<T> sums(q);
   const Tiling tiling(q, kBlockPixels, B::NR, B::MR);
-  const PackedWeights<T> weights(q, sums, context);
+  const PlanarWeights<T> weights(q, sums, w, context);
   // A panel of patches is packed just before its products, which find it in L1. Patches that several tasks need are
   // packed first, all of them.
   const bool shared = tiling.output_parts > 1;
@@ -114,7 +127,7 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
   int64_t* all_columns = context.array<int64_t>(threads * tiling.pixels);
 
   run_team(worth_threads(q), [&](const Team& team) {
-    weights.pack(team, q, w);
+    weights.pack(team);
     const auto patches_of = [&](Range pixels) {
       return PlanarPatches<T>(q, pixels, B::NR, runs + team.rank * runs_size, stages + team.rank * stage_size);
     };

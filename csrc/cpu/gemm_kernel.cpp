@@ -106,10 +106,12 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
       }
       a += step;
       if constexpr (!table) b += b_rows.stride;
-      const T* const later = ahead + (ahead_cursor >> 8) * ahead_stride;
+      if constexpr (nv > 1 && !table) {  // smaller tiles would wait for the loads
+        const T* const later = ahead + (ahead_cursor >> 8) * ahead_stride;
 #pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) __builtin_prefetch(later + v * L, 0, /*L2*/ 2);
-      ahead_cursor += ahead_rate;
+        for (int v = 0; v < nv; ++v) __builtin_prefetch(later + v * L, 0, /*L2*/ 2);
+        ahead_cursor += ahead_rate;
+      }
     }
     if (begin > 0) {
 #pragma GCC unroll 16

@@ -206,13 +206,18 @@ class PlanarPatches {
     }
   }
 
-  /// to[j] = from[j * step].
+  /// to[j] = from[j * step] for j < n. May write up to a vector too far.
   static void copy_every(int64_t step, const T* from, int64_t n, T* to) {
     constexpr int L = kLanes<T>;
     int64_t j = 0;
-    if (step == 2)
+    if (step == 2) {
       for (; j + L < n; j += L)  // the second vector ends before from[2 n - 2]
         store(to + j, even_lanes(load(from + 2 * j), load(from + 2 * j + L)));
+      if (j == n) return;
+      const int64_t left = 2 * (n - j) - 1;
+      const Vec<T> first = load_partial(from + 2 * j, left < L ? left : L);
+      return store(to + j, even_lanes(first, left > L ? load_partial(from + 2 * j + L, left - L) : Vec<T>{}));
+    }
     for (; j < n; ++j) to[j] = from[j * step];
   }
 
