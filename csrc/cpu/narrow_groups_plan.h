@@ -137,8 +137,9 @@ class Stage {
   void stage_pixels(const Window& window, Range vectors, T* to) const {
     const auto clip = [](int64_t n, int64_t most) { return n < 0 ? 0 : n < most ? n : most; };
     const int64_t C = images_.C, W = images_.W, channels = channels_, cols = cols_, stride = cols * L;
-    const int64_t c = vectors.begin * channels, ragged = c + (vectors.size() - 1) * channels + L > C;
-    const int64_t whole = vectors.size() - ragged;  // vectors that can be loaded without passing the pixel's end
+    const int64_t c = vectors.begin * channels;
+    // Vectors that can be loaded without passing the pixel's end: they overlap where channels are fewer than lanes.
+    const int64_t whole = clip(C - c < L ? 0 : (C - c - L) / channels + 1, vectors.size());
     for (int64_t h = window.rows.begin; h < window.rows.end; ++h, to += row_size_) {
       const bool outside = h < 0 || h >= images_.H;
       const int64_t begin = outside ? cols : clip(-window.cols.begin, cols);
@@ -151,7 +152,8 @@ class Stage {
       for (int64_t j = begin; j < end; ++j, pixel += C) {
         T* row = to + j * L;
         for (int64_t v = 0; v < whole; ++v) store(row + v * stride, load(pixel + v * channels));
-        if (ragged) store(row + whole * stride, load_partial(pixel + whole * channels, C - c - whole * channels));
+        for (int64_t v = whole; v < vectors.size(); ++v)
+          store(row + v * stride, load_partial(pixel + v * channels, C - c - v * channels));
       }
     }
   }
