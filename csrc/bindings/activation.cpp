@@ -121,9 +121,8 @@ bool keeps_slopes(const Tensor& x, Activation formula) {
 }
 
 Tensor empty_bits(const Tensor& x) {
-  const auto options = x.options().dtype(at::kLong);
-  return x.is_meta() ? at::empty_symint({(x.sym_numel() + 63) / 64}, options)
-                     : allocate({(x.numel() + 63) / 64}, options);
+  if (x.is_meta()) return at::empty_symint({(x.sym_numel() + 63) / 64}, x.options().dtype(at::kLong));
+  return allocate_bits(x.numel(), x.options());
 }
 
 /// y = f(x) and the bits; y may be x.
@@ -151,11 +150,10 @@ Tensor& activation_slopes_(Tensor& x, int64_t formula, double a, double b) {
 
 // activation_slopes_backward(Tensor dy, Tensor unit, float other_slope, bool channels_last) -> Tensor
 Tensor activation_slopes_backward(const Tensor& dy, const Tensor& unit, double other_slope, bool channels_last) {
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  if (dy.is_meta()) return at::empty_like(dy, format);
-  const Tensor dx = allocate(dy.sizes(), dy.options(), format);
+  if (dy.is_meta()) return at::empty_like(dy, format(channels_last));
+  const Tensor dx = allocate(dy.sizes(), dy.options(), format(channels_last));
   if (dx.numel() == 0) return dx;
-  const Tensor dys = dy.contiguous(format);
+  const Tensor dys = dy.contiguous(format(channels_last));
   with_kernels<ActivationKernels>(dx, [&]<class T>(const ActivationKernels<T>& kernels, Context& context) {
     kernels.backward_slopes(other_slope, dx.numel(), const_data<T>(dys), words(unit), mutable_data<T>(dx), context);
   });
@@ -164,8 +162,7 @@ Tensor activation_slopes_backward(const Tensor& dy, const Tensor& unit, double o
 
 void save_slopes(Recording* call, const Tensor& x, const Tensor& unit, int64_t formula, ActivationParams params) {
   call->save_for_backward({unit});
-  call->save_values(other_slope(static_cast<Activation>(formula), params),
-                    format_of(x) == at::MemoryFormat::ChannelsLast);
+  call->save_values(other_slope(static_cast<Activation>(formula), params), is_channels_last(x));
 }
 
 struct SlopesGradient {

@@ -73,6 +73,10 @@ Tensor allocate_like(const Tensor& x);
 Tensor with_strides_of(const Tensor& x, const Tensor& like);
 /// channels_last only where PyTorch would propagate it; otherwise contiguous.
 at::MemoryFormat format_of(const Tensor& x);
+inline bool is_channels_last(const Tensor& x) { return format_of(x) == at::MemoryFormat::ChannelsLast; }
+inline at::MemoryFormat format(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
 
 /// Options of what holds statistics of x, or sums over it: those of x, with the dtype Accumulate<T>.
 at::TensorOptions accumulate_options(const Tensor& x);
@@ -88,6 +92,9 @@ T* mutable_data(const Tensor& x) {
 }
 
 /// A bit per element, which tensors hold as int64 words.
+inline Tensor allocate_bits(int64_t count, const at::TensorOptions& options) {
+  return allocate({(count + 63) / 64}, options.dtype(at::kLong));
+}
 inline uint64_t* words(const Tensor& bits) { return reinterpret_cast<uint64_t*>(bits.mutable_data_ptr<int64_t>()); }
 
 inline OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }

@@ -25,15 +25,9 @@ DropoutShape shape_of(at::IntArrayRef sizes, bool channels_last) {
   return shape;
 }
 
-bool is_channels_last(const Tensor& x) { return format_of(x) == at::MemoryFormat::ChannelsLast; }
-at::MemoryFormat format(bool channels_last) {
-  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
 Tensor empty_keep(const Tensor& x, bool channels) {
   const DropoutShape shape = shape_of(sizes_of(x), false);
-  const int64_t bits = shape.N * shape.C * (channels ? 1 : shape.P);
-  return allocate({(bits + 63) / 64}, x.options().dtype(at::kLong));
+  return allocate_bits(shape.N * shape.C * (channels ? 1 : shape.P), x.options());
 }
 
 /// Fills `keep` for a tensor of `shape`.

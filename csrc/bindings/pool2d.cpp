@@ -106,10 +106,7 @@ at::DimVector image_like(IntArrayRef like, int64_t rows, int64_t columns) {
 }
 
 /// channels_last where PyTorch's pooling gives it: on 4-D input only.
-bool channels_last(const Tensor& x) { return x.dim() == 4 && format_of(x) == at::MemoryFormat::ChannelsLast; }
-at::MemoryFormat format(bool channels_last) {
-  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
+bool channels_last(const Tensor& x) { return x.dim() == 4 && is_channels_last(x); }
 
 // ---- Max pooling
 

@@ -18,8 +18,8 @@ template <class T>
 struct Relu {
   using V = Vec<T>;
   V forward(V x) const { return max(V{}, x); }
-  V backward(V dy, V y) const { return y <= T(0) ? V{} : dy; }
   auto has_unit_slope(V x) const { return ~(x <= T(0)); }
+  V backward(V dy, V y) const { return has_unit_slope(y) ? dy : V{}; }
 };
 
 /// x > 0 ? x : a x. Saves x, or y if a >= 0.
@@ -28,8 +28,8 @@ struct LeakyRelu {
   using V = Vec<T>;
   T a;
   V forward(V x) const { return x > T(0) ? x : x * a; }
-  V backward(V dy, V saved) const { return saved > T(0) ? dy : dy * a; }
   auto has_unit_slope(V x) const { return x > T(0); }
+  V backward(V dy, V saved) const { return has_unit_slope(saved) ? dy : dy * a; }
 };
 
 /// x > 0 ? x : a (exp(x) - 1). Saves y if b is 1 (needs a >= 0), else x.
@@ -51,8 +51,8 @@ struct Hardtanh {
   using V = Vec<T>;
   T a, b;
   V forward(V x) const { return min(splat(b), max(splat(a), x)); }
-  V backward(V dy, V y) const { return (y <= a) | (y >= b) ? V{} : dy; }
   auto has_unit_slope(V x) const { return ~((x <= a) | (x >= b)); }
+  V backward(V dy, V y) const { return has_unit_slope(y) ? dy : V{}; }
 };
 
 /// 1 / (1 + exp(-x)). Saves y.

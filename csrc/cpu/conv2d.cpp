@@ -2,9 +2,9 @@
 // (winograd.cpp) or directly (narrow_groups.cpp; correlate_few below) where those are faster, else by implicit GEMM.
 //
 // NCHW: per group, out[CO x pixels] = W[CO x (c, t)] Patches[(c, t) x pixels]; NHWC: out[pixels x CO] = Patches W^T.
-// The weights are packed once; then tasks (group, block of pixels, part of CO), cut by shape alone, run on the team of
-// threads: each packs its block of patches (patches.h) one block of the sum at a time and multiplies. An element of out
-// is summed by one thread, in a fixed order.
+// The weights are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of
+// threads: each packs patches (patches.h) one block of the sum at a time and multiplies. An element of out is summed by
+// one thread, in an order that depends on the shape alone.
 #include "csrc/core/conv2d.h"
 
 #include "csrc/cpu/dispatch.h"

@@ -101,7 +101,7 @@ void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, 
     patches.stage(in, g, channels);
     T* row = buffers.patches;
     for (int64_t c = 0; c < channels.size(); ++c)
-      for (int64_t t = taps.begin; t < taps.end; ++t, row += stride) patches.template read<kBlockPixels>(c, t, row);
+      for (int64_t t = taps.begin; t < taps.end; ++t, row += stride) patches.read(c, t, row);
     multiply(block, {buffers.patches, stride, true});
   }
 }

@@ -72,6 +72,7 @@ struct Rows {
   int64_t stride;
   const int64_t* offsets = nullptr;
   Ahead<T> ahead = {};
+  int64_t ahead_rate = 0;  // rows per 256 terms
 };
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
@@ -88,7 +89,7 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
     for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
   }
   const T* const ahead = b_rows.ahead.data ? b_rows.ahead.data : b;
-  const int64_t ahead_stride = b_rows.ahead.stride, ahead_rate = b_rows.ahead.rate;
+  const int64_t ahead_stride = b_rows.ahead.stride, ahead_rate = b_rows.ahead_rate;
   int64_t ahead_cursor = 0;
   Vec<T> sum[rows][nv] = {};
   alignas(64) T earlier[rows][NR];  // the sum of earlier runs
@@ -164,7 +165,7 @@ void multiply_panel(const TileFunction<T>* by_rows, int64_t M, int64_t n, int64_
   // Each group of rows prefetches its share of the rows ahead, evenly over its own K: the core can wait for about 16
   // lines at once, and should not have to.
   const int64_t share = ceil_div(K, groups);
-  if (b_rows.ahead.data) b_rows.ahead.rate = ceil_div(256 * share, K);
+  if (b_rows.ahead.data) b_rows.ahead_rate = ceil_div(256 * share, K);
   for (int64_t i = 0; i < M; i += most) {
     const int64_t rows = M - i < most ? M - i : most;
     by_rows[rows - 1](K, run, a.from_row(i).data, a.stride, b, b_rows, n, c.from(i, 0));

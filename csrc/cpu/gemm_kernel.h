@@ -72,7 +72,6 @@ template <class T>
 struct Ahead {
   const T* data = nullptr;
   int64_t stride = 0;
-  int64_t rate = 0;  // rows per 256 terms, set by the callee
 };
 
 /// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row

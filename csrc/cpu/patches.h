@@ -102,15 +102,11 @@ class PlanarPatches {
     source_ = stage_;
   }
 
-  /// Writes tap t of staged channel c: pixel p goes to[p / cut * panel_stride + p % cut]. Unless the source is the
-  /// image itself, writes up to a vector too far, so rows must be written in ascending order.
-  template <int64_t cut>
-  DLK_INLINE void read(int64_t c, int64_t t, T* to, int64_t panel_stride = 0) const {
+  /// Writes tap t of staged channel c for all pixels. Unless the source is the image itself, writes up to a vector too
+  /// far, so rows must be written in ascending order.
+  DLK_INLINE void read(int64_t c, int64_t t, T* to) const {
     const T* from = source(c, t);
-    for (int64_t r = 0; r < count_; ++r) {
-      const Run run = runs_[r];
-      copy_run(from + run.from, run.length, to + run.to / cut * panel_stride + run.to % cut);
-    }
+    for (int64_t r = 0; r < count_; ++r) copy_run(from + runs_[r].from, runs_[r].length, to + runs_[r].to);
   }
 
   /// Writes the panel of pixels [first, first + cut) of these taps of the staged channels: `cut` pixels per row, rows

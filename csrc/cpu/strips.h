@@ -54,6 +54,16 @@ struct StripCursor {
   }
 };
 
+/// f(pixel's offset in an NHWC image, in the strip) over the pixels of a run.
+template <class T, class F>
+DLK_INLINE void for_each_pixel(const Window& v, int64_t C, int64_t length, int64_t width, F f) {
+  for (int64_t i = 0, in_image = 0, in_strip = 0; i < length; i += width) {
+    for (int64_t j = 0; j < width; ++j) f(in_image + j * C, in_strip + j * kLanes<T>);
+    in_image += width * C;
+    in_strip += v.cols.size() * kLanes<T>;
+  }
+}
+
 /// Fills the strip with `channels` <= kLanes channels from c on; zeros outside of the image and for missing channels.
 template <class T>
 void stage(const Images<const T>& x, const Window& v, int64_t c, int64_t channels, T* strip) {
@@ -66,9 +76,9 @@ void stage(const Images<const T>& x, const Window& v, int64_t c, int64_t channel
     const T* from = x.at(v.n, c, h, w);
     T* row = strip + offset * L;
     if (x.channels_last) {
-      for_each_vec<T>(channels, [&, C = x.C](int64_t, auto lanes) {
-        for (int64_t i = 0; i < length; i += width, from += width * C, row += v.cols.size() * L)
-          for (int64_t j = 0; j < width; ++j) store(row + j * L, load_n(from + j * C, lanes));
+      for_each_vec<T>(channels, [&](int64_t, auto lanes) {
+        for_each_pixel<T>(v, x.C, length, width,
+                          [=](int64_t pixel, int64_t at) { store(row + at, load_n(from + pixel, lanes)); });
       });
       return;
     }
@@ -98,9 +108,9 @@ void unstage(const Images<T>& y, const Window& v, int64_t c, int64_t channels, c
   for_each_run(v, y.H, y.W, [&](int64_t offset, int64_t h, int64_t w, int64_t length, int64_t width) {
     T *row = strip + offset * L, *to = y.at(v.n, c, h, w);
     if (y.channels_last) {
-      for_each_vec<T>(channels, [&, C = y.C](int64_t, auto lanes) {
-        for (int64_t i = 0; i < length; i += width, to += width * C, row += v.cols.size() * L)
-          for (int64_t j = 0; j < width; ++j) store_n(to + j * C, load(row + j * L) + biases, lanes);
+      for_each_vec<T>(channels, [&](int64_t, auto lanes) {
+        for_each_pixel<T>(v, y.C, length, width,
+                          [=](int64_t pixel, int64_t at) { store_n(to + pixel, load(row + at) + biases, lanes); });
       });
       return;
     }
