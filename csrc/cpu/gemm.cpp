@@ -1,9 +1,11 @@
 // C = A B + bias: batched, either operand transposed, any ragged size.
 //
-// Loops, outermost first (names as in BLIS): pc over a block of K, jc over NC columns, then two phases that the team of
-// threads shares, each followed by a barrier: (1) pack what needs packing of A(:, pc), once, and B(pc, jc); (2) tiles,
-// cut in two dimensions. Each element of C is summed by one thread in the order of k, in blocks of KC: the result does
-// not depend on the number of threads. A batch of small products runs one product per thread instead.
+// C is cut into one rectangle per thread, and each is multiplied as if it were alone: what two rectangles need of A or
+// B both pack, because a line that another core has just written takes longer to fetch than to pack again. Inside a
+// rectangle, outermost first (names as in BLIS): pc over blocks of K, jc over NC columns, ic over MC rows, then panels
+// of NR columns and groups of MR rows. A block of A is packed when its turn comes, a panel of B just before its first
+// use, so that both are in the cache when they are multiplied. Each element of C is summed in the order of k, in blocks
+// that K alone decides: the result does not depend on the number of threads.
 #include "csrc/core/gemm.h"
 
 #include <cassert>
@@ -22,7 +24,8 @@ template <class T>
 struct Plan {
   using B = Block<T>;
   bool a_rows_contiguous, b_transposed, pack_a, pack_b;
-  int64_t kc, nc, a_stride;
+  int64_t kc, mc, nc;
+  int64_t a_stride;  // of the packed block of A: from row to row, or from column to column
 
   explicit Plan(const Gemm& p) {
     a_rows_contiguous = p.a_col == 1 || p.K == 1;
@@ -30,116 +33,101 @@ struct Plan {
     assert(a_rows_contiguous || p.a_row == 1 || p.M == 1);
     assert(!b_transposed || p.b_row == 1 || p.K == 1);
     // Packing pays where a block is read several times and lies badly.
-    pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row : p.a_col) > kFarStride<T>;
+    pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : p.a_col > kFarStride<T>);
     pack_b = b_transposed || (p.M > 2 * B::MR && p.b_row > kFarStride<T>);
     kc = p.K < kDepth ? p.K : kDepth;
-    nc = round_up(ceil_div(p.N, ceil_div(p.N, B::NC)), B::NR);
-    a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : round_up(B::MR, kLanes<T>);
+    nc = round_up(ceil_div(p.N, ceil_div(p.N, kColumns)), B::NR);
+    mc = p.M <= B::MC ? p.M : round_up(ceil_div(p.M, ceil_div(p.M, B::MC)), B::MR);
+    a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : packed_row_stride<T>(mc);
   }
 
-  int64_t a_elements(const Gemm& p) const {
-    if (!pack_a) return 0;
-    return a_rows_contiguous ? p.M * a_stride : ceil_div(p.M, B::MR) * kc * a_stride;
-  }
   /// Terms that are packed at once. Each tile of C is loaded and stored once per block, from far away if C is large:
   /// four times KC made products of 1024 and 2048 5 % faster than KC.
   static constexpr int64_t kDepth = 4 * B::KC;
-  /// Rows that are packed together: as many streams as the hardware prefetcher follows.
-  static constexpr int64_t kPackRows = 16;
-  int64_t b_jobs(int64_t panels, int64_t K) const {
-    return panels == 0 ? 0 : b_transposed ? panels : ceil_div(K, kPackRows);
-  }
-  /// All of the block, or its last ragged panel alone, which must be readable NR wide.
-  int64_t b_elements() const { return kc * (pack_b ? nc : B::NR); }
-  int64_t elements(const Gemm& p) const { return round_up(a_elements(p), 16) + round_up(b_elements(), 16); }
+  /// Columns of B that are packed before A's first block comes again.
+  static constexpr int64_t kColumns = 2048;
+  bool keeps_b(const Gemm& p) const { return p.M > mc; }
+  int64_t a_elements() const { return pack_a ? (a_rows_contiguous ? mc : kc) * a_stride : 0; }
+  int64_t b_elements(const Gemm& p) const { return kc * (pack_b && keeps_b(p) ? nc : B::NR); }
+  int64_t elements(const Gemm& p) const { return round_up(a_elements(), 16) + round_up(b_elements(p), 16); }
 };
 
-/// Packs rows [i, i + MR) of the K block of A at `a`: contiguous runs either way.
+/// Packs M rows of K terms of A: contiguous runs either way.
 template <class T>
-void pack_a_rows(const Plan<T>& plan, const Gemm& p, int64_t i, int64_t K, const T* a, T* packed) {
-  using B = Block<T>;
-  const int64_t rows = p.M - i < B::MR ? p.M - i : B::MR;
-  if (plan.a_rows_contiguous) {
-    for (int64_t r = i; r < i + rows; ++r) copy(a + r * p.a_row, K, packed + r * plan.a_stride);
-    return;
-  }
-  T* panel = packed + i / B::MR * K * plan.a_stride;
-  for (int64_t k = 0; k < K; ++k) copy(a + i + k * p.a_col, rows, panel + k * plan.a_stride);
+AView<T> pack_a_block(const Plan<T>& plan, const Gemm& p, int64_t M, int64_t K, const T* a, T* packed) {
+  const bool rows = plan.a_rows_contiguous;
+  const int64_t runs = rows ? M : K, length = rows ? K : M, stride = rows ? p.a_row : p.a_col;
+  for (int64_t r = 0; r < runs; ++r) copy(a + r * stride, length, packed + r * plan.a_stride);
+  return {packed, plan.a_stride, rows};
 }
 
-/// Packs job i of `plan.b_jobs`, of the K x n block of B at `b`: one panel where columns are contiguous, kPackRows rows
-/// of all panels where rows are. Either way memory is read along its contiguous axis.
+/// Packs the panel of n columns at `b`, reading memory along its contiguous axis.
 template <class T>
-void pack_b_job(const Plan<T>& plan, const Gemm& p, int64_t job, int64_t K, int64_t n, const T* b, T* packed) {
+void pack_b_panel(const Plan<T>& plan, const Gemm& p, int64_t K, int64_t n, const T* b, T* panel) {
+  if (!plan.b_transposed) return pack_panel(K, n, b, p.b_row, panel);
+  pack_panel_transposed<T>(K, n, [=, stride = p.b_col](int64_t column) { return b + column * stride; }, panel);
+}
+
+/// One product, or a rectangle of one.
+template <class T>
+void multiply_one(const Gemm& p, const T* a, const T* b, const T* bias, T* c, T* buffer) {
   constexpr int64_t NR = Block<T>::NR;
-  if (plan.b_transposed) {
-    const int64_t j = job * NR, columns = n - j < NR ? n - j : NR;
-    const T* from = b + j * p.b_col;
-    return pack_panel_transposed<T>(
-        K, columns, [=](int64_t column) { return from + column * p.b_col; }, packed + j * K);
-  }
-  const int64_t k = job * plan.kPackRows, rows = K - k < plan.kPackRows ? K - k : plan.kPackRows;
-  for (int64_t j = 0; j < n; j += NR)
-    pack_panel(rows, n - j < NR ? n - j : NR, b + k * p.b_row + j, p.b_row, packed + j * K + k * NR);
-}
-
-/// One product of the batch, by all of `team`.
-template <class T>
-void multiply_one(const Team& team, const Plan<T>& plan, const Gemm& p, const T* a, const T* b, const T* bias, T* c,
-                  T* context) {
-  using B = Block<T>;
-  T* const packed_a = context;
-  T* const packed_b = context + round_up(plan.a_elements(p), 16);
-  const int64_t row_groups = ceil_div(p.M, B::MR);
+  const Plan<T> plan(p);
+  T* const packed_b = buffer + round_up(plan.a_elements(), 16);
   for (int64_t pc = 0; pc < p.K; pc += plan.kc) {
-    const int64_t kc = p.K - pc < plan.kc ? p.K - pc : plan.kc;
+    const int64_t K = p.K - pc < plan.kc ? p.K - pc : plan.kc;
     for (int64_t jc = 0; jc < p.N; jc += plan.nc) {
-      const int64_t nc = p.N - jc < plan.nc ? p.N - jc : plan.nc;
-      const int64_t panels = ceil_div(nc, B::NR), full_panels = nc / B::NR;
-      const T* a_block = a + pc * p.a_col;
-      const T* b_block = b + pc * p.b_row + jc * p.b_col;
-
-      const int64_t first_packed = plan.pack_b ? 0 : full_panels;
-      const int64_t b_jobs = plan.b_jobs(panels - first_packed, kc), a_jobs = plan.pack_a && jc == 0 ? row_groups : 0;
-      team.for_each(b_jobs + a_jobs, [&](int64_t job) {
-        if (job >= b_jobs) return pack_a_rows(plan, p, (job - b_jobs) * B::MR, kc, a_block, packed_a);
-        const int64_t j = first_packed * B::NR;
-        pack_b_job(plan, p, job, kc, nc - j, b_block + j * p.b_col, packed_b);
-      });
-
-      CView<T> c_block{.data = c + jc, .row_stride = p.c_row, .accumulate = pc > 0};
-      if (bias) c_block.column_bias = bias + jc;
-      const int64_t row_blocks = ceil_div(p.M, B::MC);
-      // Few rows: cut the columns too, so that every thread has work.
-      const int64_t group = row_blocks >= 8 ? panels : ceil_div(panels, 8);
-      const int64_t column_blocks = ceil_div(panels, group);
-      team.for_each(row_blocks * column_blocks, [&](int64_t task) {
-        const int64_t i = task / column_blocks * B::MC, M = p.M - i < B::MC ? p.M - i : B::MC;
-        const int64_t first = task % column_blocks * group, last = first + group < panels ? first + group : panels;
+      const int64_t N = p.N - jc < plan.nc ? p.N - jc : plan.nc;
+      const T* const b_block = b + pc * p.b_row + jc * p.b_col;
+      for (int64_t ic = 0; ic < p.M; ic += plan.mc) {
+        const int64_t M = p.M - ic < plan.mc ? p.M - ic : plan.mc;
+        const T* const a_block = a + ic * p.a_row + pc * p.a_col;
         AView<T> a_view{a_block, plan.a_rows_contiguous ? p.a_row : p.a_col, plan.a_rows_contiguous};
-        a_view = a_view.from_row(i);
-        const auto run = [&](int64_t begin, int64_t end, const T* b_panels, int64_t panel_stride, int64_t b_stride) {
-          if (begin >= end) return;
-          const int64_t j = begin * B::NR, N = (end * B::NR < nc ? end * B::NR : nc) - j;
-          if (!plan.pack_a)
-            return multiply_block(M, N, kc, a_view, b_panels, panel_stride, b_stride, c_block.from(i, j));
-          if (plan.a_rows_contiguous) {
-            const AView<T> packed{packed_a + i * plan.a_stride, plan.a_stride, true};
-            return multiply_block(M, N, kc, packed, b_panels, panel_stride, b_stride, c_block.from(i, j));
+        if (plan.pack_a) a_view = pack_a_block(plan, p, M, K, a_block, buffer);
+        CView<T> c_view{.data = c + ic * p.c_row + jc, .row_stride = p.c_row, .accumulate = pc > 0};
+        if (bias) c_view.column_bias = bias + jc;
+        for (int64_t j = 0; j < N; j += NR) {
+          const int64_t n = N - j < NR ? N - j : NR;
+          const T* panel = b_block + j * p.b_col;
+          int64_t stride = p.b_row;
+          // A ragged panel is packed because tiles read it NR wide.
+          Ahead<T> ahead;
+          if (j + NR < N && !plan.b_transposed) ahead = {panel + NR, stride};
+          if (plan.pack_b || n < NR) {
+            T* const packed = packed_b + (plan.pack_b && plan.keeps_b(p) ? j * K : 0);
+            if (ic == 0 || !plan.pack_b)
+              pack_b_panel(plan, p, K, n, panel, packed);
+            else if (j + NR < N)
+              ahead = {packed + NR * K, NR};
+            panel = packed, stride = NR;
           }
-          for (int64_t r = 0; r < M; r += B::MR) {
-            const AView<T> packed{packed_a + (i + r) / B::MR * kc * plan.a_stride, plan.a_stride, false};
-            const int64_t rows = M - r < B::MR ? M - r : B::MR;
-            multiply_block(rows, N, kc, packed, b_panels, panel_stride, b_stride, c_block.from(i + r, j));
-          }
-        };
-        if (plan.pack_b) return run(first, last, packed_b + first * kc * B::NR, kc * B::NR, B::NR);
-        const int64_t in_place = last < full_panels ? last : full_panels;
-        run(first, in_place, b_block + first * B::NR, B::NR, p.b_row);
-        run(in_place > first ? in_place : first, last, packed_b, kc * B::NR, B::NR);
-      });
+          multiply_block(M, n, K, a_view, panel, 0, stride, c_view.from(0, j), Block<T>::KC, ahead);
+        }
+      }
     }
   }
+}
+
+/// A grid of rectangles of C, one per thread.
+struct Grid {
+  int64_t m, n;     // rows and columns of a rectangle
+  int64_t columns;  // of the grid
+};
+
+/// The grid of `parts` rectangles that takes the least time, of products and of packing.
+template <class T>
+Grid grid(const Gemm& p, int64_t parts) {
+  constexpr int64_t MR = Block<T>::MR, NR = Block<T>::NR;
+  constexpr int64_t kPack = 64;  // multiply-adds in the time that packing an element takes
+  Grid best{};
+  int64_t least = 0;
+  for (int64_t columns = 1; columns <= parts; ++columns) {
+    if (parts % columns) continue;
+    const int64_t m = round_up(ceil_div(p.M, parts / columns), MR), n = round_up(ceil_div(p.N, columns), NR);
+    const int64_t time = m * n + kPack * (m + n);
+    if (least == 0 || time < least) least = time, best = {m, n, ceil_div(p.N, n)};
+  }
+  return best;
 }
 
 template <class T>
@@ -149,27 +137,36 @@ void fill_rows(const Gemm& p, const T* bias, T* c) {
       for (int64_t j = 0; j < p.N; ++j) c[b * p.c_batch + i * p.c_row + j] = bias ? bias[j] : T(0);
 }
 
+/// The product whose result is the transpose of p's, for a single column.
+inline Gemm transposed(const Gemm& p) {
+  Gemm t = p;
+  t.M = p.N, t.a_row = p.b_col, t.a_col = p.b_row, t.a_batch = p.b_batch;
+  t.N = p.M, t.b_row = p.a_col, t.b_col = p.a_row, t.b_batch = p.a_batch;
+  return t;
+}
+
 template <class T>
 void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Context& context) {
-  if (p.M == 0 || p.N == 0) return;
+  if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
   if (is_gemv(p)) return gemv(p, a, b, bias, c);
-  const Plan<T> plan(p);
-  const int64_t work = p.M * p.N * p.K;
-  const int64_t elements = plan.elements(p);
-  const auto product = [&](const Team& team, int64_t i, T* buffer) {
-    multiply_one(team, plan, p, a + i * p.a_batch, b + i * p.b_batch, bias, c + i * p.c_batch, buffer);
-  };
-  if (p.batch >= 2 * max_threads() || work < kGrainMultiplies) {
-    T* buffers = context.array<T>(max_threads() * elements);
-    run_team(p.batch > 1 && work * p.batch >= kGrainMultiplies, [&](const Team& team) {
-      team.for_each(p.batch, [&](int64_t i) { product(Team{0, 1}, i, buffers + team.rank * elements); });
+  if (const Gemm t = transposed(p); p.N == 1 && !bias && is_gemv(t)) return gemv<T>(t, b, a, nullptr, c);
+  const bool parallel = p.batch * p.M * p.N * p.K >= kGrainMultiplies;
+  const int64_t threads = parallel ? max_threads() : 1;
+  const Grid cut = grid<T>(p, p.batch >= 4 * threads ? 1 : threads);
+  Gemm largest = p;
+  largest.M = cut.m < p.M ? cut.m : p.M, largest.N = cut.n < p.N ? cut.n : p.N;
+  const int64_t elements = Plan<T>(largest).elements(largest), rectangles = ceil_div(p.M, cut.m) * cut.columns;
+  T* const buffers = context.array<T>(threads * elements);
+  run_team(threads > 1, [&](const Team& team) {
+    team.for_each(p.batch * rectangles, [&](int64_t task) {
+      const int64_t batch = task / rectangles, i = task % rectangles / cut.columns * cut.m,
+                    j = task % cut.columns * cut.n;
+      Gemm part = p;
+      part.M = p.M - i < cut.m ? p.M - i : cut.m, part.N = p.N - j < cut.n ? p.N - j : cut.n;
+      multiply_one(part, a + batch * p.a_batch + i * p.a_row, b + batch * p.b_batch + j * p.b_col,
+                   bias ? bias + j : nullptr, c + batch * p.c_batch + i * p.c_row + j, buffers + team.rank * elements);
     });
-    return;
-  }
-  T* buffer = context.array<T>(elements);
-  run_team(true, [&](const Team& team) {
-    for (int64_t i = 0; i < p.batch; ++i) product(team, i, buffer);
   });
 }
 

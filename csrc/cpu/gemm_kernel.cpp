@@ -72,8 +72,11 @@ struct Rows {
   int64_t stride;
   const int64_t* offsets = nullptr;
   Ahead<T> ahead = {};
-  int64_t ahead_rate = 0;  // rows per 256 terms
+  int64_t ahead_rate = 0;  // rows per 256 prefetches
 };
+
+/// Terms between two prefetches: one per term would cost as many instructions as the loads.
+constexpr int kTermsPerPrefetch = 4;
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
 template <class T, int rows, int nv, bool rows_contiguous, bool table>
@@ -89,31 +92,45 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
     for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
   }
   const T* const ahead = b_rows.ahead.data ? b_rows.ahead.data : b;
-  const int64_t ahead_stride = b_rows.ahead.stride, ahead_rate = b_rows.ahead_rate;
   int64_t ahead_cursor = 0;
   Vec<T> sum[rows][nv] = {};
   alignas(64) T earlier[rows][NR];  // the sum of earlier runs
+  // A pointer for each kReach rows, which the compiler may not derive from each other: one offset per row would take
+  // more registers than there are.
+  constexpr int kReach = 5, kPointers = (rows + kReach - 1) / kReach;
+  const T* pa[kPointers];
+#pragma GCC unroll 4
+  for (int q = 0; q < kPointers; ++q) {
+    pa[q] = a + q * kReach * row;
+    asm("" : "+r"(pa[q]));
+  }
+  int64_t k = 0;
+  const auto add_term = [&] {
+    Vec<T> bk[nv];
+#pragma GCC unroll 2
+    for (int v = 0; v < nv; ++v) bk[v] = load(b + (table ? b_rows.offsets[k] : 0) + v * L);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < nv; ++v) sum[i][v] += bk[v] * pa[i / kReach][i % kReach * row];
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < kPointers; ++q) pa[q] += step;
+    ++k;
+    if constexpr (!table) b += b_rows.stride;
+  };
   for (int64_t begin = 0;; begin += run) {
     const int64_t end = begin + run < K ? begin + run : K;
-#pragma GCC unroll 4
-    for (int64_t k = begin; k < end; ++k) {
-      Vec<T> bk[nv];
-#pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) bk[v] = load(b + (table ? b_rows.offsets[k] : 0) + v * L);
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-        for (int v = 0; v < nv; ++v) sum[i][v] += bk[v] * a[i * row];
-      }
-      a += step;
-      if constexpr (!table) b += b_rows.stride;
-      if constexpr (nv > 1 && !table) {  // smaller tiles would wait for the loads
-        const T* const later = ahead + (ahead_cursor >> 8) * ahead_stride;
+    while (k + kTermsPerPrefetch <= end) {
+      if constexpr (!table) {
+        const T* const later = ahead + (ahead_cursor >> 8) * b_rows.ahead.stride;
 #pragma GCC unroll 2
         for (int v = 0; v < nv; ++v) __builtin_prefetch(later + v * L, 0, /*L2*/ 2);
-        ahead_cursor += ahead_rate;
+        ahead_cursor += b_rows.ahead_rate;
       }
+      add_term(), add_term(), add_term(), add_term();
     }
+    while (k < end) add_term();
     if (begin > 0) {
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
@@ -162,10 +179,10 @@ template <class T>
 void multiply_panel(const TileFunction<T>* by_rows, int64_t M, int64_t n, int64_t K, int64_t run, const AView<T>& a,
                     const T* b, Rows<T> b_rows, const CView<T>& c) {
   const int64_t groups = ceil_div(M, Block<T>::MR), most = ceil_div(M, groups);
-  // Each group of rows prefetches its share of the rows ahead, evenly over its own K: the core can wait for about 16
-  // lines at once, and should not have to.
-  const int64_t share = ceil_div(K, groups);
-  if (b_rows.ahead.data) b_rows.ahead_rate = ceil_div(256 * share, K);
+  // Each group of rows prefetches its share of the rows ahead, evenly over its own K: a core waits for about 16 lines
+  // at once, and more would stall its loads.
+  const int64_t share = ceil_div(K, groups), steps = K / kTermsPerPrefetch;
+  if (b_rows.ahead.data && steps > 0) b_rows.ahead_rate = ceil_div(256 * share, steps);
   for (int64_t i = 0; i < M; i += most) {
     const int64_t rows = M - i < most ? M - i : most;
     by_rows[rows - 1](K, run, a.from_row(i).data, a.stride, b, b_rows, n, c.from(i, 0));
