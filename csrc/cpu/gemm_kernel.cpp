@@ -66,12 +66,15 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
   }
 }
 
-/// Where the rows of B lie: b_stride apart, or, if there is a table, at offsets[k]. And what to prefetch meanwhile.
+/// Where term k lies: in A along its rows, along its columns, or at offsets[k] from the start of the row; in B at row
+/// k, `stride` from the last, or at offsets[k].
+enum class Walk { a_rows, a_columns, a_table, b_table };
+
 template <class T>
-struct Rows {
-  int64_t stride;
+struct Terms {
+  int64_t a_stride, b_stride;
   const int64_t* offsets = nullptr;
-  Ahead<T> ahead = {};
+  Ahead<T> ahead = {};     // what to prefetch meanwhile
   int64_t ahead_rate = 0;  // rows per 256 prefetches
 };
 
@@ -79,11 +82,11 @@ struct Rows {
 constexpr int kTermsPerPrefetch = 4;
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
-template <class T, int rows, int nv, bool rows_contiguous, bool table>
-void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, const Rows<T>& b_rows, int64_t n,
-          const CView<T>& c) {
+template <class T, int rows, int nv, Walk walk>
+void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms, int64_t n, const CView<T>& c) {
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
-  const int64_t row = rows_contiguous ? a_stride : 1, step = rows_contiguous ? 1 : a_stride;
+  const int64_t row = walk == Walk::a_columns ? 1 : terms.a_stride;
+  const int64_t step = walk == Walk::a_table ? 0 : walk == Walk::a_columns ? terms.a_stride : 1;
   // C is needed only at the end, and by then must not be waited for.
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
 #pragma GCC unroll 16
@@ -91,7 +94,7 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
 #pragma GCC unroll 2
     for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
   }
-  const T* const ahead = b_rows.ahead.data ? b_rows.ahead.data : b;
+  const T* const ahead = terms.ahead.data ? terms.ahead.data : b;
   int64_t ahead_cursor = 0;
   Vec<T> sum[rows][nv] = {};
   alignas(64) T earlier[rows][NR];  // the sum of earlier runs
@@ -108,25 +111,26 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
   const auto add_term = [&] {
     Vec<T> bk[nv];
 #pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) bk[v] = load(b + (table ? b_rows.offsets[k] : 0) + v * L);
+    for (int v = 0; v < nv; ++v) bk[v] = load(b + (walk == Walk::b_table ? terms.offsets[k] : 0) + v * L);
+    const int64_t at = walk == Walk::a_table ? terms.offsets[k] : 0;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) sum[i][v] += bk[v] * pa[i / kReach][i % kReach * row];
+      for (int v = 0; v < nv; ++v) sum[i][v] += bk[v] * pa[i / kReach][i % kReach * row + at];
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kPointers; ++q) pa[q] += step;
     ++k;
-    if constexpr (!table) b += b_rows.stride;
+    if constexpr (walk != Walk::b_table) b += terms.b_stride;
   };
   for (int64_t begin = 0;; begin += run) {
     const int64_t end = begin + run < K ? begin + run : K;
     while (k + kTermsPerPrefetch <= end) {
-      if constexpr (!table) {
-        const T* const later = ahead + (ahead_cursor >> 8) * b_rows.ahead.stride;
+      if constexpr (walk != Walk::b_table) {
+        const T* const later = ahead + (ahead_cursor >> 8) * terms.ahead.stride;
 #pragma GCC unroll 2
         for (int v = 0; v < nv; ++v) __builtin_prefetch(later + v * L, 0, /*L2*/ 2);
-        ahead_cursor += b_rows.ahead_rate;
+        ahead_cursor += terms.ahead_rate;
       }
       add_term(), add_term(), add_term(), add_term();
     }
@@ -158,35 +162,35 @@ void tile(int64_t K, int64_t run, const T* a, int64_t a_stride, const T* b, cons
 }
 
 template <class T>
-using TileFunction = void (*)(int64_t, int64_t, const T*, int64_t, const T*, const Rows<T>&, int64_t, const CView<T>&);
+using TileFunction = void (*)(int64_t, int64_t, const T*, const T*, const Terms<T>&, int64_t, const CView<T>&);
 
 /// tile<> for 1 .. MR rows, so that a ragged last group of rows costs no wasted work.
-template <class T, int nv, bool rows_contiguous, bool table, class = std::make_integer_sequence<int, Block<T>::MR>>
+template <class T, int nv, Walk walk, class = std::make_integer_sequence<int, Block<T>::MR>>
 struct Tiles;
-template <class T, int nv, bool rows_contiguous, bool table, int... i>
-struct Tiles<T, nv, rows_contiguous, table, std::integer_sequence<int, i...>> {
-  static constexpr TileFunction<T> by_rows[] = {tile<T, i + 1, nv, rows_contiguous, table>...};
+template <class T, int nv, Walk walk, int... i>
+struct Tiles<T, nv, walk, std::integer_sequence<int, i...>> {
+  static constexpr TileFunction<T> by_rows[] = {tile<T, i + 1, nv, walk>...};
 };
 
-template <class T, bool rows_contiguous, bool table>
+template <class T, Walk walk>
 const TileFunction<T>* tiles(int64_t n) {
-  if (n <= kLanes<T>) return Tiles<T, 1, rows_contiguous, table>::by_rows;
-  return Tiles<T, Block<T>::NV, rows_contiguous, table>::by_rows;
+  if (n <= kLanes<T>) return Tiles<T, 1, walk>::by_rows;
+  return Tiles<T, Block<T>::NV, walk>::by_rows;
 }
 
 /// One panel: all groups of rows of A, as even as can be, since a last one of few rows would keep few sums in flight.
 template <class T>
 void multiply_panel(const TileFunction<T>* by_rows, int64_t M, int64_t n, int64_t K, int64_t run, const AView<T>& a,
-                    const T* b, Rows<T> b_rows, const CView<T>& c) {
+                    const T* b, Terms<T> terms, const CView<T>& c) {
   const int64_t groups = ceil_div(M, Block<T>::MR), most = ceil_div(M, groups);
   // Each group of rows prefetches its share of the rows ahead, evenly over its own K: a core waits for about 16 lines
   // at once, and more would stall its loads.
   const int64_t share = ceil_div(K, groups), steps = K / kTermsPerPrefetch;
-  if (b_rows.ahead.data && steps > 0) b_rows.ahead_rate = ceil_div(256 * share, steps);
+  if (terms.ahead.data && steps > 0) terms.ahead_rate = ceil_div(256 * share, steps);
   for (int64_t i = 0; i < M; i += most) {
     const int64_t rows = M - i < most ? M - i : most;
-    by_rows[rows - 1](K, run, a.from_row(i).data, a.stride, b, b_rows, n, c.from(i, 0));
-    if (b_rows.ahead.data) b_rows.ahead.data += share * b_rows.ahead.stride;
+    by_rows[rows - 1](K, run, a.from_row(i).data, b, terms, n, c.from(i, 0));
+    if (terms.ahead.data) terms.ahead.data += share * terms.ahead.stride;
   }
 }
 
@@ -198,21 +202,23 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
   constexpr int NR = Block<T>::NR;
   for (int64_t j = 0; j < N; j += NR, b += panel_stride) {
     const int64_t n = N - j < NR ? N - j : NR;
-    const auto by_rows = a.rows_contiguous ? tiles<T, true, false>(n) : tiles<T, false, false>(n);
-    multiply_panel(by_rows, M, n, K, run, a, b, {b_stride, nullptr, ahead}, c.from(0, j));
+    const auto by_rows = a.offsets           ? tiles<T, Walk::a_table>(n)
+                         : a.rows_contiguous ? tiles<T, Walk::a_rows>(n)
+                                             : tiles<T, Walk::a_columns>(n);
+    multiply_panel(by_rows, M, n, K, run, a, b, {a.stride, b_stride, a.offsets, ahead}, c.from(0, j));
   }
 }
 
 template <class T>
 void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
-                        const CView<T>& c) {
-  multiply_panel(tiles<T, true, true>(n), M, n, K, Block<T>::KC, a, b, {0, offsets}, c);
+                        const CView<T>& c, int64_t run) {
+  multiply_panel(tiles<T, Walk::b_table>(n), M, n, K, run, a, b, {a.stride, 0, offsets}, c);
 }
 
 template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&, const float*, const int64_t*,
-                                 const CView<float>&);
+                                 const CView<float>&, int64_t);
 template void multiply_scattered(int64_t, int64_t, int64_t, const AView<double>&, const double*, const int64_t*,
-                                 const CView<double>&);
+                                 const CView<double>&, int64_t);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<float>&, const float*, int64_t, int64_t,
                              const CView<float>&, int64_t, Ahead<float>);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<double>&, const double*, int64_t, int64_t,

@@ -31,15 +31,17 @@ struct Block {
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-/// A, by its layout: rows contiguous (element (i, k) at data[i * stride + k]) or columns contiguous (i + k * stride).
+/// A, by its layout: rows contiguous (element (i, k) at data[i * stride + k], or, with a table, at data[i * stride +
+/// offsets[k]]), or columns contiguous (i + k * stride).
 template <class T>
 struct AView {
   const T* data;
   int64_t stride;
   bool rows_contiguous;
+  const int64_t* offsets = nullptr;
 
   DLK_INLINE AView from_row(int64_t i) const {
-    return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous};
+    return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous, offsets};
   }
 };
 
@@ -85,7 +87,7 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
 /// One panel of n <= NR columns whose rows lie at b + offsets[k], each readable in whole vectors; rows of A contiguous.
 template <class T>
 void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
-                        const CView<T>& c);
+                        const CView<T>& c, int64_t run = Block<T>::KC);
 
 /// Row stride of a packed block of A with contiguous rows: an odd number of cache lines, so that the MR rows that a
 /// tile reads at once fall into different cache sets.
