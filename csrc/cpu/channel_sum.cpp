@@ -6,8 +6,7 @@
 #include "csrc/core/channel_sum.h"
 
 #include "csrc/cpu/dispatch.h"
-#include "csrc/cpu/parallel.h"
-#include "csrc/cpu/simd.h"
+#include "csrc/cpu/reduce.h"
 
 namespace dlk::cpu {
 namespace {
@@ -38,13 +37,18 @@ void sum_planes(int64_t N, int64_t C, int64_t P, const T* x, T* sum) {
   });
 }
 
-/// to[c] = the sum of `rows` rows of C values.
+/// to[c] = the sum of `rows` rows of C values, in chains as accumulate_vecs has them.
 template <class T>
 void add_rows(const T* x, int64_t rows, int64_t C, T* to) {
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-    Vec<T> total{};
-    for (int64_t i = 0; i < rows; ++i) total += load_n(x + i * C + c, lanes);
-    store_n(to + c, total, lanes);
+    Vec<T> sum[kChains] = {};
+    const auto add = [&](int64_t i, int k) { sum[k] += load_n(x + i * C + c, lanes); };
+    int64_t i = 0;
+    for (; i + kChains <= rows; i += kChains)
+      for (int k = 0; k < kChains; ++k) add(i + k, k);
+    for (; i < rows; ++i) add(i, 0);
+    static_assert(kChains == 4);
+    store_n(to + c, (sum[0] + sum[1]) + (sum[2] + sum[3]), lanes);
   });
 }
 

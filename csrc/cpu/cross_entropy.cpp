@@ -132,11 +132,9 @@ void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<
       {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
       [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
   if (reduced == nullptr) return;
-  const double total = sum_blocks<T>(p.N * p.inner, 1, context, [=](int64_t begin, int64_t end) {
-    Vec<T> sum = {};
-    for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) { sum += load_n(loss + begin + i, lanes); });
-    return reduce_sum(sum);
-  });
+  // In double, since losses may have either sign and cancel: they are few next to the elements of x.
+  const double total = sum_blocks<double>(
+      p.N * p.inner, 1, context, [=](int64_t begin, int64_t end) { return sum_in_double(end - begin, loss + begin); });
   *reduced = static_cast<T>(divisor ? total / *divisor : total);
 }
 

@@ -49,6 +49,20 @@ DLK_INLINE Sums<T, count> sum_vecs(int64_t n, Add add) {
   return accumulate_vecs<T>(n, Sums<T, count>{}, add, [](const auto& x, const auto& y) { return x + y; });
 }
 
+/// x[0] + ... + x[n - 1], in the order of a fixed number of chains, whatever the instruction set.
+template <class T>
+double sum_in_double(int64_t n, const T* x) {
+  constexpr int kSums = 32;  // four vectors with AVX-512: the compiler vectorizes over them
+  double sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int k = 0; k < kSums; ++k) sums[k] += x[i + k];
+  double total = 0;
+  for (; i < n; ++i) total += x[i];
+  for (double sum : sums) total += sum;
+  return total;
+}
+
 constexpr int64_t kSumBlock = 1024;
 
 /// The sum over [0, n) of what `block(begin, end)` returns for its range; `cost`: streaming work per element.

@@ -21,9 +21,12 @@ constexpr int64_t kTasks = 8;
 constexpr int64_t kBlockBytes = 4 << 20;
 /// But so many tiles that M, which passes through the cache once per block, costs little next to the products.
 constexpr int64_t kLeastTiles = 128;
-/// Tiles after which sums restart, which bounds their rounding error.
+/// Tiles after which sums restart, which bounds their rounding error: the sooner the smaller they are, since small ones
+/// are chosen for their accuracy.
 template <int m>
-constexpr int64_t kSumTiles = m == 4 ? 64 : 32;
+constexpr int64_t kSumTiles = m == 4   ? 64
+                              : m == 3 ? 32
+                                       : 12;
 
 /// The parts that M is cut into: task = (part of CI, part of CO, part of the planes).
 template <int m>
