@@ -251,6 +251,36 @@ void pack_weight_panel(const Correlation& q, const T* w, int64_t g, int64_t m, R
   }
 }
 
+/// The weights of all groups in panels, [group][block of the sum][panel of outputs].
+template <class T>
+class WeightPanels {
+ public:
+  WeightPanels(const Correlation& q, const SumBlocks<T>& sums, const T* w, Context& context)
+      : q_(q), sums_(sums), w_(w), panels_(ceil_div(q.CO, Block<T>::NR)) {
+    data_ = context.array<T>(q.groups * sums.count() * panels_ * stride());
+  }
+
+  void pack(const Team& team) const {
+    team.for_each(q_.groups * sums_.count() * panels_, [&](int64_t i) {
+      const int64_t m = i % panels_ * Block<T>::NR, block = i / panels_ % sums_.count(),
+                    g = i / panels_ / sums_.count();
+      pack_weight_panel(q_, w_, g, m, sums_.channel_range(block), sums_.tap_range(block), data_ + i * stride());
+    });
+  }
+  int64_t stride() const { return sums_.terms() * Block<T>::NR; }
+  /// The panels from output m, a multiple of NR, on.
+  const T* from(int64_t g, int64_t block, int64_t m) const {
+    return data_ + ((g * sums_.count() + block) * panels_ + m / Block<T>::NR) * stride();
+  }
+
+ private:
+  const Correlation& q_;
+  const SumBlocks<T>& sums_;
+  const T* w_;
+  int64_t panels_;
+  T* data_;
+};
+
 /// Whether the patches are the input itself: one tap, one pixel per input pixel, rows near enough to be read in place.
 template <class T>
 bool patches_are_input(const Correlation& q) {
@@ -258,26 +288,23 @@ bool patches_are_input(const Correlation& q) {
          q.cols == q.IW && q.groups * q.CI <= kFarStride<T>;
 }
 
+/// Blocks of pixels whose patches are packed, if they are not the input.
 template <class T>
-void correlate_channels_last(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+void correlate_patches(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   using B = Block<T>;
   const SumBlocks<T> sums(q);
   const Tiling tiling(q, B::MC, B::MR, B::NR);
+  const WeightPanels<T> weights(q, sums, w, context);
   const bool in_place = patches_are_input<T>(q);
   const bool rows_adjacent = q.row_step == 1 && q.col_step == 1;
   const int64_t C = q.groups * q.CI, K = q.groups * q.CO;
-  const int64_t panels = ceil_div(q.CO, B::NR), panel_size = sums.terms() * B::NR;
-  T* weights = context.array<T>(q.groups * sums.count() * panels * panel_size);
   const int64_t stride = packed_row_stride<T>(sums.terms());
   const int64_t patches_size = in_place ? 0 : tiling.pixels * stride;
   T* all_patches = context.array<T>(max_threads() * patches_size);
   int64_t* all_rows = context.array<int64_t>(max_threads() * tiling.pixels);
 
   run_team(worth_threads(q), [&](const Team& team) {
-    team.for_each(q.groups * sums.count() * panels, [&](int64_t i) {
-      const int64_t m = i % panels * B::NR, block = i / panels % sums.count(), g = i / panels / sums.count();
-      pack_weight_panel(q, w, g, m, sums.channel_range(block), sums.tap_range(block), weights + i * panel_size);
-    });
+    weights.pack(team);
     T* patches = all_patches + team.rank * patches_size;
     int64_t* rows = all_rows + team.rank * tiling.pixels;
     team.for_each(tiling.count(q), [&](int64_t i) {
@@ -295,9 +322,47 @@ void correlate_channels_last(const Correlation& q, const T* in, const T* w, cons
                    .rows = rows_adjacent ? nullptr : rows,
                    .accumulate = block > 0};
         if (bias) c.column_bias = bias + g * q.CO;
-        const T* b = weights + ((g * sums.count() + block) * panels + outputs.begin / B::NR) * panel_size;
-        multiply_block(pixels.size(), outputs.size(), channels.size() * taps.size(), a, b, panel_size, B::NR,
-                       c.from(0, outputs.begin));
+        multiply_block(pixels.size(), outputs.size(), channels.size() * taps.size(), a,
+                       weights.from(g, block, outputs.begin), weights.stride(), B::NR, c.from(0, outputs.begin));
+      }
+    });
+  });
+}
+
+/// Bands of grid rows, whose patches tiles read where they lie: each tile within one row.
+template <class T>
+void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  using B = Block<T>;
+  constexpr int64_t kTerms = 4 * B::KC;  // as in gemm.cpp
+  const SumBlocks<T> sums(q, kTerms);
+  const WeightPanels<T> weights(q, sums, w, context);
+  const int64_t rows = q.N * q.rows, bands = ceil_div(rows * q.cols, B::MC), band = ceil_div(rows, bands);
+  const int64_t count = ceil_div(rows, band), C = q.groups * q.CO, threads = max_threads();
+  const int64_t stage_size = PixelRows<T>::stage_elements(q, band);
+  T* stages = context.array<T>(threads * stage_size);
+  const T** all_starts = context.array<const T*>(threads * band);
+  int64_t* all_offsets = context.array<int64_t>(threads * sums.terms());
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    weights.pack(team);
+    int64_t* offsets = all_offsets + team.rank * sums.terms();
+    team.for_each(q.groups * count, [&](int64_t task) {
+      const int64_t g = task / count;
+      const Range part = block_range(task % count, band, rows);
+      const PixelRows<T> patches(q, in, g, part, stages + team.rank * stage_size, all_starts + team.rank * band);
+      for (int64_t block = 0; block < sums.count(); ++block) {
+        const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
+        patches.offsets(taps, channels, offsets);
+        for (int64_t m = 0; m < q.CO; m += B::NR)
+          for (int64_t r = part.begin; r < part.end; ++r) {
+            const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, offsets};
+            CView<T> c{.data = out + (r / q.rows * q.OH * q.OW + q.output_pixel(r % q.rows, 0)) * C + g * q.CO,
+                       .row_stride = q.col_step * C,
+                       .accumulate = block > 0};
+            if (bias) c.column_bias = bias + g * q.CO;
+            multiply_block(q.cols, q.CO - m < B::NR ? q.CO - m : B::NR, channels.size() * taps.size(), a,
+                           weights.from(g, block, m), 0, B::NR, c.from(0, m));
+          }
       }
     });
   });
@@ -323,7 +388,11 @@ void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T
   if (is_depthwise_pixels(q)) return depthwise_pixels(q, in, w, bias, out, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
-  if (q.channels_last) return correlate_channels_last(q, in, w, bias, out, context);
+  if (q.channels_last) {
+    // Tiles within one grid row: short rows would leave them few sums.
+    if (patches_are_input<T>(q) || 2 * q.cols < Block<T>::MR) return correlate_patches(q, in, w, bias, out, context);
+    return correlate_rows(q, in, w, bias, out, context);
+  }
   if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
   correlate_planar(q, in, w, bias, out, context);
 }

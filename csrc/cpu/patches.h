@@ -260,7 +260,90 @@ void read_channels_last(const Correlation& q, const T* in, int64_t g, Range pixe
   }
 }
 
-// ---- Cutting the sum over (c, t) into blocks of about KC terms.
+/// The input rows that a band of grid rows needs, so that tiles read patches where they lie: in the image, or, if a tap
+/// could fall outside of it, in a copy padded with zeros. A band may span images; pixels of a grid row are
+/// pixel_stride() apart and see term (t, c) at the same offset.
+template <class T>
+class PixelRows {
+ public:
+  /// Elements of stage memory for a band of `rows` grid rows.
+  static int64_t stage_elements(const Correlation& q, int64_t rows) {
+    const Span span(q);
+    if (span.inside(q)) return 0;
+    const int64_t images = ceil_div(rows, q.rows) + 1;
+    return (rows * q.step_h + images * span.height) * stage_width(q, span) * q.CI;
+  }
+
+  /// The band [rows), counted through all images, of group g of `in` (all of `in`). `starts`: room for a pointer per
+  /// row.
+  PixelRows(const Correlation& q, const T* in, int64_t g, Range rows, T* stage, const T** starts)
+      : q_(q), span_(q), in_place_(span_.inside(q)), starts_(starts) {
+    const int64_t C = q.groups * q.CI;
+    pixel_ = in_place_ ? C : q.CI;
+    width_ = in_place_ ? q.IW : stage_width(q, span_);
+    in += g * q.CI;
+    int64_t next = 0;  // of the image, to be staged
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      const int64_t n = r / q.rows, i = r % q.rows;
+      const T* image = in + n * q.IH * q.IW * C;
+      if (in_place_) {
+        *starts++ = image + i * q.step_h * q.IW * C;
+        continue;
+      }
+      const int64_t top = i * q.step_h + span_.top, bottom = top + span_.height;
+      if (i == 0 || r == rows.begin) {
+        origin_ = stage - top * width_ * pixel_;
+        next = top;
+      }
+      if (next < top) next = top;  // rows that no tap reads
+      for (; next < bottom; ++next) {
+        T* const to = origin_ + next * width_ * pixel_;
+        stage_row(next >= 0 && next < q.IH ? image + next * q.IW * C : nullptr, C, to);
+        stage = to + width_ * pixel_;
+      }
+      *starts++ = origin_ + top * width_ * pixel_;
+    }
+  }
+
+  int64_t pixel_stride() const { return q_.step_w * pixel_; }
+
+  /// The first pixel of the i-th row of the band.
+  const T* row(int64_t i) const { return starts_[i]; }
+
+  /// Where the terms of one block of the sum lie from a pixel on.
+  void offsets(Range taps, Range channels, int64_t* to) const {
+    for (int64_t t = taps.begin; t < taps.end; ++t) {
+      const int64_t dh = q_.dh[t] - (in_place_ ? 0 : span_.top), dw = q_.dw[t] - (in_place_ ? 0 : span_.left);
+      for (int64_t c = channels.begin; c < channels.end; ++c) *to++ = (dh * width_ + dw) * pixel_ + c;
+    }
+  }
+
+ private:
+  static int64_t stage_width(const Correlation& q, const Span& span) { return (q.cols - 1) * q.step_w + span.width; }
+
+  /// One input row (null: zeros) with its padding.
+  void stage_row(const T* from, int64_t C, T* to) const {
+    const int64_t left = span_.left;
+    int64_t begin = left < 0 ? -left : 0, end = q_.IW - left < width_ ? q_.IW - left : width_;
+    if (from == nullptr || end <= begin) begin = end = width_;
+    zero(begin * pixel_, to);
+    if (C == pixel_) {
+      if (begin < end) copy(from + (left + begin) * C, (end - begin) * C, to + begin * C);
+    } else {
+      for (int64_t w = begin; w < end; ++w) copy(from + (left + w) * C, pixel_, to + w * pixel_);
+    }
+    zero((width_ - end) * pixel_, to + end * pixel_);
+  }
+
+  const Correlation& q_;
+  Span span_;
+  bool in_place_;
+  const T** starts_;
+  T* origin_ = nullptr;  // where row 0 of the image would be staged
+  int64_t pixel_, width_;
+};
+
+// ---- Cutting the sum over (c, t) into blocks.
 
 /// NCHW keeps all taps of a channel together (they read the same staged rows), NHWC the channels of a tap.
 template <class T>
@@ -269,15 +352,14 @@ struct SumBlocks {
   int64_t channel_blocks, tap_blocks;
   int64_t CI, all_taps;
 
-  explicit SumBlocks(const Correlation& q) : CI(q.CI), all_taps(q.taps) {
-    constexpr int64_t KC = Block<T>::KC;
+  explicit SumBlocks(const Correlation& q, int64_t most = Block<T>::KC) : CI(q.CI), all_taps(q.taps) {
     const auto fit = [](int64_t n, int64_t room) { return n < room ? n : room < 1 ? 1 : room; };
     if (q.channels_last) {
-      channels = fit(CI, KC);
-      taps = fit(all_taps, KC / channels);
+      channels = fit(CI, most);
+      taps = fit(all_taps, most / channels);
     } else {
-      taps = fit(all_taps, KC);
-      channels = fit(CI, KC / taps);
+      taps = fit(all_taps, most);
+      channels = fit(CI, most / taps);
     }
     channel_blocks = ceil_div(CI, channels);
     tap_blocks = ceil_div(all_taps, taps);
