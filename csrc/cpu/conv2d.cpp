@@ -178,20 +178,42 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
   });
 }
 
-// ---- NCHW, few outputs: packing would cost more than it saves, so the tiles read the staged rows themselves.
+// ---- Few outputs: packing would cost more than it saves, so the tiles read the staged rows themselves.
 
 /// Elements of staged rows that one task reads: they stay in L2.
 constexpr int64_t kBandElements = 32 << 10;
 
 template <class T>
 bool few_outputs(const Correlation& q) {
-  const int64_t lanes = round_up(q.cols, kLanes<T>);
-  return q.CO <= 3 * Block<T>::MR && q.CI * q.taps <= 4 * Block<T>::KC && 2 * q.cols > lanes;
+  // NHWC images are transposed on the way, in and out: worth it where the outputs of a pixel would fill less than half
+  // of a vector.
+  if (q.channels_last) return q.step_w == 1 && q.CO < kLanes<T> / 2;
+  return q.CO <= 3 * Block<T>::MR && q.CI * q.taps <= 4 * Block<T>::KC;
+}
+
+/// Writes the outputs of n <= kLanes adjacent pixels, a row of `tile` per channel, to pixel (i, j) of the grid and on.
+template <class T>
+void write_pixels(const Correlation& q, int64_t n, const T* tile, int64_t i, int64_t j, T* image) {
+  constexpr int64_t NR = Block<T>::NR;
+  const int64_t pixel = q.output_pixel(i, j);
+  if (q.channels_last) {
+    const int64_t C = q.groups * q.CO;
+    return store_transposed(tile, NR, q.CO, n, image + pixel * C, q.col_step * C);
+  }
+  for (int64_t m = 0; m < q.CO; ++m) {
+    T* const to = image + m * q.OH * q.OW + pixel;
+    if (q.col_step == 1) {
+      store_partial(to, load(tile + m * NR), n);
+    } else {
+      for (int64_t l = 0; l < n; ++l) to[l * q.col_step] = tile[m * NR + l];
+    }
+  }
 }
 
 template <class T>
 void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
-  constexpr int64_t NR = Block<T>::NR;
+  constexpr int64_t NR = Block<T>::NR, L = kLanes<T>;
+  constexpr int64_t kRun = 64;  // terms of a partial sum, for accuracy
   const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
   const int64_t fit = kBandElements / row_elements > 1 ? kBandElements / row_elements : 1;
   const int64_t bands = ceil_div(q.rows, fit), band = ceil_div(q.rows, bands), terms = q.CI * q.taps;
@@ -199,17 +221,16 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
   const int64_t stride = packed_row_stride<T>(terms), threads = max_threads();
   T* weights = context.array<T>(q.groups * q.CO * stride);
   T* stages = context.array<T>(threads * stage_size);
+  T* tiles = context.array<T>(threads * q.CO * NR);
   Run* runs = context.array<Run>(threads * runs_size);
   int64_t* all_offsets = context.array<int64_t>(threads * terms);
-  int64_t* all_columns = context.array<int64_t>(threads * q.cols);
 
   run_team(worth_threads(q), [&](const Team& team) {
     team.for_each(q.groups * q.CO, [&](int64_t i) {
       pack_weight_row(q, w, i / q.CO, i % q.CO, {0, q.CI}, {0, q.taps}, weights + i * stride);
     });
     int64_t* offsets = all_offsets + team.rank * terms;
-    int64_t* columns = all_columns + team.rank * q.cols;
-    for (int64_t j = 0; j < q.cols; ++j) columns[j] = j * q.col_step;
+    T* tile = tiles + team.rank * q.CO * NR;
     team.for_each(q.N * q.groups * bands, [&](int64_t task) {
       const int64_t g = task % q.groups, n = task / q.groups / bands, i0 = task / q.groups % bands * band;
       const int64_t i1 = i0 + band < q.rows ? i0 + band : q.rows, first = n * q.rows * q.cols;
@@ -218,15 +239,24 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
       patches.stage(in, g, {0, q.CI});
       const T* origin = patches.source(0, 0);
       for (int64_t k = 0; k < terms; ++k) offsets[k] = patches.source(k / q.taps, k % q.taps) - origin;
+      origin += patches.run(0).from;
       const AView<T> a{weights + g * q.CO * stride, stride, true};
-      T* image = out + (n * q.groups + g) * q.CO * q.OH * q.OW;
-      for (int64_t i = i0; i < i1; ++i)
-        for (int64_t j = 0; j < q.cols; j += NR) {
-          CView<T> c{.data = image + q.output_pixel(i, 0), .row_stride = q.OH * q.OW, .columns = columns + j};
-          if (bias) c.row_bias = bias + g * q.CO;
-          multiply_scattered(q.CO, q.cols - j < NR ? q.cols - j : NR, terms, a,
-                             origin + patches.run(0).from + (i - i0) * patches.row_stride() + j, offsets, c);
+      T* image = out + (n * q.OH * q.OW * q.groups + (q.channels_last ? g : g * q.OH * q.OW)) * q.CO;
+      // A tile takes any two vectors of the band's rows: those of short rows too.
+      const int64_t row_vectors = ceil_div(q.cols, L), vectors = (i1 - i0) * row_vectors;
+      const auto source = [&](int64_t v) {
+        return origin + v / row_vectors * patches.row_stride() + v % row_vectors * L;
+      };
+      for (int64_t v = 0; v < vectors; v += Block<T>::NV) {
+        const int64_t count = vectors - v < Block<T>::NV ? vectors - v : Block<T>::NV;
+        CView<T> c{.data = tile, .row_stride = NR};
+        if (bias) c.row_bias = bias + g * q.CO;
+        multiply_scattered(q.CO, count * L, terms, a, source(v), offsets, source(v + count - 1) - source(v), c, kRun);
+        for (int64_t u = v; u < v + count; ++u) {
+          const int64_t j = u % row_vectors * L;
+          write_pixels(q, q.cols - j < L ? q.cols - j : L, tile + (u - v) * L, i0 + u / row_vectors, j, image);
         }
+      }
     });
   });
 }
@@ -388,12 +418,12 @@ void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T
   if (is_depthwise_pixels(q)) return depthwise_pixels(q, in, w, bias, out, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
+  if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
   if (q.channels_last) {
     // Tiles within one grid row: short rows would leave them few sums.
     if (patches_are_input<T>(q) || 2 * q.cols < Block<T>::MR) return correlate_patches(q, in, w, bias, out, context);
     return correlate_rows(q, in, w, bias, out, context);
   }
-  if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
   correlate_planar(q, in, w, bias, out, context);
 }
 

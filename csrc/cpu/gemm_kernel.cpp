@@ -108,10 +108,11 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
     asm("" : "+r"(pa[q]));
   }
   int64_t k = 0;
-  const auto add_term = [&] {
+  const auto add_term = [&]() __attribute__((always_inline)) {
     Vec<T> bk[nv];
 #pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) bk[v] = load(b + (walk == Walk::b_table ? terms.offsets[k] : 0) + v * L);
+    for (int v = 0; v < nv; ++v)
+      bk[v] = load(b + (walk == Walk::b_table ? terms.offsets[k] + v * terms.b_stride : v * L));
     const int64_t at = walk == Walk::a_table ? terms.offsets[k] : 0;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
@@ -211,14 +212,14 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
 
 template <class T>
 void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
-                        const CView<T>& c, int64_t run) {
-  multiply_panel(tiles<T, Walk::b_table>(n), M, n, K, run, a, b, {a.stride, 0, offsets}, c);
+                        int64_t next, const CView<T>& c, int64_t run) {
+  multiply_panel(tiles<T, Walk::b_table>(n), M, n, K, run, a, b, {a.stride, next, offsets}, c);
 }
 
-template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&, const float*, const int64_t*,
+template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&, const float*, const int64_t*, int64_t,
                                  const CView<float>&, int64_t);
 template void multiply_scattered(int64_t, int64_t, int64_t, const AView<double>&, const double*, const int64_t*,
-                                 const CView<double>&, int64_t);
+                                 int64_t, const CView<double>&, int64_t);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<float>&, const float*, int64_t, int64_t,
                              const CView<float>&, int64_t, Ahead<float>);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<double>&, const double*, int64_t, int64_t,

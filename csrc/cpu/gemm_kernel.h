@@ -84,10 +84,11 @@ template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
                     int64_t b_stride, const CView<T>& c, int64_t run = Block<T>::KC, Ahead<T> ahead = {});
 
-/// One panel of n <= NR columns whose rows lie at b + offsets[k], each readable in whole vectors; rows of A contiguous.
+/// One panel whose rows lie at b + offsets[k], n <= NR columns of them in vectors that are `next` apart, all readable;
+/// rows of A contiguous.
 template <class T>
 void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
-                        const CView<T>& c, int64_t run = Block<T>::KC);
+                        int64_t next, const CView<T>& c, int64_t run);
 
 /// Row stride of a packed block of A with contiguous rows: an odd number of cache lines, so that the MR rows that a
 /// tile reads at once fall into different cache sets.

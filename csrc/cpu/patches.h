@@ -81,23 +81,24 @@ class PlanarPatches {
     }
   }
 
-  /// Makes channels [channels) of group g of `in` (all of `in`) readable.
+  /// Makes channels [channels) of group g of `in` (all of `in`) readable. NHWC images, with step_w 1 and `always`, are
+  /// transposed on the way.
   void stage(const T* in, int64_t g, Range channels) {
     const int64_t image = q_.IH * q_.IW;
     source_ = in + (g * q_.CI + channels.begin) * image;
     if (in_place_) return;
-    for (int64_t c = 0; c < channels.size(); ++c) {
-      T* to = stage_ + c * plane_;
-      for (int64_t p = pixels_.begin; p < pixels_.end;) {
-        const Pixel first(q_, p);
-        const int64_t image_end = (first.n + 1) * q_.rows * q_.cols;
-        p = image_end < pixels_.end ? image_end : pixels_.end;
-        const int64_t top = first.i * q_.step_h + span_.top;
-        const int64_t bottom = Pixel(q_, p - 1).i * q_.step_h + span_.top + span_.height;
-        const T* from = source_ + (first.n * q_.groups * q_.CI + c) * image;
-        for (int64_t h = top; h < bottom; ++h, to += width_)
-          stage_row(h >= 0 && h < q_.IH ? from + h * q_.IW : nullptr, to);
-      }
+    if (q_.channels_last) {
+      const int64_t C = q_.groups * q_.CI;
+      for_each_row([&](int64_t n, int64_t h, bool exists, int64_t at) {
+        const T* from = in + (n * q_.IH + h) * q_.IW * C + g * q_.CI + channels.begin;
+        stage_pixels(exists ? from : nullptr, channels.size(), stage_ + at);
+      });
+    } else {
+      for (int64_t c = 0; c < channels.size(); ++c)
+        for_each_row([&](int64_t n, int64_t h, bool exists, int64_t at) {
+          const T* from = source_ + (n * q_.groups * q_.CI + c) * image + h * q_.IW;
+          stage_row(exists ? from : nullptr, stage_ + c * plane_ + at);
+        });
     }
     source_ = stage_;
   }
@@ -175,6 +176,42 @@ class PlanarPatches {
       else
         runs_[count_++] = {to, from, n};
       to += n, from += n, length -= n;
+    }
+  }
+
+  /// f(image, row h of it, whether it exists, where it goes in the stage of a channel) for the rows that are needed.
+  template <class F>
+  void for_each_row(F&& f) const {
+    int64_t at = 0;
+    for (int64_t p = pixels_.begin; p < pixels_.end;) {
+      const Pixel first(q_, p);
+      const int64_t image_end = (first.n + 1) * q_.rows * q_.cols;
+      p = image_end < pixels_.end ? image_end : pixels_.end;
+      const int64_t top = first.i * q_.step_h + span_.top;
+      const int64_t bottom = Pixel(q_, p - 1).i * q_.step_h + span_.top + span_.height;
+      for (int64_t h = top; h < bottom; ++h, at += width_) f(first.n, h, h >= 0 && h < q_.IH, at);
+    }
+  }
+
+  /// One NHWC input row (null: zeros) with its padding, to a plane per channel.
+  void stage_pixels(const T* from, int64_t channels, T* to) const {
+    constexpr int64_t L = kLanes<T>;
+    const int64_t C = q_.groups * q_.CI, left = span_.left;
+    int64_t begin = left < 0 ? -left : 0, end = q_.IW - left < width_ ? q_.IW - left : width_;
+    if (from == nullptr || end <= begin) begin = end = width_;
+    for (int64_t c = 0; c < channels; ++c) {
+      zero(begin, to + c * plane_);
+      zero(width_ - end, to + c * plane_ + end);
+    }
+    for (int64_t w = begin; w < end; w += L) {
+      const int64_t pixels = end - w < L ? end - w : L;
+      for (int64_t c = 0; c < channels; c += L) {
+        const int64_t count = channels - c < L ? channels - c : L;
+        Vec<T> block[L];
+        for (int64_t i = 0; i < L; ++i)
+          block[i] = i < pixels ? load_partial(from + (left + w + i) * C + c, count) : Vec<T>{};
+        store_transposed<T>(block, pixels, count, to + c * plane_ + w, plane_);
+      }
     }
   }
 
