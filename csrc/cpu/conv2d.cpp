@@ -238,7 +238,8 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
                                runs + team.rank * runs_size, stages + team.rank * stage_size, /*always=*/true);
       patches.stage(in, g, {0, q.CI});
       const T* origin = patches.source(0, 0);
-      for (int64_t k = 0; k < terms; ++k) offsets[k] = patches.source(k / q.taps, k % q.taps) - origin;
+      for (int64_t c = 0; c < q.CI; ++c)
+        for (int64_t t = 0; t < q.taps; ++t) offsets[c * q.taps + t] = patches.source(c, t) - origin;
       origin += patches.run(0).from;
       const AView<T> a{weights + g * q.CO * stride, stride, true};
       T* image = out + (n * q.OH * q.OW * q.groups + (q.channels_last ? g : g * q.OH * q.OW)) * q.CO;

@@ -115,7 +115,10 @@ DLK_INLINE void copy(const T* from, int64_t n, T* to) {
 
 template <class T>
 DLK_INLINE void zero(int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = T(0);
+  constexpr int L = kLanes<T>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(to + i, Vec<T>{});
+  if (i < n) store_partial(to + i, Vec<T>{}, n - i);
 }
 
 /// Packs K x n (n <= NR) with unit column stride into one panel; missing columns become 0.
