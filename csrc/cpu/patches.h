@@ -215,16 +215,18 @@ class PlanarPatches {
     }
   }
 
-  /// One input row (null: zeros) with its padding.
+  /// One input row (null: zeros) with its padding. May write up to a vector too far: rows are staged in ascending order.
   void stage_row(const T* from, T* to) const {
     if (q_.step_w == 1) {
+      constexpr int64_t L = kLanes<T>;
       const int64_t left = span_.left;
-      int64_t begin = left < 0 ? -left : 0, end = q_.IW - left;
-      if (end > width_) end = width_;
+      int64_t begin = left < 0 ? -left : 0, end = q_.IW - left < width_ ? q_.IW - left : width_;
       if (from == nullptr || end <= begin) begin = end = width_;
-      zero(begin, to);
-      copy(from + left + begin, end - begin, to + begin);
-      zero(width_ - end, to + end);
+      for (int64_t w = 0; w < begin; w += L) store(to + w, Vec<T>{});
+      int64_t w = begin;
+      for (; w + L <= end; w += L) store(to + w, load(from + left + w));
+      if (w < end) store(to + w, load_partial(from + left + w, end - w)), w += L;
+      for (; w < width_; w += L) store(to + w, Vec<T>{});
       return;
     }
     const int64_t columns = width_ / q_.step_w, step = q_.step_w;
