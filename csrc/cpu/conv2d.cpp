@@ -48,6 +48,9 @@ struct Tiling {
   }
 };
 
+/// Terms of a partial sum where a sum's error would otherwise exceed twice PyTorch's.
+constexpr int64_t kRun = 64;
+
 template <class T>
 const T* weight_at(const Correlation& q, const T* w, int64_t g, int64_t m, int64_t c, int64_t t) {
   return w + g * q.w_group + m * q.w_out + c * q.w_in + q.weight[t];
@@ -171,7 +174,7 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
           if (!shared) pack(patches, pixels, block, p, panel);
           multiply_block(outputs.size(), pixels.size() - p < B::NR ? pixels.size() - p : B::NR, terms,
                          weights.view(g, block).from_row(outputs.begin), panel, panel_size, B::NR,
-                         c.from(outputs.begin, p), B::KC, shared ? Ahead<T>{} : patches.after(p, B::NR));
+                         c.from(outputs.begin, p), kRun, shared ? Ahead<T>{} : patches.after(p, B::NR));
         }
       }
     });
@@ -213,7 +216,6 @@ void write_pixels(const Correlation& q, int64_t n, const T* tile, int64_t i, int
 template <class T>
 void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   constexpr int64_t NR = Block<T>::NR, L = kLanes<T>;
-  constexpr int64_t kRun = 64;  // terms of a partial sum, for accuracy
   const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
   const int64_t fit = kBandElements / row_elements > 1 ? kBandElements / row_elements : 1;
   const int64_t bands = ceil_div(q.rows, fit), band = ceil_div(q.rows, bands), terms = q.CI * q.taps;

@@ -11,8 +11,10 @@
 namespace dlk::cpu {
 namespace {
 
+/// Rows that meet B at once: as many dot products as there are registers for.
+constexpr int64_t kRowGroup = 4;
 /// With more rows than this, packing B for the register-blocked kernel pays.
-constexpr int64_t kFewRows = 4;
+constexpr int64_t kFewRows = 2 * kRowGroup;
 
 inline bool is_gemv(const Gemm& p) {
   if (p.b_row == 1 && p.b_col != 1) return p.M <= kFewRows && p.a_col == 1;
@@ -85,16 +87,19 @@ void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c) {
     const T *x = a + i * p.a_batch, *y = b + i * p.b_batch + j * p.b_col, *row = bias ? bias + j : nullptr;
     T* to = c + i * p.c_batch + j;
     if (p.b_col == 1) return multiply_rows(p, n, x, y, row, to);
-    switch (p.M) {
-      case 1:
-        return multiply_columns<T, 1>(p, n, x, y, row, to);
-      case 2:
-        return multiply_columns<T, 2>(p, n, x, y, row, to);
-      case 3:
-        return multiply_columns<T, 3>(p, n, x, y, row, to);
-      default:
-        return multiply_columns<T, kFewRows>(p, n, x, y, row, to);
-    }
+    for (int64_t r = 0; r < p.M; r += kRowGroup, x += kRowGroup * p.a_row, to += kRowGroup * p.c_row) switch (p.M - r) {
+        case 1:
+          multiply_columns<T, 1>(p, n, x, y, row, to);
+          break;
+        case 2:
+          multiply_columns<T, 2>(p, n, x, y, row, to);
+          break;
+        case 3:
+          multiply_columns<T, 3>(p, n, x, y, row, to);
+          break;
+        default:
+          multiply_columns<T, kRowGroup>(p, n, x, y, row, to);
+      }
   });
 }
 
