@@ -60,6 +60,8 @@ template <class T>
 bool check(const CrossEntropyParams& p, const CrossEntropyTargets<T>& targets, double* total, int64_t* bad, Context&) {
   *total = targets.index ? 0 : static_cast<double>(p.N * p.inner);
   if (!targets.index) return true;
+  int64_t count = 0;  // of targets that are not ignored
+  double weights = 0;
   for (int64_t i = 0; i < p.N * p.inner; ++i) {
     const int64_t t = targets.index[i];
     if (t == p.ignore_index) continue;
@@ -67,8 +69,10 @@ bool check(const CrossEntropyParams& p, const CrossEntropyTargets<T>& targets, d
       *bad = t;
       return false;
     }
-    *total += targets.weight ? targets.weight[t] : T(1);
+    ++count;
+    if (targets.weight) weights += targets.weight[t];
   }
+  *total = targets.weight ? weights : static_cast<double>(count);
   return true;
 }
 
@@ -124,13 +128,27 @@ void forward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>
   }
 }
 
+/// Negative log-likelihood without smoothing: one element of each position is read.
+template <class T>
+void forward_picked(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, T* loss) {
+  constexpr int64_t kMissCost = 16;  // a load from memory, in elements of streaming work
+  parallel_for(p.N, kMissCost * p.inner, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t j = 0; j < p.inner; ++j)
+        loss[n * p.inner + j] = finish(p, a, n * p.inner + j, x + n * p.C * p.inner + j, T(0), T(0), T(0));
+  });
+}
+
 template <class T>
 void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, T* maximum, T* log_sum,
              T* loss, const double* divisor, T* reduced, Context& context) {
   const Coefficients<T> a(p, targets);
-  for_each_row_or_tile<T>(
-      {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
-      [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
+  if (!p.logits && !a.has_dense)
+    forward_picked(p, x, a, loss);
+  else
+    for_each_row_or_tile<T>(
+        {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
+        [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
   if (reduced == nullptr) return;
   // In double, since losses may have either sign and cancel: they are few next to the elements of x.
   const double total = sum_blocks<double>(
