@@ -76,18 +76,62 @@ void pack_gradient(const Correlation& q, const T* dy, int64_t g, Range pixels, T
 template <class T>
 struct Buffers {
   T *gradient, *patches, *stage;
-  Run* runs;
+  Run* runs;         // NCHW
+  int64_t* offsets;  // NHWC: of the pixels of a block
+  const T** starts;  // of its rows
 };
+
+/// NHWC: whether patches are read where they lie in staged rows: not where pixels are so far apart that they share
+/// cache sets, nor where staging all taps for each part of the rows takes more copies than packing each tap once.
+template <class T>
+bool reads_rows(const Correlation& q, int64_t row_parts) {
+  if (!q.channels_last || q.step_w * q.groups * q.CI > kFarStride<T>) return false;
+  return Span(q).inside(q) || row_parts * q.step_h * q.step_w < q.taps;
+}
+
+/// Grid rows that a block of pixels may touch.
+inline int64_t most_rows(const Correlation& q) {
+  const int64_t pixels = kBlockPixels < q.pixels() ? kBlockPixels : q.pixels();
+  return ceil_div(pixels, q.cols) + 1;
+}
 
 /// Adds the products of blocks [row_blocks) of rows and one block of pixels to dwT.
 template <class T>
 void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, Range pixels, Range row_blocks,
                bool accumulate, const Buffers<T>& buffers, T* dwT) {
   constexpr int64_t NR = Block<T>::NR;
-  const auto multiply = [&](int64_t block, const AView<T>& a) {
-    const CView<T> c{.data = dwT + cut.first_row(q, block) * q.CO, .row_stride = q.CO, .accumulate = accumulate};
-    multiply_block(cut.block_rows(block), q.CO, pixels.size(), a, buffers.gradient, pixels.size() * NR, NR, c, kSum);
+  const auto multiply_rows = [&](int64_t first, int64_t count, const AView<T>& a) {
+    const CView<T> c{.data = dwT + first * q.CO, .row_stride = q.CO, .accumulate = accumulate};
+    multiply_block(count, q.CO, pixels.size(), a, buffers.gradient, pixels.size() * NR, NR, c, kSum);
   };
+  const auto multiply = [&](int64_t block, const AView<T>& a) {
+    multiply_rows(cut.first_row(q, block), cut.block_rows(block), a);
+  };
+  if (reads_rows<T>(q, cut.row_parts)) {
+    const Range rows{pixels.begin / q.cols, ceil_div(pixels.end, q.cols)};
+    const PixelRows<T> patches(q, in, g, rows, buffers.stage, buffers.starts);
+    const T* const origin = patches.row(0);
+    int64_t* offset = buffers.offsets;
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      const int64_t begin = r * q.cols < pixels.begin ? pixels.begin - r * q.cols : 0;
+      const int64_t end = (r + 1) * q.cols < pixels.end ? q.cols : pixels.end - r * q.cols;
+      const int64_t row = patches.row(r - rows.begin) - origin;
+      for (int64_t j = begin; j < end; ++j) *offset++ = row + j * patches.pixel_stride();
+    }
+    for (int64_t block = row_blocks.begin; block < row_blocks.end; ++block) {
+      const Range channels = cut.rows.channel_range(block), taps = cut.rows.tap_range(block);
+      for (int64_t t = taps.begin, adjacent; t < taps.end; t += adjacent) {
+        // The channels of taps that read adjacent pixels are adjacent rows.
+        adjacent = 1;
+        while (t + adjacent < taps.end && patches.offset(t + adjacent, channels.begin) ==
+                                              patches.offset(t, channels.begin) + adjacent * channels.size())
+          ++adjacent;
+        multiply_rows(t * q.CI + channels.begin, adjacent * channels.size(),
+                      {origin + patches.offset(t, channels.begin), /*stride=*/1, true, buffers.offsets});
+      }
+    }
+    return;
+  }
   if (q.channels_last) {
     const int64_t stride = packed_row_stride<T>(cut.rows.terms());
     for (int64_t block = row_blocks.begin; block < row_blocks.end; ++block) {
@@ -151,17 +195,24 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
 
   const int64_t threads = max_threads();
   const int64_t gradient_size = kBlockPixels * round_up(q.CO, B::NR);
-  const int64_t patches_size = q.channels_last ? kBlockPixels * packed_row_stride<T>(cut.rows.terms())
-                                               : cut.rows.terms() * packed_row_stride<T>(kBlockPixels) + kLanes<T>;
-  const int64_t stage_size = q.channels_last ? 0 : PlanarPatches<T>::stage_elements(q, kBlockPixels, cut.rows.channels);
+  const bool rows = reads_rows<T>(q, cut.row_parts);
+  const int64_t patches_size = rows              ? 0
+                               : q.channels_last ? kBlockPixels * packed_row_stride<T>(cut.rows.terms())
+                                                 : cut.rows.terms() * packed_row_stride<T>(kBlockPixels) + kLanes<T>;
+  const int64_t stage_size = rows              ? PixelRows<T>::stage_elements(q, most_rows(q))
+                             : q.channels_last ? 0
+                                               : PlanarPatches<T>::stage_elements(q, kBlockPixels, cut.rows.channels);
   T* gradients = context.array<T>(threads * gradient_size);
   T* patches = context.array<T>(threads * patches_size);
   T* stages = context.array<T>(threads * stage_size);
   Run* runs = context.array<Run>(threads * (kBlockPixels + 2));
+  int64_t* offsets = context.array<int64_t>(threads * kBlockPixels);
+  const T** starts = context.array<const T*>(threads * most_rows(q));
 
   run_team(worth_threads(q), [&](const Team& team) {
     const Buffers<T> buffers{gradients + team.rank * gradient_size, patches + team.rank * patches_size,
-                             stages + team.rank * stage_size, runs + team.rank * (kBlockPixels + 2)};
+                             stages + team.rank * stage_size,       runs + team.rank * (kBlockPixels + 2),
+                             offsets + team.rank * kBlockPixels,    starts + team.rank * most_rows(q)};
     team.for_each(q.groups * cut.splits * cut.row_parts, [&](int64_t task) {
       const int64_t split = task / cut.row_parts % cut.splits, g = task / cut.row_parts / cut.splits;
       const Range row_blocks = Cut<T>::share(task % cut.row_parts, cut.row_parts, cut.rows.count());

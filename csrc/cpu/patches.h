@@ -215,7 +215,8 @@ class PlanarPatches {
     }
   }
 
-  /// One input row (null: zeros) with its padding. May write up to a vector too far: rows are staged in ascending order.
+  /// One input row (null: zeros) with its padding. May write up to a vector too far: rows are staged in ascending
+  /// order.
   void stage_row(const T* from, T* to) const {
     if (q_.step_w == 1) {
       constexpr int64_t L = kLanes<T>;
@@ -349,12 +350,16 @@ class PixelRows {
   /// The first pixel of the i-th row of the band.
   const T* row(int64_t i) const { return starts_[i]; }
 
-  /// Where the terms of one block of the sum lie from a pixel on.
+  /// Where term (t, c) lies from a pixel on.
+  int64_t offset(int64_t t, int64_t c) const {
+    const int64_t dh = q_.dh[t] - (in_place_ ? 0 : span_.top), dw = q_.dw[t] - (in_place_ ? 0 : span_.left);
+    return (dh * width_ + dw) * pixel_ + c;
+  }
+
+  /// The same for one block of the sum.
   void offsets(Range taps, Range channels, int64_t* to) const {
-    for (int64_t t = taps.begin; t < taps.end; ++t) {
-      const int64_t dh = q_.dh[t] - (in_place_ ? 0 : span_.top), dw = q_.dw[t] - (in_place_ ? 0 : span_.left);
-      for (int64_t c = channels.begin; c < channels.end; ++c) *to++ = (dh * width_ + dw) * pixel_ + c;
-    }
+    for (int64_t t = taps.begin; t < taps.end; ++t)
+      for (int64_t c = channels.begin; c < channels.end; ++c) *to++ = offset(t, c);
   }
 
  private:
