@@ -131,6 +131,14 @@ class PlanarPatches {
         for (int l = 0; l < cut; l += kLanes<T>) store(to + l, load(from + at + l));
       });
     }
+    // Padded rows are wide enough to read whole vectors: one that spans two runs joins two loads.
+    Join joins[cut / kLanes<T>];
+    if (!in_place_ && join_runs(first, begin, end, cut / kLanes<T>, joins))
+      return for_each_row([&](const T* from) {
+#pragma GCC unroll 8
+        for (int v = 0; v < cut / kLanes<T>; ++v)
+          store(to + v * kLanes<T>, joins[v].left ? load(from + joins[v].first) : load(from + joins[v].second));
+      });
     for_each_row([&](const T* from) {
       for (int64_t r = begin; r < end; ++r) copy_run(from + runs_[r].from, runs_[r].length, to + runs_[r].to - first);
     });
@@ -165,6 +173,32 @@ class PlanarPatches {
   DLK_INLINE void copy_run(const T* from, int64_t length, T* to) const {
     if (in_place_) return copy(from, length, to);
     for (int64_t l = 0; l < length; l += kLanes<T>) store(to + l, load(from + l));
+  }
+
+  /// A vector whose lanes come from source[first + lane] where `left` is set, else from source[second + lane].
+  struct Join {
+    int64_t first, second;
+    Vec<IntOf<T>> left;
+  };
+
+  /// The vectors of a panel that starts at pixel `first` and consists of runs [begin, end); false if one of them spans
+  /// more than two runs or the panel is not full.
+  bool join_runs(int64_t first, int64_t begin, int64_t end, int64_t vectors, Join* joins) const {
+    constexpr int64_t L = kLanes<T>;
+    int64_t r = begin;
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t at = first + v * L;
+      while (r < end && runs_[r].to + runs_[r].length <= at) ++r;
+      if (r == end) return false;
+      const int64_t n = runs_[r].to + runs_[r].length - at;  // lanes of the first of the two runs
+      Join& join = joins[v];
+      join.first = join.second = runs_[r].from + at - runs_[r].to;
+      for (int64_t l = 0; l < L; ++l) join.left[l] = l < n ? -1 : 0;
+      if (n >= L) continue;
+      if (r + 1 == end || n + runs_[r + 1].length < L) return false;
+      join.second = runs_[r + 1].from - n;
+    }
+    return true;
   }
 
   void add_run(int64_t to, int64_t from, int64_t length, int64_t cut) {
