@@ -151,3 +151,16 @@ def test_compiled():
         torch.autograd.grad(function(x, w, b), [x, w, b]), torch.autograd.grad(compiled(x, w, b), [x, w, b])
     ):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize("m, n, k", [(350, 64, 1024), (150, 64, 1024), (2048, 512, 1024), (34, 4128, 1024)])
+def test_last_rectangle_needs_no_more_memory(m, n, k, threads):
+    """Rectangles of C differ in size, and the smaller ones are cut into larger blocks."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        a, b = rand(m, k), rand(k, n)
+        torch.testing.assert_close(DF.matmul(a, b).double(), a.double() @ b.double(), rtol=1e-4, atol=1e-3)
+    finally:
+        torch.set_num_threads(before)

@@ -3,8 +3,8 @@
 //
 // NCHW: per group, out[CO x pixels] = W[CO x (c, t)] Patches[(c, t) x pixels]; NHWC: out[pixels x CO] = Patches W^T.
 // The weights are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of
-// threads: each packs patches (patches.h) one block of the sum at a time and multiplies. An element of out is summed by
-// one thread, in an order that depends on the shape alone.
+// threads: each makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out
+// is summed by one thread, in an order that depends on the shape alone.
 #include "csrc/core/conv2d.h"
 
 #include "csrc/cpu/dispatch.h"
@@ -190,8 +190,8 @@ template <class T>
 bool few_outputs(const Correlation& q) {
   // NHWC images are transposed on the way, in and out: worth it where the outputs of a pixel would fill less than half
   // of a vector.
-  if (q.channels_last) return q.step_w == 1 && q.CO < kLanes<T> / 2;
-  return q.CO <= 3 * Block<T>::MR && q.CI * q.taps <= 4 * Block<T>::KC;
+  const bool few = q.channels_last ? q.step_w == 1 && q.CO < kLanes<T> / 2 : q.CO <= 3 * Block<T>::MR;
+  return few && q.CI * q.taps <= Block<T>::kDepth;
 }
 
 /// Writes the outputs of n <= kLanes adjacent pixels, a row of `tile` per channel, to pixel (i, j) of the grid and on.
@@ -362,15 +362,21 @@ void correlate_patches(const Correlation& q, const T* in, const T* w, const T* b
   });
 }
 
+/// Rows of the grid that one task takes: about MC pixels.
+template <class T>
+int64_t band_rows(const Correlation& q) {
+  const int64_t rows = q.N * q.rows;
+  return ceil_div(rows, ceil_div(rows * q.cols, Block<T>::MC));
+}
+
 /// Bands of grid rows, whose patches tiles read where they lie: each tile within one row.
 template <class T>
 void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   using B = Block<T>;
-  constexpr int64_t kTerms = 4 * B::KC;  // as in gemm.cpp
-  const SumBlocks<T> sums(q, kTerms);
+  const SumBlocks<T> sums(q, B::kDepth);
   const WeightPanels<T> weights(q, sums, w, context);
-  const int64_t rows = q.N * q.rows, bands = ceil_div(rows * q.cols, B::MC), band = ceil_div(rows, bands);
-  const int64_t count = ceil_div(rows, band), C = q.groups * q.CO, threads = max_threads();
+  const int64_t rows = q.N * q.rows, band = band_rows<T>(q), bands = ceil_div(rows, band);
+  const int64_t K = q.groups * q.CO, threads = max_threads();
   const int64_t stage_size = PixelRows<T>::stage_elements(q, band);
   T* stages = context.array<T>(threads * stage_size);
   const T** all_starts = context.array<const T*>(threads * band);
@@ -379,9 +385,9 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
   run_team(worth_threads(q), [&](const Team& team) {
     weights.pack(team);
     int64_t* offsets = all_offsets + team.rank * sums.terms();
-    team.for_each(q.groups * count, [&](int64_t task) {
-      const int64_t g = task / count;
-      const Range part = block_range(task % count, band, rows);
+    team.for_each(q.groups * bands, [&](int64_t task) {
+      const int64_t g = task / bands;
+      const Range part = block_range(task % bands, band, rows);
       const PixelRows<T> patches(q, in, g, part, stages + team.rank * stage_size, all_starts + team.rank * band);
       for (int64_t block = 0; block < sums.count(); ++block) {
         const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
@@ -389,8 +395,8 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
         for (int64_t m = 0; m < q.CO; m += B::NR)
           for (int64_t r = part.begin; r < part.end; ++r) {
             const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, offsets};
-            CView<T> c{.data = out + (r / q.rows * q.OH * q.OW + q.output_pixel(r % q.rows, 0)) * C + g * q.CO,
-                       .row_stride = q.col_step * C,
+            CView<T> c{.data = out + (r / q.rows * q.OH * q.OW + q.output_pixel(r % q.rows, 0)) * K + g * q.CO,
+                       .row_stride = q.col_step * K,
                        .accumulate = block > 0};
             if (bias) c.column_bias = bias + g * q.CO;
             multiply_block(q.cols, q.CO - m < B::NR ? q.CO - m : B::NR, channels.size() * taps.size(), a,
@@ -423,8 +429,9 @@ void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
   if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
   if (q.channels_last) {
-    // Tiles within one grid row: short rows would leave them few sums.
-    if (patches_are_input<T>(q) || 2 * q.cols < Block<T>::MR) return correlate_patches(q, in, w, bias, out, context);
+    // correlate_rows has tiles within one grid row: short rows would leave them few sums.
+    if (patches_are_input<T>(q) || 2 * q.cols < Block<T>::MR || !PixelRows<T>::pays(q, band_rows<T>(q)))
+      return correlate_patches(q, in, w, bias, out, context);
     return correlate_rows(q, in, w, bias, out, context);
   }
   correlate_planar(q, in, w, bias, out, context);

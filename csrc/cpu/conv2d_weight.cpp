@@ -3,9 +3,9 @@
 //
 // Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
-// as a column. Pixels are cut into a fixed number of splits, each with sums of its own, which are then added in order:
-// tasks (group, split, part of the rows) are cut by shape alone, so the result does not depend on the threads, and
-// sums restart every block, which bounds their rounding error.
+// as a column, mostly where the pixels lie (PixelRows). Pixels are cut into a fixed number of splits, each with sums of
+// its own, which are then added in order: tasks (group, split, part of the rows) are cut by shape alone, so the result
+// does not depend on the threads, and sums restart every block, which bounds their rounding error.
 #include "csrc/core/conv2d.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/narrow_groups.h"
@@ -77,22 +77,25 @@ template <class T>
 struct Buffers {
   T *gradient, *patches, *stage;
   Run* runs;         // NCHW
-  int64_t* offsets;  // NHWC: of the pixels of a block
+  bool reads_rows;   // NHWC, instead of packed patches; then:
+  int64_t* offsets;  // of the pixels of a block
   const T** starts;  // of its rows
 };
-
-/// NHWC: whether patches are read where they lie in staged rows: not where pixels are so far apart that they share
-/// cache sets, nor where staging all taps for each part of the rows takes more copies than packing each tap once.
-template <class T>
-bool reads_rows(const Correlation& q, int64_t row_parts) {
-  if (!q.channels_last || q.step_w * q.groups * q.CI > kFarStride<T>) return false;
-  return Span(q).inside(q) || row_parts * q.step_h * q.step_w < q.taps;
-}
 
 /// Grid rows that a block of pixels may touch.
 inline int64_t most_rows(const Correlation& q) {
   const int64_t pixels = kBlockPixels < q.pixels() ? kBlockPixels : q.pixels();
   return ceil_div(pixels, q.cols) + 1;
+}
+
+/// NHWC: whether patches are read where they lie in staged rows: not where pixels are so far apart that they share
+/// cache sets, nor where staging all taps for each part of the rows takes more copies than packing each tap once.
+template <class T>
+bool reads_rows(const Correlation& q, int64_t row_parts) {
+  if (!q.channels_last) return false;
+  const bool inside = Span(q).inside(q);
+  if (q.step_w * (inside ? q.groups : 1) * q.CI > kFarStride<T>) return false;
+  return inside || (row_parts * q.step_h * q.step_w < q.taps && PixelRows<T>::pays(q, most_rows(q)));
 }
 
 /// Adds the products of blocks [row_blocks) of rows and one block of pixels to dwT.
@@ -107,7 +110,7 @@ void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, 
   const auto multiply = [&](int64_t block, const AView<T>& a) {
     multiply_rows(cut.first_row(q, block), cut.block_rows(block), a);
   };
-  if (reads_rows<T>(q, cut.row_parts)) {
+  if (buffers.reads_rows) {
     const Range rows{pixels.begin / q.cols, ceil_div(pixels.end, q.cols)};
     const PixelRows<T> patches(q, in, g, rows, buffers.stage, buffers.starts);
     const T* const origin = patches.row(0);
@@ -210,9 +213,13 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   const T** starts = context.array<const T*>(threads * most_rows(q));
 
   run_team(worth_threads(q), [&](const Team& team) {
-    const Buffers<T> buffers{gradients + team.rank * gradient_size, patches + team.rank * patches_size,
-                             stages + team.rank * stage_size,       runs + team.rank * (kBlockPixels + 2),
-                             offsets + team.rank * kBlockPixels,    starts + team.rank * most_rows(q)};
+    const Buffers<T> buffers{gradients + team.rank * gradient_size,
+                             patches + team.rank * patches_size,
+                             stages + team.rank * stage_size,
+                             runs + team.rank * (kBlockPixels + 2),
+                             rows,
+                             offsets + team.rank * kBlockPixels,
+                             starts + team.rank * most_rows(q)};
     team.for_each(q.groups * cut.splits * cut.row_parts, [&](int64_t task) {
       const int64_t split = task / cut.row_parts % cut.splits, g = task / cut.row_parts / cut.splits;
       const Range row_blocks = Cut<T>::share(task % cut.row_parts, cut.row_parts, cut.rows.count());

@@ -128,14 +128,18 @@ void forward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>
   }
 }
 
-/// Negative log-likelihood without smoothing: one element of each position is read.
+/// Negative log-likelihood without smoothing: one element of each position is read, and there are no statistics.
 template <class T>
-void forward_picked(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, T* loss) {
+void forward_picked(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, T* maximum, T* log_sum,
+                    T* loss) {
   constexpr int64_t kMissCost = 16;  // a load from memory, in elements of streaming work
-  parallel_for(p.N, kMissCost * p.inner, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n)
-      for (int64_t j = 0; j < p.inner; ++j)
-        loss[n * p.inner + j] = finish(p, a, n * p.inner + j, x + n * p.C * p.inner + j, T(0), T(0), T(0));
+  parallel_for(p.N * p.inner, kMissCost, [&](int64_t begin, int64_t end) {
+    int64_t n = begin / p.inner, j = begin % p.inner;
+    for (int64_t i = begin; i < end; ++i) {
+      maximum[i] = log_sum[i] = 0;
+      loss[i] = finish(p, a, i, x + n * p.C * p.inner + j, T(0), T(0), T(0));
+      if (++j == p.inner) j = 0, ++n;
+    }
   });
 }
 
@@ -144,7 +148,7 @@ void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<
              T* loss, const double* divisor, T* reduced, Context& context) {
   const Coefficients<T> a(p, targets);
   if (!p.logits && !a.has_dense)
-    forward_picked(p, x, a, loss);
+    forward_picked(p, x, a, maximum, log_sum, loss);
   else
     for_each_row_or_tile<T>(
         {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },

@@ -2,10 +2,10 @@
 //
 // C is cut into one rectangle per thread, and each is multiplied as if it were alone: what two rectangles need of A or
 // B both pack, because a line that another core has just written takes longer to fetch than to pack again. Inside a
-// rectangle, outermost first (names as in BLIS): pc over blocks of K, jc over NC columns, ic over MC rows, then panels
-// of NR columns and groups of MR rows. A block of A is packed when its turn comes, a panel of B just before its first
-// use, so that both are in the cache when they are multiplied. Each element of C is summed in the order of k, in blocks
-// that K alone decides: the result does not depend on the number of threads.
+// rectangle, outermost first (names as in BLIS): pc over blocks of K, jc over blocks of columns, ic over MC rows, then
+// panels of NR columns and groups of MR rows. A block of A is packed when its turn comes, a panel of B just before its
+// first use, so that both are in the cache when they are multiplied. Each element of C is summed in the order of k, in
+// blocks that K alone decides: the result does not depend on the number of threads.
 #include "csrc/core/gemm.h"
 
 #include <cassert>
@@ -19,11 +19,12 @@ namespace {
 
 using namespace DLK_ISA;
 
-/// How one product is cut and what is packed; a function of its shape alone.
+/// How a rectangle is cut and what is packed: one plan for all rectangles of a product, made for the largest.
 template <class T>
 struct Plan {
   using B = Block<T>;
   bool a_rows_contiguous, b_transposed, pack_a, pack_b;
+  bool keeps_b;  // all packed panels of B, for more than one block of A
   int64_t kc, mc, nc;
   int64_t a_stride;  // of the packed block of A: from row to row, or from column to column
 
@@ -35,21 +36,18 @@ struct Plan {
     // Packing pays where a block is read several times and lies badly.
     pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : p.a_col > kFarStride<T>);
     pack_b = b_transposed || (p.M > 2 * B::MR && p.b_row > kFarStride<T>);
-    kc = p.K < kDepth ? p.K : kDepth;
+    kc = p.K < B::kDepth ? p.K : B::kDepth;
     nc = round_up(ceil_div(p.N, ceil_div(p.N, kColumns)), B::NR);
     mc = p.M <= B::MC ? p.M : round_up(ceil_div(p.M, ceil_div(p.M, B::MC)), B::MR);
+    keeps_b = p.M > mc;
     a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : packed_row_stride<T>(mc);
   }
 
-  /// Terms that are packed at once. Each tile of C is loaded and stored once per block, from far away if C is large:
-  /// four times KC made products of 1024 and 2048 5 % faster than KC.
-  static constexpr int64_t kDepth = 4 * B::KC;
   /// Columns of B that are packed before A's first block comes again.
   static constexpr int64_t kColumns = 2048;
-  bool keeps_b(const Gemm& p) const { return p.M > mc; }
   int64_t a_elements() const { return pack_a ? (a_rows_contiguous ? mc : kc) * a_stride : 0; }
-  int64_t b_elements(const Gemm& p) const { return kc * (pack_b && keeps_b(p) ? nc : B::NR); }
-  int64_t elements(const Gemm& p) const { return round_up(a_elements(), 16) + round_up(b_elements(p), 16); }
+  int64_t b_elements() const { return kc * (pack_b && keeps_b ? nc : B::NR); }
+  int64_t elements() const { return round_up(a_elements(), 16) + round_up(b_elements(), 16); }
 };
 
 /// Packs M rows of K terms of A: contiguous runs either way.
@@ -70,9 +68,8 @@ void pack_b_panel(const Plan<T>& plan, const Gemm& p, int64_t K, int64_t n, cons
 
 /// One product, or a rectangle of one.
 template <class T>
-void multiply_one(const Gemm& p, const T* a, const T* b, const T* bias, T* c, T* buffer) {
+void multiply_one(const Plan<T>& plan, const Gemm& p, const T* a, const T* b, const T* bias, T* c, T* buffer) {
   constexpr int64_t NR = Block<T>::NR;
-  const Plan<T> plan(p);
   T* const packed_b = buffer + round_up(plan.a_elements(), 16);
   for (int64_t pc = 0; pc < p.K; pc += plan.kc) {
     const int64_t K = p.K - pc < plan.kc ? p.K - pc : plan.kc;
@@ -94,7 +91,7 @@ void multiply_one(const Gemm& p, const T* a, const T* b, const T* bias, T* c, T*
           Ahead<T> ahead;
           if (j + NR < N && !plan.b_transposed) ahead = {panel + NR, stride};
           if (plan.pack_b || n < NR) {
-            T* const packed = packed_b + (plan.pack_b && plan.keeps_b(p) ? j * K : 0);
+            T* const packed = packed_b + (plan.pack_b && plan.keeps_b ? j * K : 0);
             if (ic == 0 || !plan.pack_b)
               pack_b_panel(plan, p, K, n, panel, packed);
             else if (j + NR < N)
@@ -156,7 +153,8 @@ void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Contex
   const Grid cut = grid<T>(p, p.batch >= 4 * threads ? 1 : threads);
   Gemm largest = p;
   largest.M = cut.m < p.M ? cut.m : p.M, largest.N = cut.n < p.N ? cut.n : p.N;
-  const int64_t elements = Plan<T>(largest).elements(largest), rectangles = ceil_div(p.M, cut.m) * cut.columns;
+  const Plan<T> plan(largest);
+  const int64_t elements = plan.elements(), rectangles = ceil_div(p.M, cut.m) * cut.columns;
   T* const buffers = context.array<T>(threads * elements);
   run_team(threads > 1, [&](const Team& team) {
     team.for_each(p.batch * rectangles, [&](int64_t task) {
@@ -164,7 +162,7 @@ void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Contex
                     j = task % cut.columns * cut.n;
       Gemm part = p;
       part.M = p.M - i < cut.m ? p.M - i : cut.m, part.N = p.N - j < cut.n ? p.N - j : cut.n;
-      multiply_one(part, a + batch * p.a_batch + i * p.a_row, b + batch * p.b_batch + j * p.b_col,
+      multiply_one(plan, part, a + batch * p.a_batch + i * p.a_row, b + batch * p.b_batch + j * p.b_col,
                    bias ? bias + j : nullptr, c + batch * p.c_batch + i * p.c_row + j, buffers + team.rank * elements);
     });
   });

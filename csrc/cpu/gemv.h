@@ -1,4 +1,5 @@
-// C = A B + bias where A has so few rows that reading B from memory is all the work: B is read once, where it lies.
+// C = A B + bias where A has so few rows that reading B from memory is all the work: B is read where it lies, and from
+// memory once.
 //
 // B by columns (contiguous along K): dot products, a few columns at a time. B by rows, one row of A: weighted sums of
 // kRows rows of B, added to C. Tasks are blocks of columns, cut by shape alone: the result does not depend on the
@@ -81,6 +82,7 @@ void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c) {
   constexpr int64_t kMostColumns = 1024, kTasks = 8;  // C's part stays in L1; enough tasks to balance a few threads
   int64_t block = DLK_ISA::round_up(ceil_div(p.N, kTasks), 64);
   if (block > kMostColumns) block = kMostColumns;
+  if (p.M > kRowGroup) block = 64;  // of B, which is still in L2 when the second group of rows comes
   const int64_t blocks = ceil_div(p.N, block);
   parallel_tasks(p.batch * blocks, p.batch * p.N * p.K >= kGrainElements, [&](int64_t task) {
     const int64_t i = task / blocks, j = task % blocks * block, n = p.N - j < block ? p.N - j : block;

@@ -1,7 +1,8 @@
 // Threads for the kernels: plain OpenMP, which shares torch's own runtime, so torch.set_num_threads governs it.
 //
-// Work is cut into chunks by its size alone, never by the number of threads, and each chunk is computed by one thread:
-// results are bitwise the same for any thread count. Included by files compiled per instruction set: internal linkage.
+// However work is cut, each element of a result is computed by one thread, and sums are cut by their size alone, never
+// by the number of threads: results are bitwise the same for any thread count. Included by files compiled per
+// instruction set: internal linkage.
 #pragma once
 
 #include <omp.h>

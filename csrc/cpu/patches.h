@@ -1,5 +1,6 @@
-// Patches of a correlation's input, copied block by block into the layouts that the GEMM kernel reads: implicit im2col,
-// of which only one block, small enough for the L2 cache, exists at a time.
+// Patches of a correlation's input, made readable for the GEMM kernel block by block: copied into panels (NCHW), read
+// where they lie in padded rows (NHWC), or copied into rows (NHWC, small or far-apart images). Implicit im2col, of
+// which only one block, small enough for the L2 cache, exists at a time.
 //
 // A block is a range of output pixels, counted through all images (n, i, j), so that small images share a block.
 #pragma once
@@ -111,7 +112,7 @@ class PlanarPatches {
   }
 
   /// Writes the panel of pixels [first, first + cut) of these taps of the staged channels: `cut` pixels per row, rows
-  /// (c, t). Reaches up to a vector beyond the panel; pixels that there are not stay as they are.
+  /// (c, t). Reaches up to a vector beyond the panel; what it writes for pixels that there are not is of no use.
   template <int cut>
   void read_panel(int64_t first, int64_t channels, Range taps, T* to) const {
     int64_t begin = 0;
@@ -204,9 +205,9 @@ class PlanarPatches {
   void add_run(int64_t to, int64_t from, int64_t length, int64_t cut) {
     while (length > 0) {
       const int64_t room = cut - to % cut, n = length < room ? length : room;
-      Run& last = runs_[count_ - 1];
-      if (count_ > 0 && to % cut != 0 && last.to + last.length == to && last.from + last.length == from)
-        last.length += n;
+      Run* const last = count_ > 0 ? runs_ + count_ - 1 : nullptr;
+      if (last && to % cut != 0 && last->to + last->length == to && last->from + last->length == from)
+        last->length += n;
       else
         runs_[count_++] = {to, from, n};
       to += n, from += n, length -= n;
@@ -348,6 +349,12 @@ class PixelRows {
     return (rows * q.step_h + images * span.height) * stage_width(q, span) * q.CI;
   }
 
+  /// Whether staging a band of `rows` grid rows copies less than packing its patches: not where taps are far apart or
+  /// images tiny.
+  static bool pays(const Correlation& q, int64_t rows) {
+    return stage_elements(q, rows) <= q.taps * q.CI * rows * q.cols;
+  }
+
   /// The band [rows), counted through all images, of group g of `in` (all of `in`). `starts`: room for a pointer per
   /// row.
   PixelRows(const Correlation& q, const T* in, int64_t g, Range rows, T* stage, const T** starts)
@@ -356,7 +363,8 @@ class PixelRows {
     pixel_ = in_place_ ? C : q.CI;
     width_ = in_place_ ? q.IW : stage_width(q, span_);
     in += g * q.CI;
-    int64_t next = 0;  // of the image, to be staged
+    int64_t next = 0, first = 0;  // rows of the image: to be staged, and at `origin`
+    T* origin = stage;
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const int64_t n = r / q.rows, i = r % q.rows;
       const T* image = in + n * q.IH * q.IW * C;
@@ -366,16 +374,17 @@ class PixelRows {
       }
       const int64_t top = i * q.step_h + span_.top, bottom = top + span_.height;
       if (i == 0 || r == rows.begin) {
-        origin_ = stage - top * width_ * pixel_;
+        first = top;
+        origin = stage;
         next = top;
       }
       if (next < top) next = top;  // rows that no tap reads
       for (; next < bottom; ++next) {
-        T* const to = origin_ + next * width_ * pixel_;
+        T* const to = origin + (next - first) * width_ * pixel_;
         stage_row(next >= 0 && next < q.IH ? image + next * q.IW * C : nullptr, C, to);
         stage = to + width_ * pixel_;
       }
-      *starts++ = origin_ + top * width_ * pixel_;
+      *starts++ = origin + (top - first) * width_ * pixel_;
     }
   }
 
@@ -417,7 +426,6 @@ class PixelRows {
   Span span_;
   bool in_place_;
   const T** starts_;
-  T* origin_ = nullptr;  // where row 0 of the image would be staged
   int64_t pixel_, width_;
 };
 

@@ -57,6 +57,11 @@ void check_sizes() {
       check_product<T>(190, 70, 600, a_transposed, b_transposed, true, 3);   // packs A
       check_product<T>(50, 1100, 60, a_transposed, b_transposed, false, 1);  // packs B, two blocks of columns
       check_product<T>(13, 21, 34, a_transposed, b_transposed, true, 1, 9);
+      // Two threads' parts of C differ, and the smaller one is cut into larger blocks of rows (AVX2, AVX-512) or
+      // columns.
+      check_product<T>(150, 64, 1024, a_transposed, b_transposed, false, 1);
+      check_product<T>(350, 64, 1024, a_transposed, b_transposed, false, 1);
+      check_product<T>(180, 4128, 40, a_transposed, b_transposed, false, 1);
     }
 }
 
