@@ -36,6 +36,13 @@ struct Pixel {
   }
 };
 
+/// Which of `width` staged columns lie in an input row, the first at its column `left`: those of [begin, end), none of
+/// a row that does not exist.
+inline Range columns_inside(const Correlation& q, int64_t left, int64_t width, bool exists) {
+  const int64_t begin = left < 0 ? -left : 0, end = q.IW - left < width ? q.IW - left : width;
+  return exists && begin < end ? Range{begin, end} : Range{width, width};
+}
+
 // ---- NCHW: rows of the image are contiguous.
 
 /// Consecutive pixels of a block whose sources are consecutive: to[to_begin + l] = source[from + l].
@@ -232,8 +239,7 @@ class PlanarPatches {
   void stage_pixels(const T* from, int64_t channels, T* to) const {
     constexpr int64_t L = kLanes<T>;
     const int64_t C = q_.groups * q_.CI, left = span_.left;
-    int64_t begin = left < 0 ? -left : 0, end = q_.IW - left < width_ ? q_.IW - left : width_;
-    if (from == nullptr || end <= begin) begin = end = width_;
+    const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
     for (int64_t c = 0; c < channels; ++c) {
       zero(begin, to + c * plane_);
       zero(width_ - end, to + c * plane_ + end);
@@ -256,8 +262,7 @@ class PlanarPatches {
     if (q_.step_w == 1) {
       constexpr int64_t L = kLanes<T>;
       const int64_t left = span_.left;
-      int64_t begin = left < 0 ? -left : 0, end = q_.IW - left < width_ ? q_.IW - left : width_;
-      if (from == nullptr || end <= begin) begin = end = width_;
+      const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
       for (int64_t w = 0; w < begin; w += L) store(to + w, Vec<T>{});
       int64_t w = begin;
       for (; w + L <= end; w += L) store(to + w, load(from + left + w));
@@ -411,8 +416,7 @@ class PixelRows {
   /// One input row (null: zeros) with its padding.
   void stage_row(const T* from, int64_t C, T* to) const {
     const int64_t left = span_.left;
-    int64_t begin = left < 0 ? -left : 0, end = q_.IW - left < width_ ? q_.IW - left : width_;
-    if (from == nullptr || end <= begin) begin = end = width_;
+    const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
     zero(begin * pixel_, to);
     if (C == pixel_) {
       if (begin < end) copy(from + (left + begin) * C, (end - begin) * C, to + begin * C);
