@@ -122,10 +122,11 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
   const bool shared = tiling.output_parts > 1;
   const int64_t stage_size = PlanarPatches<T>::stage_elements(q, tiling.pixels, sums.channels);
   const int64_t panel_size = sums.terms() * B::NR + kLanes<T>, panels_per_block = ceil_div(tiling.pixels, B::NR);
+  const int64_t near = panels_at_once<T>(sums.terms());
   const int64_t blocks = q.groups * tiling.pixel_blocks * sums.count(), threads = max_threads();
   const int64_t runs_size = 2 * tiling.pixels + 1;
   T* stages = context.array<T>(threads * stage_size);
-  T* panels = context.array<T>((shared ? blocks * panels_per_block : threads) * panel_size);
+  T* panels = context.array<T>((shared ? blocks * panels_per_block : threads * near) * panel_size);
   Run* runs = context.array<Run>(threads * runs_size);
   int64_t* all_columns = context.array<int64_t>(threads * tiling.pixels);
 
@@ -169,12 +170,14 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
         if (bias) c.row_bias = bias + g * q.CO;
         if (!shared) stage(patches, g, block);
         const int64_t of_block = (i / tiling.output_parts * sums.count() + block) * panels_per_block;
-        for (int64_t p = 0; p < pixels.size(); p += B::NR) {
-          T* panel = panels + (shared ? of_block + p / B::NR : team.rank) * panel_size;
-          if (!shared) pack(patches, pixels, block, p, panel);
-          multiply_block(outputs.size(), pixels.size() - p < B::NR ? pixels.size() - p : B::NR, terms,
-                         weights.view(g, block).from_row(outputs.begin), panel, panel_size, B::NR,
-                         c.from(outputs.begin, p), kRun, shared ? Ahead<T>{} : patches.after(p, B::NR));
+        for (int64_t p = 0, n; p < pixels.size(); p += n) {
+          n = pixels.size() - p < near * B::NR ? pixels.size() - p : near * B::NR;
+          T* const panel = panels + (shared ? of_block + p / B::NR : team.rank * near) * panel_size;
+          for (int64_t r = 0; r < n && !shared; r += B::NR)
+            pack(patches, pixels, block, p + r, panel + r / B::NR * panel_size);
+          multiply_block(outputs.size(), n, terms, weights.view(g, block).from_row(outputs.begin), panel, panel_size,
+                         B::NR, c.from(outputs.begin, p), kRun,
+                         shared || near > 1 ? Ahead<T>{} : patches.after(p, B::NR));
         }
       }
     });
@@ -194,21 +197,23 @@ bool few_outputs(const Correlation& q) {
   return few && q.CI * q.taps <= Block<T>::kDepth;
 }
 
-/// Writes the outputs of n <= kLanes adjacent pixels, a row of `tile` per channel, to pixel (i, j) of the grid and on.
+/// Writes `outputs` channels from m on of n <= kLanes adjacent pixels, a row of `tile` each, to pixel (i, j) of the grid
+/// and on.
 template <class T>
-void write_pixels(const Correlation& q, int64_t n, const T* tile, int64_t i, int64_t j, T* image) {
+void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, const T* tile, int64_t i, int64_t j,
+                  T* image) {
   constexpr int64_t NR = Block<T>::NR;
   const int64_t pixel = q.output_pixel(i, j);
   if (q.channels_last) {
     const int64_t C = q.groups * q.CO;
-    return store_transposed(tile, NR, q.CO, n, image + pixel * C, q.col_step * C);
+    return store_transposed(tile, NR, outputs, n, image + pixel * C + m, q.col_step * C);
   }
-  for (int64_t m = 0; m < q.CO; ++m) {
-    T* const to = image + m * q.OH * q.OW + pixel;
+  T* to = image + m * q.OH * q.OW + pixel;
+  for (int64_t r = 0; r < outputs; ++r, to += q.OH * q.OW, tile += NR) {
     if (q.col_step == 1) {
-      store_partial(to, load(tile + m * NR), n);
+      store_partial(to, load(tile), n);
     } else {
-      for (int64_t l = 0; l < n; ++l) to[l * q.col_step] = tile[m * NR + l];
+      for (int64_t l = 0; l < n; ++l) to[l * q.col_step] = tile[l];
     }
   }
 }
@@ -250,14 +255,21 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
       const auto source = [&](int64_t v) {
         return origin + v / row_vectors * patches.row_stride() + v % row_vectors * L;
       };
-      for (int64_t v = 0; v < vectors; v += Block<T>::NV) {
-        const int64_t count = vectors - v < Block<T>::NV ? vectors - v : Block<T>::NV;
-        CView<T> c{.data = tile, .row_stride = NR};
-        if (bias) c.row_bias = bias + g * q.CO;
-        multiply_scattered(q.CO, count * L, terms, a, source(v), offsets, source(v + count - 1) - source(v), c, kRun);
-        for (int64_t u = v; u < v + count; ++u) {
-          const int64_t j = u % row_vectors * L;
-          write_pixels(q, q.cols - j < L ? q.cols - j : L, tile + (u - v) * L, i0 + u / row_vectors, j, image);
+      // A tile's rows of outputs pass all vectors before the next rows come, which writes NCHW planes in long runs.
+      const int64_t step = q.channels_last ? q.CO : ceil_div(q.CO, ceil_div(q.CO, Block<T>::MR));
+      for (int64_t m = 0; m < q.CO; m += step) {
+        const int64_t outputs = q.CO - m < step ? q.CO - m : step;
+        for (int64_t v = 0; v < vectors; v += Block<T>::NV) {
+          const int64_t count = vectors - v < Block<T>::NV ? vectors - v : Block<T>::NV;
+          CView<T> c{.data = tile, .row_stride = NR};
+          if (bias) c.row_bias = bias + g * q.CO + m;
+          multiply_scattered(outputs, count * L, terms, a.from_row(m), source(v), offsets,
+                             source(v + count - 1) - source(v), c, kRun);
+          for (int64_t u = v; u < v + count; ++u) {
+            const int64_t j = u % row_vectors * L;
+            write_pixels(q, m, outputs, q.cols - j < L ? q.cols - j : L, tile + (u - v) * L, i0 + u / row_vectors, j,
+                         image);
+          }
         }
       }
     });
@@ -271,6 +283,11 @@ template <class T>
 void pack_weight_panel(const Correlation& q, const T* w, int64_t g, int64_t m, Range channels, Range taps, T* panel) {
   constexpr int64_t NR = Block<T>::NR;
   const int64_t n = q.CO - m < NR ? q.CO - m : NR;
+  if (q.taps > 1 && taps.size() == q.taps && weights_in_order(q)) {
+    const T* from = weight_at(q, w, g, m, channels.begin, 0);
+    const auto row = [&](int64_t k) { return k % q.taps * channels.size() + k / q.taps; };
+    return pack_panel_transposed<T>(channels.size() * q.taps, n, [&](int64_t j) { return from + j * q.w_out; }, panel, row);
+  }
   for (int64_t t = taps.begin; t < taps.end; ++t, panel += channels.size() * NR) {
     const T* from = weight_at(q, w, g, m, channels.begin, t);
     if (q.w_in == 1) {
@@ -369,14 +386,22 @@ int64_t band_rows(const Correlation& q) {
   return ceil_div(rows, ceil_div(rows * q.cols, Block<T>::MC));
 }
 
-/// Bands of grid rows, whose patches tiles read where they lie: each tile within one row.
+/// Whether tiles read patches where they lie: each within one grid row, so short rows would leave them few sums.
+template <class T>
+bool reads_rows(const Correlation& q) {
+  if (q.channels_last ? patches_are_input<T>(q) : q.taps == 1) return false;
+  return 2 * q.cols >= Block<T>::MR && PixelRows<T>::pays(q, band_rows<T>(q));
+}
+
+/// Bands of grid rows, whose patches tiles read where they lie.
 template <class T>
 void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   using B = Block<T>;
   const SumBlocks<T> sums(q, B::kDepth);
   const WeightPanels<T> weights(q, sums, w, context);
   const int64_t rows = q.N * q.rows, band = band_rows<T>(q), bands = ceil_div(rows, band);
-  const int64_t K = q.groups * q.CO, threads = max_threads();
+  const int64_t K = q.groups * q.CO, plane = q.OH * q.OW, threads = max_threads();
+  const int64_t pixel = q.channels_last ? K : 1, channel = q.channels_last ? 1 : plane;
   const int64_t stage_size = PixelRows<T>::stage_elements(q, band);
   T* stages = context.array<T>(threads * stage_size);
   const T** all_starts = context.array<const T*>(threads * band);
@@ -395,8 +420,9 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
         for (int64_t m = 0; m < q.CO; m += B::NR)
           for (int64_t r = part.begin; r < part.end; ++r) {
             const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, offsets};
-            CView<T> c{.data = out + (r / q.rows * q.OH * q.OW + q.output_pixel(r % q.rows, 0)) * K + g * q.CO,
-                       .row_stride = q.col_step * K,
+            CView<T> c{.data = out + r / q.rows * K * plane + q.output_pixel(r % q.rows, 0) * pixel + g * q.CO * channel,
+                       .row_stride = q.col_step * pixel,
+                       .column_stride = channel,
                        .accumulate = block > 0};
             if (bias) c.column_bias = bias + g * q.CO;
             multiply_block(q.cols, q.CO - m < B::NR ? q.CO - m : B::NR, channels.size() * taps.size(), a,
@@ -428,13 +454,8 @@ void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
   if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
-  if (q.channels_last) {
-    // correlate_rows has tiles within one grid row: short rows would leave them few sums.
-    if (patches_are_input<T>(q) || 2 * q.cols < Block<T>::MR || !PixelRows<T>::pays(q, band_rows<T>(q)))
-      return correlate_patches(q, in, w, bias, out, context);
-    return correlate_rows(q, in, w, bias, out, context);
-  }
-  correlate_planar(q, in, w, bias, out, context);
+  if (reads_rows<T>(q)) return correlate_rows(q, in, w, bias, out, context);
+  q.channels_last ? correlate_patches(q, in, w, bias, out, context) : correlate_planar(q, in, w, bias, out, context);
 }
 
 template <class T>

@@ -46,7 +46,10 @@ struct Plan {
   /// Columns of B that are packed before A's first block comes again.
   static constexpr int64_t kColumns = 2048;
   int64_t a_elements() const { return pack_a ? (a_rows_contiguous ? mc : kc) * a_stride : 0; }
-  int64_t b_elements() const { return kc * (pack_b && keeps_b ? nc : B::NR); }
+  int64_t b_elements() const {
+    if (pack_b && keeps_b) return kc * nc;
+    return kc * B::NR > kNearElements<T> ? kc * B::NR : kNearElements<T>;
+  }
   int64_t elements() const { return round_up(a_elements(), 16) + round_up(b_elements(), 16); }
 };
 
@@ -59,20 +62,28 @@ AView<T> pack_a_block(const Plan<T>& plan, const Gemm& p, int64_t M, int64_t K, 
   return {packed, plan.a_stride, rows};
 }
 
-/// Packs the panel of n columns at `b`, reading memory along its contiguous axis.
+/// Packs N columns at `b` in panels, reading memory along its contiguous axis.
 template <class T>
-void pack_b_panel(const Plan<T>& plan, const Gemm& p, int64_t K, int64_t n, const T* b, T* panel) {
-  if (!plan.b_transposed) return pack_panel(K, n, b, p.b_row, panel);
-  pack_panel_transposed<T>(K, n, [=, stride = p.b_col](int64_t column) { return b + column * stride; }, panel);
+void pack_b_panels(const Plan<T>& plan, const Gemm& p, int64_t K, int64_t N, const T* b, T* panel) {
+  constexpr int64_t NR = Block<T>::NR;
+  for (int64_t j = 0; j < N; j += NR, b += NR * p.b_col, panel += NR * K) {
+    const int64_t n = N - j < NR ? N - j : NR;
+    if (plan.b_transposed)
+      pack_panel_transposed<T>(K, n, [&](int64_t column) { return b + column * p.b_col; }, panel);
+    else
+      pack_panel(K, n, b, p.b_row, panel);
+  }
 }
 
 /// One product, or a rectangle of one.
 template <class T>
 void multiply_one(const Plan<T>& plan, const Gemm& p, const T* a, const T* b, const T* bias, T* c, T* buffer) {
-  constexpr int64_t NR = Block<T>::NR;
+  using B = Block<T>;
+  constexpr int64_t NR = B::NR;
   T* const packed_b = buffer + round_up(plan.a_elements(), 16);
   for (int64_t pc = 0; pc < p.K; pc += plan.kc) {
     const int64_t K = p.K - pc < plan.kc ? p.K - pc : plan.kc;
+    const int64_t near = panels_at_once<T>(K) * NR;
     for (int64_t jc = 0; jc < p.N; jc += plan.nc) {
       const int64_t N = p.N - jc < plan.nc ? p.N - jc : plan.nc;
       const T* const b_block = b + pc * p.b_row + jc * p.b_col;
@@ -83,22 +94,22 @@ void multiply_one(const Plan<T>& plan, const Gemm& p, const T* a, const T* b, co
         if (plan.pack_a) a_view = pack_a_block(plan, p, M, K, a_block, buffer);
         CView<T> c_view{.data = c + ic * p.c_row + jc, .row_stride = p.c_row, .accumulate = pc > 0};
         if (bias) c_view.column_bias = bias + jc;
-        for (int64_t j = 0; j < N; j += NR) {
-          const int64_t n = N - j < NR ? N - j : NR;
+        for (int64_t j = 0, n; j < N; j += n) {
+          n = N - j < near ? N - j : near;
           const T* panel = b_block + j * p.b_col;
-          int64_t stride = p.b_row;
-          // A ragged panel is packed because tiles read it NR wide.
+          int64_t stride = p.b_row, panel_stride = NR;
           Ahead<T> ahead;
-          if (j + NR < N && !plan.b_transposed) ahead = {panel + NR, stride};
-          if (plan.pack_b || n < NR) {
+          if (near == NR && j + NR < N && !plan.b_transposed) ahead = {panel + NR, stride};
+          // A ragged panel is packed because tiles read it NR wide.
+          if (plan.pack_b || n % NR != 0) {
             T* const packed = packed_b + (plan.pack_b && plan.keeps_b ? j * K : 0);
             if (ic == 0 || !plan.pack_b)
-              pack_b_panel(plan, p, K, n, panel, packed);
-            else if (j + NR < N)
+              pack_b_panels(plan, p, K, n, panel, packed);
+            else if (near == NR && j + NR < N)
               ahead = {packed + NR * K, NR};
-            panel = packed, stride = NR;
+            panel = packed, stride = NR, panel_stride = K * NR;
           }
-          multiply_block(M, n, K, a_view, panel, 0, stride, c_view.from(0, j), Block<T>::KC, ahead);
+          multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), B::KC, ahead);
         }
       }
     }

@@ -28,6 +28,31 @@ __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n
   }
 }
 
+/// The same where C is transposed: each column is stored as vectors of rows.
+template <class T>
+__attribute__((noinline)) void store_tile_transposed(const CView<T>& c, int64_t rows, int64_t n, const T* tile) {
+  constexpr int64_t L = kLanes<T>, NR = Block<T>::NR, kRows = round_up(Block<T>::MR, L);
+  T turned[L * kRows];
+  for (int64_t j = 0; j < n; j += L) {
+    const int64_t count = n - j < L ? n - j : L;
+    store_transposed(tile + j, NR, rows, count, turned, kRows);
+    for (int64_t l = 0; l < count; ++l) {
+      T* const y = c.data + (j + l) * c.column_stride;
+      const T* const sums = turned + l * kRows;
+      const T bias = c.column_bias ? c.column_bias[j + l] : T(0);
+      if (c.row_stride != 1) {
+        for (int64_t i = 0; i < rows; ++i)
+          y[i * c.row_stride] = sums[i] + (c.accumulate ? y[i * c.row_stride] : bias);
+        continue;
+      }
+      for (int64_t i = 0; i < rows; i += L) {
+        const int64_t some = rows - i < L ? rows - i : L;
+        store_partial(y + i, (c.accumulate ? load_partial(y + i, some) : splat(bias)) + load(sums + i), some);
+      }
+    }
+  }
+}
+
 /// Adds a tile in registers to n contiguous columns of C from `first` on.
 template <class T, int rows, int nv, bool whole>
 DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[rows][nv]) {
@@ -89,10 +114,13 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
   const int64_t step = walk == Walk::a_table ? 0 : walk == Walk::a_columns ? terms.a_stride : 1;
   // C is needed only at the end, and by then must not be waited for.
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
+  const bool transposed = c.column_stride != 1;
+  if (!transposed) {
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
+    for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
+      for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
+    }
   }
   const T* const ahead = terms.ahead.data ? terms.ahead.data : b;
   int64_t ahead_cursor = 0;
@@ -116,8 +144,9 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
     const int64_t at = walk == Walk::a_table ? terms.offsets[k] : 0;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
+      const Vec<T> ak = splat(pa[i / kReach][i % kReach * row + at]);
 #pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) sum[i][v] += bk[v] * pa[i / kReach][i % kReach * row + at];
+      for (int v = 0; v < nv; ++v) add_product<T>(sum[i][v], bk[v], ak);
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kPointers; ++q) pa[q] += step;
@@ -150,14 +179,14 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
       for (int v = 0; v < nv; ++v) store(&earlier[i][v * L], sum[i][v]), sum[i][v] = Vec<T>{};
     }
   }
-  if (c.columns && c.columns[n - 1] - c.columns[0] != n - 1) {
+  if (transposed || (c.columns && c.columns[n - 1] - c.columns[0] != n - 1)) {
     T out[rows][NR];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
       for (int v = 0; v < nv; ++v) store(&out[i][v * L], sum[i][v]);
     }
-    return store_tile(c, rows, n, &out[0][0]);
+    return transposed ? store_tile_transposed(c, rows, n, &out[0][0]) : store_tile(c, rows, n, &out[0][0]);
   }
   n == nv* L ? add_tile<T, rows, nv, true>(c, first, n, sum) : add_tile<T, rows, nv, false>(c, first, n, sum);
 }
@@ -179,20 +208,19 @@ const TileFunction<T>* tiles(int64_t n) {
   return Tiles<T, Block<T>::NV, walk>::by_rows;
 }
 
-/// One panel: all groups of rows of A, as even as can be, since a last one of few rows would keep few sums in flight.
 template <class T>
-void multiply_panel(const TileFunction<T>* by_rows, int64_t M, int64_t n, int64_t K, int64_t run, const AView<T>& a,
-                    const T* b, Terms<T> terms, const CView<T>& c) {
-  const int64_t groups = ceil_div(M, Block<T>::MR), most = ceil_div(M, groups);
-  // Each group of rows prefetches its share of the rows ahead, evenly over its own K: a core waits for about 16 lines
-  // at once, and more would stall its loads.
-  const int64_t share = ceil_div(K, groups), steps = K / kTermsPerPrefetch;
-  if (terms.ahead.data && steps > 0) terms.ahead_rate = ceil_div(256 * share, steps);
-  for (int64_t i = 0; i < M; i += most) {
-    const int64_t rows = M - i < most ? M - i : most;
-    by_rows[rows - 1](K, run, a.from_row(i).data, b, terms, n, c.from(i, 0));
-    if (terms.ahead.data) terms.ahead.data += share * terms.ahead.stride;
-  }
+TileFunction<T> tile_function(const AView<T>& a, int64_t rows, int64_t n) {
+  return (a.offsets           ? tiles<T, Walk::a_table>(n)
+          : a.rows_contiguous ? tiles<T, Walk::a_rows>(n)
+                              : tiles<T, Walk::a_columns>(n))[rows - 1];
+}
+
+/// f(first, rows) for the groups of rows of A, as even as can be, since a last one of few rows would keep few sums in
+/// flight.
+template <class T, class F>
+void for_each_group(int64_t M, F&& f) {
+  const int64_t most = ceil_div(M, ceil_div(M, Block<T>::MR));
+  for (int64_t i = 0; i < M; i += most) f(i, M - i < most ? M - i : most);
 }
 
 }  // namespace
@@ -200,20 +228,32 @@ void multiply_panel(const TileFunction<T>* by_rows, int64_t M, int64_t n, int64_
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
                     int64_t b_stride, const CView<T>& c, int64_t run, Ahead<T> ahead) {
-  constexpr int NR = Block<T>::NR;
-  for (int64_t j = 0; j < N; j += NR, b += panel_stride) {
-    const int64_t n = N - j < NR ? N - j : NR;
-    const auto by_rows = a.offsets           ? tiles<T, Walk::a_table>(n)
-                         : a.rows_contiguous ? tiles<T, Walk::a_rows>(n)
-                                             : tiles<T, Walk::a_columns>(n);
-    multiply_panel(by_rows, M, n, K, run, a, b, {a.stride, b_stride, a.offsets, ahead}, c.from(0, j));
+  constexpr int64_t NR = Block<T>::NR;
+  Terms<T> terms{a.stride, b_stride, a.offsets, ahead};
+  // Each group of rows prefetches its share of the rows ahead, evenly over its own K: a core waits for about 16 lines
+  // at once, and more would stall its loads.
+  const int64_t share = ceil_div(K, ceil_div(M, Block<T>::MR)), steps = K / kTermsPerPrefetch;
+  if (ahead.data && steps > 0) terms.ahead_rate = ceil_div(256 * share, steps);
+  const int64_t near = panels_at_once<T>(K) * NR;
+  for (int64_t begin = 0; begin < N; begin += near) {
+    const int64_t end = begin + near < N ? begin + near : N;
+    for_each_group<T>(M, [&](int64_t i, int64_t rows) {
+      const T* const a_rows = a.from_row(i).data;
+      for (int64_t j = begin; j < end; j += NR) {
+        const int64_t n = end - j < NR ? end - j : NR;
+        tile_function(a, rows, n)(K, run, a_rows, b + j / NR * panel_stride, terms, n, c.from(i, j));
+      }
+      if (ahead.data) terms.ahead.data += share * ahead.stride;
+    });
   }
 }
 
 template <class T>
 void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
                         int64_t next, const CView<T>& c, int64_t run) {
-  multiply_panel(tiles<T, Walk::b_table>(n), M, n, K, run, a, b, {a.stride, next, offsets}, c);
+  for_each_group<T>(M, [&](int64_t i, int64_t rows) {
+    tiles<T, Walk::b_table>(n)[rows - 1](K, run, a.from_row(i).data, b, {a.stride, next, offsets}, n, c.from(i, 0));
+  });
 }
 
 template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&, const float*, const int64_t*, int64_t,

@@ -8,6 +8,8 @@
 // This file and gemm_kernel.cpp know the number of registers; simd.h knows their width; nothing else does.
 #pragma once
 
+#include <functional>
+
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
 
@@ -47,11 +49,13 @@ struct AView {
   }
 };
 
-/// Where a tile of C goes: element (i, j) at data[(rows ? rows[i] : i * row_stride) + (columns ? columns[j] : j)].
+/// Where a tile of C goes: element (i, j) at data[(rows ? rows[i] : i * row_stride) + (columns ? columns[j] : j *
+/// column_stride)].
 template <class T>
 struct CView {
   T* data;
   int64_t row_stride;
+  int64_t column_stride = 1;  // else C is transposed on its way: not with `rows`, `columns` or row biases
   const int64_t* rows = nullptr;     // offsets of the rows, where they have no common stride
   const int64_t* columns = nullptr;  // offsets of the columns, where they are not all contiguous
   bool accumulate = false;           // add to what is there; else start from the biases (null: 0)
@@ -62,7 +66,7 @@ struct CView {
 
   DLK_INLINE CView from(int64_t i, int64_t j) const {
     CView view = *this;
-    view.data += (rows ? 0 : i * row_stride) + (columns ? 0 : j);
+    view.data += (rows ? 0 : i * row_stride) + (columns ? 0 : j * column_stride);
     if (rows) view.rows += i;
     if (columns) view.columns += j;
     if (row_bias) view.row_bias += i;
@@ -77,6 +81,18 @@ struct Ahead {
   const T* data = nullptr;
   int64_t stride = 0;
 };
+
+/// Elements of panels that stay in L1 together: half of 32 KiB.
+template <class T>
+constexpr int64_t kNearElements = (16 << 10) / sizeof(T);
+
+/// Panels of K terms that are near enough, or one. A group of rows passes them all before the next one comes, which
+/// writes C in longer runs: with few terms that takes longest, and the hardware only looks ahead in runs.
+template <class T>
+constexpr int64_t panels_at_once(int64_t K) {
+  const int64_t panels = kNearElements<T> / (K * Block<T>::NR);
+  return panels > 1 ? panels : 1;
+}
 
 /// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row
 /// k at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Every panel
@@ -139,10 +155,10 @@ void pack_panel(int64_t K, int64_t n, const T* b, int64_t b_row, T* panel) {
     }
 }
 
-/// Packs the transpose: column j of the panel is the K contiguous elements at column(j), j < n <= NR. Square blocks are
-/// transposed in registers.
-template <class T, class Column>
-void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel) {
+/// Packs the transpose: column j of the panel is the K contiguous elements at column(j), j < n <= NR; term k becomes row
+/// row(k). Square blocks are transposed in registers.
+template <class T, class Column, class Row = std::identity>
+void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel, Row row = {}) {
   constexpr int NR = Block<T>::NR, L = kLanes<T>;
   for (int64_t v = 0; v < NR; v += L) {
     const int64_t count = n - v < 0 ? 0 : n - v < L ? n - v : L;
@@ -156,7 +172,7 @@ void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel) {
           block[l] = depth == L ? load(column(v + l) + k) : load_partial(column(v + l) + k, depth);
       }
       transpose<T>(block);
-      for (int64_t l = 0; l < depth; ++l) store(panel + (k + l) * NR + v, block[l]);
+      for (int64_t l = 0; l < depth; ++l) store(panel + row(k + l) * NR + v, block[l]);
     }
   }
 }

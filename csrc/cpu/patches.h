@@ -340,18 +340,19 @@ void read_channels_last(const Correlation& q, const T* in, int64_t g, Range pixe
   }
 }
 
-/// The input rows that a band of grid rows needs, so that tiles read patches where they lie: in the image, or, if a tap
-/// could fall outside of it, in a copy padded with zeros. A band may span images; pixels of a grid row are
-/// pixel_stride() apart and see term (t, c) at the same offset.
+/// The input rows that a band of grid rows needs, so that tiles read patches where they lie, the channels of a pixel
+/// beside each other: in the image (NHWC), or, if a tap could fall outside of it, in a copy padded with zeros; NCHW is
+/// transposed into such a copy. A band may span images; pixels of a grid row are pixel_stride() apart and see term
+/// (t, c) at the same offset.
 template <class T>
 class PixelRows {
  public:
   /// Elements of stage memory for a band of `rows` grid rows.
   static int64_t stage_elements(const Correlation& q, int64_t rows) {
     const Span span(q);
-    if (span.inside(q)) return 0;
+    if (in_place(q, span)) return 0;
     const int64_t images = ceil_div(rows, q.rows) + 1;
-    return (rows * q.step_h + images * span.height) * stage_width(q, span) * q.CI;
+    return (rows * q.step_h + images * span.height) * stage_width(q, span) * staged_pixel(q);
   }
 
   /// Whether staging a band of `rows` grid rows copies less than packing its patches: not where taps are far apart or
@@ -363,18 +364,18 @@ class PixelRows {
   /// The band [rows), counted through all images, of group g of `in` (all of `in`). `starts`: room for a pointer per
   /// row.
   PixelRows(const Correlation& q, const T* in, int64_t g, Range rows, T* stage, const T** starts)
-      : q_(q), span_(q), in_place_(span_.inside(q)), starts_(starts) {
-    const int64_t C = q.groups * q.CI;
-    pixel_ = in_place_ ? C : q.CI;
+      : q_(q), span_(q), in_place_(in_place(q, span_)), starts_(starts) {
+    const int64_t C = q.groups * q.CI, next_row = q.channels_last ? q.IW * C : q.IW;
+    pixel_ = in_place_ ? C : staged_pixel(q);
     width_ = in_place_ ? q.IW : stage_width(q, span_);
-    in += g * q.CI;
+    in += g * q.CI * (q.channels_last ? 1 : q.IH * q.IW);
     int64_t next = 0, first = 0;  // rows of the image: to be staged, and at `origin`
     T* origin = stage;
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const int64_t n = r / q.rows, i = r % q.rows;
       const T* image = in + n * q.IH * q.IW * C;
       if (in_place_) {
-        *starts++ = image + i * q.step_h * q.IW * C;
+        *starts++ = image + i * q.step_h * next_row;
         continue;
       }
       const int64_t top = i * q.step_h + span_.top, bottom = top + span_.height;
@@ -386,7 +387,7 @@ class PixelRows {
       if (next < top) next = top;  // rows that no tap reads
       for (; next < bottom; ++next) {
         T* const to = origin + (next - first) * width_ * pixel_;
-        stage_row(next >= 0 && next < q.IH ? image + next * q.IW * C : nullptr, C, to);
+        stage_row(next >= 0 && next < q.IH ? image + next * next_row : nullptr, to);
         stage = to + width_ * pixel_;
       }
       *starts++ = origin + (top - first) * width_ * pixel_;
@@ -411,19 +412,43 @@ class PixelRows {
   }
 
  private:
+  static bool in_place(const Correlation& q, const Span& span) { return q.channels_last && span.inside(q); }
   static int64_t stage_width(const Correlation& q, const Span& span) { return (q.cols - 1) * q.step_w + span.width; }
+  /// From pixel to pixel of a copy; of a transposed one not a power of two, which would make pixels share cache sets.
+  static int64_t staged_pixel(const Correlation& q) {
+    return q.CI + (!q.channels_last && q.CI * sizeof(T) % 1024 == 0 ? kLanes<T> : 0);
+  }
 
   /// One input row (null: zeros) with its padding.
-  void stage_row(const T* from, int64_t C, T* to) const {
-    const int64_t left = span_.left;
+  void stage_row(const T* from, T* to) const {
+    const int64_t left = span_.left, C = q_.groups * q_.CI;
     const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
     zero(begin * pixel_, to);
-    if (C == pixel_) {
+    if (!q_.channels_last) {
+      stage_planes(from + left + begin, end - begin, to + begin * pixel_);
+    } else if (C == pixel_) {
       if (begin < end) copy(from + (left + begin) * C, (end - begin) * C, to + begin * C);
     } else {
       for (int64_t w = begin; w < end; ++w) copy(from + (left + w) * C, pixel_, to + w * pixel_);
     }
     zero((width_ - end) * pixel_, to + end * pixel_);
+  }
+
+  /// n adjacent pixels of all planes.
+  void stage_planes(const T* from, int64_t n, T* to) const {
+    constexpr int64_t L = kLanes<T>;
+    for (int64_t w = 0; w < n; w += L) {
+      const int64_t pixels = n - w < L ? n - w : L;
+      for (int64_t c = 0; c < q_.CI; c += L) {
+        const int64_t channels = q_.CI - c < L ? q_.CI - c : L;
+        const T* const at = from + c * q_.IH * q_.IW + w;
+        Vec<T> block[L];
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l)
+          block[l] = l < channels ? load_partial(at + l * q_.IH * q_.IW, pixels) : Vec<T>{};
+        store_transposed<T>(block, channels, pixels, to + w * pixel_ + c, pixel_);
+      }
+    }
   }
 
   const Correlation& q_;

@@ -58,6 +58,34 @@ DLK_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
+/// Lanes begin, begin + 1, ... of x.
+template <int begin, class V, int... i>
+DLK_INLINE auto lanes_from(V x, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(x, x, (begin + i)...);
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/// All ones in the first n of kLanes<int32_t> lanes.
+DLK_INLINE __m256i first_lanes(int64_t n) {
+  alignas(64) static constexpr int32_t ones_then_zeros[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ones_then_zeros + kLanes<int32_t> - n));
+}
+#endif
+
+/// sum += a * b in place. Left to itself, GCC lets the sum move to a register of a or b that is free by then; of a
+/// micro-kernel that fills all registers, it then spills a third of the sums in every step.
+template <class T>
+DLK_INLINE void add_product(Vec<T>& sum, Vec<T> a, Vec<T> b) {
+#if defined(__FMA__)
+  if constexpr (sizeof(T) == 4)
+    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  else
+    asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+  sum += a * b;
+#endif
+}
+
 /// The first n lanes from memory (0 <= n <= kLanes), the rest `fill`; never reads past p + n.
 template <class T>
 DLK_INLINE Vec<T> load_partial(const T* p, int64_t n, T fill = T(0)) {
@@ -66,10 +94,30 @@ DLK_INLINE Vec<T> load_partial(const T* p, int64_t n, T fill = T(0)) {
     return (Vec<T>)_mm512_mask_loadu_ps((__m512)splat(fill), (__mmask16)((1u << n) - 1), p);
   if constexpr (sizeof(T) == 8 && std::is_floating_point_v<T>)
     return (Vec<T>)_mm512_mask_loadu_pd((__m512d)splat(fill), (__mmask8)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    const __m256i wanted = first_lanes(n);
+    return (Vec<T>)_mm256_blendv_ps((__m256)splat(fill), _mm256_maskload_ps(p, wanted), (__m256)wanted);
+  }
 #endif
   T buffer[kLanes<T>];
   for (int i = 0; i < kLanes<T>; ++i) buffer[i] = i < n ? p[i] : fill;
   return load(buffer);
+}
+
+/// Writes the first n lanes of v, not all of them: at most one vector of each smaller power of two.
+template <class T, class V>
+DLK_INLINE void store_halves(T* p, V v, int64_t n) {
+  constexpr int half = sizeof(V) / sizeof(T) / 2;
+  if constexpr (half == 1) {
+    if (n > 0) p[0] = v[0];
+  } else {
+    constexpr std::make_integer_sequence<int, half> lanes;
+    const auto low = lanes_from<0>(v, lanes), high = lanes_from<half>(v, lanes);
+    if (n < half) return store_halves(p, low, n);
+    __builtin_memcpy(p, &low, sizeof(low));
+    store_halves(p + half, high, n - half);
+  }
 }
 
 /// Writes the first n lanes (0 <= n <= kLanes) and nothing else.
@@ -81,9 +129,8 @@ DLK_INLINE void store_partial(T* p, Vec<T> v, int64_t n) {
   if constexpr (sizeof(T) == 8 && std::is_floating_point_v<T>)
     return _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
 #endif
-  T buffer[kLanes<T>];
-  store(buffer, v);
-  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+  if (n == kLanes<T>) return store(p, v);
+  store_halves(p, v, n);
 }
 
 /// a > b ? a : b, which is b where either is NaN: max(limit, x) keeps a NaN in x.
@@ -92,6 +139,8 @@ DLK_INLINE V max(V a, V b) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<V, Vec<float>>) return (V)_mm512_max_ps((__m512)a, (__m512)b);
   if constexpr (std::is_same_v<V, Vec<double>>) return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return (V)_mm256_max_ps((__m256)a, (__m256)b);
 #endif
   return a > b ? a : b;
 }
@@ -102,6 +151,8 @@ DLK_INLINE V min(V a, V b) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<V, Vec<float>>) return (V)_mm512_min_ps((__m512)a, (__m512)b);
   if constexpr (std::is_same_v<V, Vec<double>>) return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return (V)_mm256_min_ps((__m256)a, (__m256)b);
 #endif
   return a < b ? a : b;
 }
@@ -201,12 +252,6 @@ DLK_INLINE Vec<uint64_t> multiply_low_halves(Vec<uint64_t> a, Vec<uint64_t> b) {
 #else
   return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
 #endif
-}
-
-/// Lanes begin, begin + 1, ... of x.
-template <int begin, class V, int... i>
-DLK_INLINE auto lanes_from(V x, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(x, x, (begin + i)...);
 }
 
 /// Combines the lanes pairwise, halves first: always in the same order. f takes scalars and vectors of any length.

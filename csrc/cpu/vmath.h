@@ -199,9 +199,9 @@ DLK_INLINE V normal_tail(V x) {
                            0.1007719561457634f, -0.02788713574409485f, 0.0022115360479801893f, 0.002894730307161808f};
     x = min(splat(14.5f), x);  // exp(-x^2 / 2) is 0 from there on
     const V u = 1.f / (x + k);
-    // exp(-x^2 / 2) with the rounding error of x^2 put back: that alone would be many ULP where x is large.
-    const V square = x * x;
-    const V e = exp_in_range(square * -0.5f, product_error(x, x, square) * -0.5f);
+    // exp(-x^2 / 2) with the rounding error of the exponent put back: that alone would be many ULP where x is large.
+    const V half = x * -0.5f, exponent = half * x;
+    const V e = exp_in_range(exponent, product_error(half, x, exponent));
     return e * (u * polynomial(1.f - u * (2 * k), c));
   }
 }
