@@ -58,10 +58,9 @@ const T* weight_at(const Correlation& q, const T* w, int64_t g, int64_t m, int64
 
 /// Output offsets of a block of pixels, the images `image_stride` and the pixels of one `pixel_stride` apart.
 void output_offsets(const Correlation& q, Range pixels, int64_t image_stride, int64_t pixel_stride, int64_t* offsets) {
-  for (int64_t p = pixels.begin; p < pixels.end; ++p) {
-    const Pixel pixel(q, p);
+  Pixel pixel(q, pixels.begin);
+  for (int64_t p = pixels.begin; p < pixels.end; ++p, pixel.next(q))
     *offsets++ = pixel.n * image_stride + q.output_pixel(pixel.i, pixel.j) * pixel_stride;
-  }
 }
 
 // ---- NCHW

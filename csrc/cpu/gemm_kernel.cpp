@@ -4,25 +4,26 @@
 namespace dlk::cpu::DLK_ISA {
 namespace {
 
-/// Adds an accumulator tile (row stride NR) to rows x n of C where columns are scattered: runs of them are still stored
-/// as vectors.
+/// Adds an accumulator tile (row stride NR) to rows x n of C where rows or columns lie by a table: runs of columns are
+/// still stored as vectors.
 template <class T>
 __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n, const T* tile) {
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
+  const auto column = [&](int64_t j) { return c.columns ? c.columns[j] : j; };
   for (int64_t j = 0; j < n; j += L) {
     const int64_t count = n - j < L ? n - j : L;
-    const bool scattered = c.columns[j + count - 1] - c.columns[j] != count - 1;
+    const bool scattered = column(j + count - 1) - column(j) != count - 1;
+    const Vec<T> column_bias = c.column_bias ? load_partial(c.column_bias + j, count) : Vec<T>{};
     for (int i = 0; i < rows; ++i) {
-      T* y = c.data + c.row(i) + c.columns[j];
-      const Vec<T> sum = load(tile + i * NR + j);
-      const T bias = c.row_bias ? c.row_bias[i] : T(0);
+      T* const y = c.data + (c.rows ? c.rows[i] : i * c.row_stride) + column(j);
+      const Vec<T> sum = load(tile + i * NR + j), bias = c.row_bias ? splat(c.row_bias[i]) : column_bias;
       if (!scattered) {
-        store_partial(y, (c.accumulate ? load_partial(y, count) : splat(bias)) + sum, count);
+        store_partial(y, (c.accumulate ? load_partial(y, count) : bias) + sum, count);
         continue;
       }
       for (int64_t l = 0; l < count; ++l) {
-        T& element = y[c.columns[j + l] - c.columns[j]];
-        element = (c.accumulate ? element : bias) + sum[l];
+        T& element = y[column(j + l) - column(j)];
+        element = (c.accumulate ? element : bias[l]) + sum[l];
       }
     }
   }
@@ -30,7 +31,7 @@ __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n
 
 /// The same where C is transposed: each column is stored as vectors of rows.
 template <class T>
-__attribute__((noinline)) void store_tile_transposed(const CView<T>& c, int64_t rows, int64_t n, const T* tile) {
+__attribute__((noinline)) void store_tile_transposed(const CView<T>& c, int rows, int64_t n, const T* tile) {
   constexpr int64_t L = kLanes<T>, NR = Block<T>::NR, kRows = round_up(Block<T>::MR, L);
   T turned[L * kRows];
   for (int64_t j = 0; j < n; j += L) {
@@ -53,17 +54,17 @@ __attribute__((noinline)) void store_tile_transposed(const CView<T>& c, int64_t 
   }
 }
 
-/// Adds a tile in registers to n contiguous columns of C from `first` on.
+/// Adds a tile in registers to n contiguous columns of C from `first` on, rows row_stride apart.
 template <class T, int rows, int nv, bool whole>
 DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[rows][nv]) {
   constexpr int L = kLanes<T>;
   int64_t count[nv];
   for (int v = 0; v < nv; ++v) count[v] = n - v * L < 0 ? 0 : n - v * L < L ? n - v * L : L;
-  // Flags are read once: the compiler must assume that stores change them.
+  const int64_t row_stride = c.row_stride;  // read once: the compiler must assume that stores change it
   if (c.accumulate) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const T* y = first + c.row(i);
+      const T* const y = first + i * row_stride;
 #pragma GCC unroll 2
       for (int v = 0; v < nv; ++v) sum[i][v] += whole ? load(y + v * L) : load_partial(y + v * L, count[v]);
     }
@@ -85,7 +86,7 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-    T* const y = first + c.row(i);
+    T* const y = first + i * row_stride;
 #pragma GCC unroll 2
     for (int v = 0; v < nv; ++v) whole ? store(y + v * L, sum[i][v]) : store_partial(y + v * L, sum[i][v], count[v]);
   }
@@ -103,7 +104,10 @@ struct Terms {
   int64_t ahead_rate = 0;  // rows per 256 prefetches
 };
 
-/// Terms between two prefetches: one per term would cost as many instructions as the loads.
+/// Terms by which B is fetched into L1 before its use, far enough for L2 to answer (15 cycles). The hardware does it
+/// where rows of B are adjacent; rows of a matrix read in place are not, and cost up to 12 % more without.
+constexpr int64_t kTermsAhead = 12;
+/// Terms between two prefetches of `ahead`: one per term would cost as many instructions as the loads.
 constexpr int kTermsPerPrefetch = 4;
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
@@ -114,12 +118,12 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
   const int64_t step = walk == Walk::a_table ? 0 : walk == Walk::a_columns ? terms.a_stride : 1;
   // C is needed only at the end, and by then must not be waited for.
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
-  const bool transposed = c.column_stride != 1;
-  if (!transposed) {
+  const bool in_rows = c.column_stride == 1 && !c.rows && (!c.columns || c.columns[n - 1] - c.columns[0] == n - 1);
+  if (in_rows) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) __builtin_prefetch(first + c.row(i) + v * L, /*write=*/1);
+      for (int v = 0; v < nv; ++v) __builtin_prefetch(first + i * c.row_stride + v * L, /*write=*/1);
     }
   }
   const T* const ahead = terms.ahead.data ? terms.ahead.data : b;
@@ -142,6 +146,10 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
     for (int v = 0; v < nv; ++v)
       bk[v] = load(b + (walk == Walk::b_table ? terms.offsets[k] + v * terms.b_stride : v * L));
     const int64_t at = walk == Walk::a_table ? terms.offsets[k] : 0;
+    if constexpr (walk == Walk::a_rows || walk == Walk::a_columns) {
+#pragma GCC unroll 2
+      for (int at = 0; at < nv * L; at += 64 / sizeof(T)) __builtin_prefetch(b + kTermsAhead * terms.b_stride + at);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const Vec<T> ak = splat(pa[i / kReach][i % kReach * row + at]);
@@ -179,14 +187,15 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
       for (int v = 0; v < nv; ++v) store(&earlier[i][v * L], sum[i][v]), sum[i][v] = Vec<T>{};
     }
   }
-  if (transposed || (c.columns && c.columns[n - 1] - c.columns[0] != n - 1)) {
+  if (!in_rows) {
     T out[rows][NR];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
       for (int v = 0; v < nv; ++v) store(&out[i][v * L], sum[i][v]);
     }
-    return transposed ? store_tile_transposed(c, rows, n, &out[0][0]) : store_tile(c, rows, n, &out[0][0]);
+    const auto store_out = c.column_stride == 1 ? store_tile<T> : store_tile_transposed<T>;
+    return store_out(c, rows, n, &out[0][0]);
   }
   n == nv* L ? add_tile<T, rows, nv, true>(c, first, n, sum) : add_tile<T, rows, nv, false>(c, first, n, sum);
 }

@@ -62,8 +62,6 @@ struct CView {
   const T* row_bias = nullptr;       // one of the two
   const T* column_bias = nullptr;    // not with `columns`
 
-  DLK_INLINE int64_t row(int64_t i) const { return rows ? rows[i] : i * row_stride; }
-
   DLK_INLINE CView from(int64_t i, int64_t j) const {
     CView view = *this;
     view.data += (rows ? 0 : i * row_stride) + (columns ? 0 : j * column_stride);
@@ -82,9 +80,9 @@ struct Ahead {
   int64_t stride = 0;
 };
 
-/// Elements of panels that stay in L1 together: half of 32 KiB.
+/// Elements of panels that stay in L1 together: half of it.
 template <class T>
-constexpr int64_t kNearElements = (16 << 10) / sizeof(T);
+constexpr int64_t kNearElements = (kIsa == Isa::avx512 ? 24 << 10 : 16 << 10) / sizeof(T);
 
 /// Panels of K terms that are near enough, or one. A group of rows passes them all before the next one comes, which
 /// writes C in longer runs: with few terms that takes longest, and the hardware only looks ahead in runs.
