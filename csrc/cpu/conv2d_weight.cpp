@@ -1,5 +1,5 @@
 // Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by Winograd's
-// algorithm (winograd_weight.cpp) or directly (narrow_groups.cpp) where those are faster, else by implicit GEMM.
+// algorithm (winograd_weight.cpp) or directly (narrow_groups.cpp, small_weight.cpp) where those are faster, else by implicit GEMM.
 //
 // Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
@@ -10,6 +10,7 @@
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
+#include "csrc/cpu/small_weight.h"
 #include "csrc/cpu/winograd.h"
 
 namespace dlk::cpu {
@@ -18,7 +19,14 @@ namespace {
 using namespace DLK_ISA;
 
 /// Enough tasks to balance a few threads.
-constexpr int64_t kTasks = 16;
+constexpr int64_t kTasks = 8;
+/// Pixels of a block: as many as keep a panel of dy in L1 with the rows of patches that pass by. Fewer than kOneBlock
+/// are one block.
+constexpr int64_t kBlock = 256, kOneBlock = 512;
+/// Pixels that are worth sums of their own: writing and adding those takes as long as multiplying 50 pixels.
+constexpr int64_t kSplitPixels = 1024;
+/// Rows (c, t) of a block: what a task may take at least.
+constexpr int64_t kRows = 128;
 /// Elements that the splits' sums may take together.
 constexpr int64_t kMostPartial = int64_t{8} << 20;
 /// Pixels after which sums restart within a block, which bounds their rounding error: few enough for images of which
@@ -29,15 +37,20 @@ constexpr int64_t kSum = 64;
 template <class T>
 struct Cut {
   SumBlocks<T> rows;
-  int64_t row_count, pixel_blocks, splits, row_parts;
+  int64_t row_count, block_pixels, pixel_blocks, splits, row_parts;
+  bool in_place;  // one split of one block, whose sums are dw itself: its rows are adjacent
 
-  explicit Cut(const Correlation& q) : rows(q), row_count(q.CI * q.taps) {
-    pixel_blocks = ceil_div(q.pixels(), kBlockPixels);
+  explicit Cut(const Correlation& q) : rows(q, kRows), row_count(q.CI * q.taps) {
+    block_pixels = q.pixels() <= kOneBlock ? q.pixels() : kBlock;
+    pixel_blocks = ceil_div(q.pixels(), block_pixels);
     const int64_t wanted = ceil_div(kTasks, q.groups), room = kMostPartial / (q.groups * row_count * q.CO);
-    splits = wanted < pixel_blocks ? wanted : pixel_blocks;
+    splits = ceil_div(q.pixels(), kSplitPixels);
+    if (splits > wanted) splits = wanted;
     if (splits > room) splits = room > 1 ? room : 1;
     const int64_t parts = ceil_div(wanted, splits);
     row_parts = parts < rows.count() ? parts : rows.count();
+    const int64_t first = q.channels_last ? q.CI : 1;  // distance in dw from one tap to the next
+    in_place = pixel_blocks == 1 && q.w_in == (q.channels_last ? 1 : q.taps) && q.weight[q.taps - 1] == (q.taps - 1) * first;
   }
 
   /// The i-th of `parts` shares of n.
@@ -83,28 +96,38 @@ struct Buffers {
 };
 
 /// Grid rows that a block of pixels may touch.
-inline int64_t most_rows(const Correlation& q) {
-  const int64_t pixels = kBlockPixels < q.pixels() ? kBlockPixels : q.pixels();
-  return ceil_div(pixels, q.cols) + 1;
+template <class T>
+int64_t most_rows(const Correlation& q, const Cut<T>& cut) {
+  return ceil_div(cut.block_pixels, q.cols) + 1;
 }
 
 /// NHWC: whether patches are read where they lie in staged rows: not where pixels are so far apart that they share
 /// cache sets, nor where staging all taps for each part of the rows takes more copies than packing each tap once.
 template <class T>
-bool reads_rows(const Correlation& q, int64_t row_parts) {
+bool reads_rows(const Correlation& q, const Cut<T>& cut) {
   if (!q.channels_last) return false;
   const bool inside = Span(q).inside(q);
   if (q.step_w * (inside ? q.groups : 1) * q.CI > kFarStride<T>) return false;
-  return inside || (row_parts * q.step_h * q.step_w < q.taps && PixelRows<T>::pays(q, most_rows(q)));
+  return inside || (cut.row_parts * q.step_h * q.step_w < q.taps && PixelRows<T>::pays(q, most_rows(q, cut)));
 }
 
-/// Adds the products of blocks [row_blocks) of rows and one block of pixels to dwT.
+/// Where a row of sums goes: dwT, or dw.
+template <class T>
+struct Sums {
+  T* data;
+  int64_t row, output;  // strides
+};
+
+/// Adds the products of blocks [row_blocks) of rows and one block of pixels to the sums.
 template <class T>
 void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, Range pixels, Range row_blocks,
-               bool accumulate, const Buffers<T>& buffers, T* dwT) {
+               bool accumulate, const Buffers<T>& buffers, const Sums<T>& sums) {
   constexpr int64_t NR = Block<T>::NR;
   const auto multiply_rows = [&](int64_t first, int64_t count, const AView<T>& a) {
-    const CView<T> c{.data = dwT + first * q.CO, .row_stride = q.CO, .accumulate = accumulate};
+    const CView<T> c{.data = sums.data + first * sums.row,
+                     .row_stride = sums.row,
+                     .column_stride = sums.output,
+                     .accumulate = accumulate};
     multiply_block(count, q.CO, pixels.size(), a, buffers.gradient, pixels.size() * NR, NR, c, kSum);
   };
   const auto multiply = [&](int64_t block, const AView<T>& a) {
@@ -144,8 +167,8 @@ void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, 
     }
     return;
   }
-  const int64_t stride = packed_row_stride<T>(kBlockPixels);
-  PlanarPatches<T> patches(q, pixels, kBlockPixels, buffers.runs, buffers.stage);
+  const int64_t stride = packed_row_stride<T>(cut.block_pixels);
+  PlanarPatches<T> patches(q, pixels, cut.block_pixels, buffers.runs, buffers.stage);
   for (int64_t block = row_blocks.begin; block < row_blocks.end; ++block) {
     const Range channels = cut.rows.channel_range(block), taps = cut.rows.tap_range(block);
     patches.stage(in, g, channels);
@@ -190,48 +213,51 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   using B = Block<T>;
   const Correlation q = forward_correlation(p, context);
   if (q.pixels() > 0 && has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
+  if (q.pixels() > 0 && has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
   const Cut<T> cut(q);
   const int64_t size = cut.row_count * q.CO;
-  T* partial = context.array<T>(q.groups * cut.splits * size);
+  T* partial = context.array<T>(cut.in_place ? 0 : q.groups * cut.splits * size);
 
   const int64_t threads = max_threads();
-  const int64_t gradient_size = kBlockPixels * round_up(q.CO, B::NR);
-  const bool rows = reads_rows<T>(q, cut.row_parts);
+  const int64_t gradient_size = cut.block_pixels * round_up(q.CO, B::NR);
+  const bool rows = reads_rows(q, cut);
   const int64_t patches_size = rows              ? 0
-                               : q.channels_last ? kBlockPixels * packed_row_stride<T>(cut.rows.terms())
-                                                 : cut.rows.terms() * packed_row_stride<T>(kBlockPixels) + kLanes<T>;
-  const int64_t stage_size = rows              ? PixelRows<T>::stage_elements(q, most_rows(q))
+                               : q.channels_last ? cut.block_pixels * packed_row_stride<T>(cut.rows.terms())
+                                                 : cut.rows.terms() * packed_row_stride<T>(cut.block_pixels) + kLanes<T>;
+  const int64_t stage_size = rows              ? PixelRows<T>::stage_elements(q, most_rows(q, cut))
                              : q.channels_last ? 0
-                                               : PlanarPatches<T>::stage_elements(q, kBlockPixels, cut.rows.channels);
+                                               : PlanarPatches<T>::stage_elements(q, cut.block_pixels, cut.rows.channels);
   T* gradients = context.array<T>(threads * gradient_size);
   T* patches = context.array<T>(threads * patches_size);
   T* stages = context.array<T>(threads * stage_size);
-  Run* runs = context.array<Run>(threads * (kBlockPixels + 2));
-  int64_t* offsets = context.array<int64_t>(threads * kBlockPixels);
-  const T** starts = context.array<const T*>(threads * most_rows(q));
+  Run* runs = context.array<Run>(threads * (cut.block_pixels + 2));
+  int64_t* offsets = context.array<int64_t>(threads * cut.block_pixels);
+  const T** starts = context.array<const T*>(threads * most_rows(q, cut));
 
   run_team(worth_threads(q), [&](const Team& team) {
     const Buffers<T> buffers{gradients + team.rank * gradient_size,
                              patches + team.rank * patches_size,
                              stages + team.rank * stage_size,
-                             runs + team.rank * (kBlockPixels + 2),
+                             runs + team.rank * (cut.block_pixels + 2),
                              rows,
-                             offsets + team.rank * kBlockPixels,
-                             starts + team.rank * most_rows(q)};
+                             offsets + team.rank * cut.block_pixels,
+                             starts + team.rank * most_rows(q, cut)};
     team.for_each(q.groups * cut.splits * cut.row_parts, [&](int64_t task) {
       const int64_t split = task / cut.row_parts % cut.splits, g = task / cut.row_parts / cut.splits;
       const Range row_blocks = Cut<T>::share(task % cut.row_parts, cut.row_parts, cut.rows.count());
       const Range blocks = Cut<T>::share(split, cut.splits, cut.pixel_blocks);
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        const int64_t begin = block * kBlockPixels, end = begin + kBlockPixels;
+        const int64_t begin = block * cut.block_pixels, end = begin + cut.block_pixels;
         const Range pixels{begin, end < q.pixels() ? end : q.pixels()};
         pack_gradient(q, dy, g, pixels, buffers.gradient);
-        add_block(q, cut, x, g, pixels, row_blocks, block > blocks.begin, buffers,
-                  partial + (g * cut.splits + split) * size);
+        Sums<T> sums{partial + (g * cut.splits + split) * size, q.CO, 1};
+        if (cut.in_place) sums = {dw + g * q.w_group, 1, q.w_out};
+        add_block(q, cut, x, g, pixels, row_blocks, block > blocks.begin, buffers, sums);
       }
     });
+    if (cut.in_place) return;
     const int64_t parts = ceil_div(cut.row_count, kLanes<T>);
     team.for_each(q.groups * parts, [&](int64_t i) {
       const int64_t g = i / parts;

@@ -107,6 +107,9 @@ struct Terms {
 /// Terms by which B is fetched into L1 before its use, far enough for L2 to answer (15 cycles). The hardware does it
 /// where rows of B are adjacent; rows of a matrix read in place are not, and cost up to 12 % more without.
 constexpr int64_t kTermsAhead = 12;
+/// Elements by which A is fetched ahead where terms come by a table: those lines of a pixel that later groups of rows
+/// (channels, in weight gradients) or later terms read, which lie too far from each other for the hardware to notice.
+constexpr int64_t kTableAhead = 48;
 /// Terms between two prefetches of `ahead`: one per term would cost as many instructions as the loads.
 constexpr int kTermsPerPrefetch = 4;
 
@@ -146,6 +149,7 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
     for (int v = 0; v < nv; ++v)
       bk[v] = load(b + (walk == Walk::b_table ? terms.offsets[k] + v * terms.b_stride : v * L));
     const int64_t at = walk == Walk::a_table ? terms.offsets[k] : 0;
+    if constexpr (walk == Walk::a_table) __builtin_prefetch(pa[0] + at + kTableAhead);
     if constexpr (walk == Walk::a_rows || walk == Walk::a_columns) {
 #pragma GCC unroll 2
       for (int at = 0; at < nv * L; at += 64 / sizeof(T)) __builtin_prefetch(b + kTermsAhead * terms.b_stride + at);

@@ -1,0 +1,21 @@
+// Convolution gradient to weights of few outputs or few terms (c, t), directly.
+#pragma once
+
+#include "csrc/cpu/correlation.h"
+
+namespace dlk::cpu::DLK_ISA {
+
+/// Whether small_weight is faster than GEMM: too few outputs or terms to fill a GEMM tile's vectors or rows, but rows of
+/// pixels that fill those of small_weight.
+template <class T>
+bool has_small_weight(const Correlation& q) {
+  constexpr int64_t kFewOutputs = 8, kFewTerms = 16;
+  const bool few = q.CO <= kFewOutputs || q.CI * q.taps <= kFewTerms;
+  return few && 2 * q.cols > kLanes<T> && (!q.channels_last || q.step_w == 1);
+}
+
+/// dw[k, c, t] = sum over pixels p of dy[k, p] times what tap t read at p in channel c; q: the forward correlation.
+template <class T>
+void small_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context& context);
+
+}  // namespace dlk::cpu::DLK_ISA
