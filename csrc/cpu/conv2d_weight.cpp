@@ -7,6 +7,7 @@
 // its own, which are then added in order: tasks (group, split, part of the rows) are cut by shape alone, so the result
 // does not depend on the threads, and sums restart every block, which bounds their rounding error.
 #include "csrc/core/conv2d.h"
+#include "csrc/core/gemm.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
@@ -107,7 +108,7 @@ template <class T>
 bool reads_rows(const Correlation& q, const Cut<T>& cut) {
   if (!q.channels_last) return false;
   const bool inside = Span(q).inside(q);
-  if (q.step_w * (inside ? q.groups : 1) * q.CI > kFarStride<T>) return false;
+  if (2 * q.step_w * (inside ? q.groups : 1) * q.CI > kFarStride<T>) return false;
   return inside || (cut.row_parts * q.step_h * q.step_w < q.taps && PixelRows<T>::pays(q, most_rows(q, cut)));
 }
 
@@ -208,6 +209,19 @@ void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64
   }
 }
 
+/// Whether dw is a product of matrices in memory: dy^T x, 1 x 1 filters over NHWC pixels.
+inline bool is_product(const Correlation& q) {
+  return q.channels_last && q.groups == 1 && q.taps == 1 && q.w_in == 1 && q.dh[0] == 0 && q.dw[0] == 0 && q.step_h == 1 &&
+         q.step_w == 1 && q.rows == q.IH && q.cols == q.IW;
+}
+
+template <class T>
+void multiply(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
+  const Gemm product{.M = q.CO, .N = q.CI, .K = q.pixels(), .a_row = 1, .a_col = q.CO, .b_row = q.CI, .b_col = 1,
+                     .c_row = q.w_out};
+  kernel_table<GemmKernels<T>, kIsa>().multiply(product, dy, x, nullptr, dw, context);
+}
+
 template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
@@ -216,6 +230,7 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   if (q.pixels() > 0 && has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
+  if (is_product(q)) return multiply(q, x, dy, dw, context);
   const Cut<T> cut(q);
   const int64_t size = cut.row_count * q.CO;
   T* partial = context.array<T>(cut.in_place ? 0 : q.groups * cut.splits * size);

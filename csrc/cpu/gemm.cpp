@@ -34,7 +34,7 @@ struct Plan {
     assert(a_rows_contiguous || p.a_row == 1 || p.M == 1);
     assert(!b_transposed || p.b_row == 1 || p.K == 1);
     // Packing pays where a block is read several times and lies badly.
-    pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : p.a_col > kFarStride<T>);
+    pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T>);
     pack_b = b_transposed || (p.M > 2 * B::MR && p.b_row > kFarStride<T>);
     kc = p.K < B::kDepth ? p.K : B::kDepth;
     nc = round_up(ceil_div(p.N, ceil_div(p.N, kColumns)), B::NR);
