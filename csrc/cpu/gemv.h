@@ -1,8 +1,8 @@
-// C = A B + bias where A has so few rows that reading B from memory is all the work: B is read where it lies, and from
-// memory once.
+// C = A B + bias where A has so few rows that reading B from memory is all the work, or so few columns that writing C
+// is: B is read where it lies, and from memory once.
 //
-// B by columns (contiguous along K): dot products, a few columns at a time. B by rows, one row of A: weighted sums of
-// kRows rows of B, added to C. Tasks are blocks of columns, cut by shape alone: the result does not depend on the
+// B by columns (contiguous along K): dot products, a few columns at a time. B by rows: weighted sums of kRows rows of
+// B, added to a row of C. Tasks are blocks of columns, cut by shape alone: the result does not depend on the
 // threads.
 #pragma once
 
@@ -16,10 +16,13 @@ namespace {
 constexpr int64_t kRowGroup = 4;
 /// With more rows than this, packing B for the register-blocked kernel pays.
 constexpr int64_t kFewRows = 2 * kRowGroup;
+/// With fewer terms, writing C from memory is all the work, row after row (the gradient to a layer's weights for one
+/// sample).
+constexpr int64_t kFewTerms = 2;
 
 inline bool is_gemv(const Gemm& p) {
   if (p.b_row == 1 && p.b_col != 1) return p.M <= kFewRows && p.a_col == 1;
-  return p.M == 1 && p.b_col == 1;
+  return p.b_col == 1 && (p.M == 1 || p.K <= kFewTerms);
 }
 
 /// rows x cols dot products of length K.
@@ -53,17 +56,17 @@ void multiply_columns(const Gemm& p, int64_t n, const T* a, const T* b, const T*
     dots<T, rows, 1>(p.K, a, p.a_row, b + j * p.b_col, p.b_col, bias ? bias + j : nullptr, c + j, p.c_row);
 }
 
-/// c[0, n) += a[0, rows) times `rows` rows of B. The partial sum of these rows is rounded apart, which bounds the
-/// error.
+/// c[0, n) = start[0, n) (null: 0) + a[0, rows) times `rows` rows of B. The partial sum of these rows is rounded apart,
+/// which bounds the error.
 template <class T, int rows>
-DLK_INLINE void add_rows(int64_t n, const T* a, int64_t a_col, const T* b, int64_t b_row, T* c) {
+DLK_INLINE void add_rows(int64_t n, const T* a, int64_t a_col, const T* b, int64_t b_row, const T* start, T* c) {
   Vec<T> x[rows];
   for (int r = 0; r < rows; ++r) x[r] = splat(a[r * a_col]);
   for_each_vec<T>(n, [&](int64_t j, auto lanes) {
     Vec<T> sum{};
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) sum += x[r] * load_n(b + r * b_row + j, lanes);
-    store_n(c + j, load_n(c + j, lanes) + sum, lanes);
+    store_n(c + j, start ? load_n(start + j, lanes) + sum : sum, lanes);
   });
 }
 
@@ -71,24 +74,31 @@ DLK_INLINE void add_rows(int64_t n, const T* a, int64_t a_col, const T* b, int64
 template <class T>
 void multiply_rows(const Gemm& p, int64_t n, const T* a, const T* b, const T* bias, T* c) {
   constexpr int kRows = 8;  // streams of memory
-  for (int64_t j = 0; j < n; ++j) c[j] = bias ? bias[j] : T(0);
+  const T* start = bias;
   int64_t k = 0;
-  for (; k + kRows <= p.K; k += kRows) add_rows<T, kRows>(n, a + k * p.a_col, p.a_col, b + k * p.b_row, p.b_row, c);
-  for (; k < p.K; ++k) add_rows<T, 1>(n, a + k * p.a_col, p.a_col, b + k * p.b_row, p.b_row, c);
+  for (; k + kRows <= p.K; k += kRows, start = c)
+    add_rows<T, kRows>(n, a + k * p.a_col, p.a_col, b + k * p.b_row, p.b_row, start, c);
+  for (; k < p.K; ++k, start = c) add_rows<T, 1>(n, a + k * p.a_col, p.a_col, b + k * p.b_row, p.b_row, start, c);
 }
 
 template <class T>
 void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c) {
-  constexpr int64_t kMostColumns = 1024, kTasks = 8;  // C's part stays in L1; enough tasks to balance a few threads
-  int64_t block = DLK_ISA::round_up(ceil_div(p.N, kTasks), 64);
+  constexpr int64_t kMostColumns = 4096;  // C's part stays in L1
+  const bool parallel = p.batch * p.M * p.N * p.K >= kGrainElements, by_rows = p.b_col == 1;
+  // Long runs of memory: one block for each thread. But few columns of B, which are still in L2 when the second group
+  // of rows comes.
+  int64_t block = DLK_ISA::round_up(ceil_div(p.N, parallel ? max_threads() : 1), 64);
   if (block > kMostColumns) block = kMostColumns;
-  if (p.M > kRowGroup) block = 64;  // of B, which is still in L2 when the second group of rows comes
+  if (!by_rows && p.M > kRowGroup) block = 64;
   const int64_t blocks = ceil_div(p.N, block);
-  parallel_tasks(p.batch * blocks, p.batch * p.N * p.K >= kGrainElements, [&](int64_t task) {
+  parallel_tasks(p.batch * blocks, parallel, [&](int64_t task) {
     const int64_t i = task / blocks, j = task % blocks * block, n = p.N - j < block ? p.N - j : block;
     const T *x = a + i * p.a_batch, *y = b + i * p.b_batch + j * p.b_col, *row = bias ? bias + j : nullptr;
     T* to = c + i * p.c_batch + j;
-    if (p.b_col == 1) return multiply_rows(p, n, x, y, row, to);
+    if (by_rows) {
+      for (int64_t r = 0; r < p.M; ++r) multiply_rows(p, n, x + r * p.a_row, y, row, to + r * p.c_row);
+      return;
+    }
     for (int64_t r = 0; r < p.M; r += kRowGroup, x += kRowGroup * p.a_row, to += kRowGroup * p.c_row) switch (p.M - r) {
         case 1:
           multiply_columns<T, 1>(p, n, x, y, row, to);
