@@ -190,10 +190,12 @@ constexpr int64_t kBandElements = 32 << 10;
 
 template <class T>
 bool few_outputs(const Correlation& q) {
+  constexpr int64_t L = kLanes<T>;
+  if (q.CI * q.taps > Block<T>::kDepth) return false;
   // NHWC images are transposed on the way, in and out: worth it where the outputs of a pixel would fill less than half
-  // of a vector.
-  const bool few = q.channels_last ? q.step_w == 1 && q.CO < kLanes<T> / 2 : q.CO <= 3 * Block<T>::MR;
-  return few && q.CI * q.taps <= Block<T>::kDepth;
+  // of a vector. NCHW rows must fill their vectors where outputs would.
+  if (q.channels_last) return q.step_w == 1 && q.CO < L / 2;
+  return q.CO <= 3 * Block<T>::MR && (q.CO < L || 4 * q.cols > 3 * round_up(q.cols, L));
 }
 
 /// Writes `outputs` channels from m on of n <= kLanes adjacent pixels, a row of `tile` each, to pixel (i, j) of the grid
@@ -388,7 +390,8 @@ int64_t band_rows(const Correlation& q) {
 /// Whether tiles read patches where they lie: each within one grid row, so short rows would leave them few sums.
 template <class T>
 bool reads_rows(const Correlation& q) {
-  if (q.channels_last ? patches_are_input<T>(q) : q.taps == 1) return false;
+  constexpr int64_t kFewTerms = 128;  // of NCHW: transposing its tiles would take longer than summing them
+  if (q.channels_last ? patches_are_input<T>(q) : q.taps == 1 || q.CI * q.taps < kFewTerms) return false;
   return 2 * q.cols >= Block<T>::MR && PixelRows<T>::pays(q, band_rows<T>(q));
 }
 
@@ -416,7 +419,8 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
       for (int64_t block = 0; block < sums.count(); ++block) {
         const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
         patches.offsets(taps, channels, offsets);
-        for (int64_t m = 0; m < q.CO; m += B::NR)
+        const int64_t terms = channels.size() * taps.size(), near = panels_at_once<T>(terms) * B::NR;
+        for (int64_t m = 0; m < q.CO; m += near)
           for (int64_t r = part.begin; r < part.end; ++r) {
             const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, offsets};
             CView<T> c{.data = out + r / q.rows * K * plane + q.output_pixel(r % q.rows, 0) * pixel + g * q.CO * channel,
@@ -424,8 +428,8 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
                        .column_stride = channel,
                        .accumulate = block > 0};
             if (bias) c.column_bias = bias + g * q.CO;
-            multiply_block(q.cols, q.CO - m < B::NR ? q.CO - m : B::NR, channels.size() * taps.size(), a,
-                           weights.from(g, block, m), 0, B::NR, c.from(0, m));
+            multiply_block(q.cols, q.CO - m < near ? q.CO - m : near, terms, a, weights.from(g, block, m),
+                           weights.stride(), B::NR, c.from(0, m));
           }
       }
     });
