@@ -71,19 +71,20 @@ struct Tanh {
   V backward(V dy, V y) const { return dy * (T(1) - y * y); }
 };
 
-/// x P(x), P the standard normal distribution function, taken from the tail at |x| so that negative x keep their
-/// relative precision. Saves x.
+/// x P(x), P the standard normal distribution function: max(x, 0) - |x| P(-|x|), which keeps the relative precision of
+/// negative x. Saves x.
 template <class T>
 struct Gelu {
   using V = Vec<T>;
-  static V normal_cdf(V x) {
-    const V tail = normal_tail(abs(x));
-    return x > T(0) ? T(1) - tail : tail;
+  V forward(V x) const {
+    const V size = abs(min(splat(T(40)), x));  // Inf must not meet P(-Inf) = 0; -Inf gives NaN, as in PyTorch
+    V gaussian;
+    return max(V{}, x) - size * normal_tail(size, gaussian);
   }
-  V forward(V x) const { return x * normal_cdf(x); }
   V backward(V dy, V x) const {
-    const V density = exp(x * x * T(-0.5)) * T(0.39894228040143267794);
-    return dy * (normal_cdf(x) + x * density);
+    V gaussian;
+    const V tail = normal_tail(abs(x), gaussian), cdf = x > T(0) ? T(1) - tail : tail;
+    return dy * (cdf + x * (gaussian * T(0.39894228040143267794)));
   }
 };
 
