@@ -226,6 +226,7 @@ template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
   const Correlation q = forward_correlation(p, context);
+  if (q.pixels() > 0 && is_depthwise_pixels(q)) return depthwise_pixels_weight(q, x, dy, dw, context);
   if (q.pixels() > 0 && has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
   if (q.pixels() > 0 && has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)

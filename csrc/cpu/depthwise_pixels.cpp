@@ -1,9 +1,10 @@
-// Depthwise convolution of NHWC images, forward and gradient to the input: out[pixel, c] = bias[c] + sum over taps t of
-// w[c, t] in[pixel t reads, c].
+// Depthwise convolution of NHWC images. Forward and gradient to the input: out[pixel, c] = bias[c] + sum over taps t of
+// w[c, t] in[pixel t reads, c]; gradient to the weight: dw[c, t] = sum over pixels of dy[pixel, c] in[pixel t reads, c].
 //
 // Channels are the lanes of vectors, and pixels are read where they lie: nothing is staged. Taps that fall outside of
 // the image are left out: per row of the grid those above and below, per pixel at its ends those beside. In between,
-// several pixels share each weight that is loaded. A task is a row of the grid; its taps are added in a fixed order.
+// several pixels share each weight, or sum, that is loaded. Forward, a task is a row of the grid; its taps are added in a
+// fixed order. The weights' gradient has sums per row, then per fixed split of all rows, which are added in order.
 #include "csrc/cpu/narrow_groups.h"
 
 namespace dlk::cpu::DLK_ISA {
@@ -12,27 +13,63 @@ namespace {
 /// Pixels computed at once: with 4, loading their inputs, not the weights, is what takes time.
 constexpr int kPixels = 4;
 
-/// The taps that some pixels read: where in memory from the first pixel's position on, and which weights.
-template <class T>
-struct TapList {
-  int64_t count = 0;
-  int64_t* offsets;
-  const T** weights;
+/// Pixels that add to a weight's sum between loading and storing it: their inputs, of three rows, stay in L1.
+constexpr int64_t kRun = 8;
+/// Splits of the sum over all rows: enough to balance a few threads.
+constexpr int64_t kSplits = 16;
 
-  void add(int64_t offset, const T* weight) {
+/// The taps that some pixels read: where in memory from the first pixel's position on, and where tap t's weights are
+/// among [tap][C].
+struct TapList {
+  int64_t count;
+  int64_t *offsets, *weights;
+
+  void add(int64_t offset, int64_t weight) {
     offsets[count] = offset;
     weights[count++] = weight;
   }
 };
 
+/// A list for each thread, none in the same cache lines as another: they are written often.
+struct TapLists {
+  int64_t size;
+  int64_t* memory;
+
+  TapLists(const Correlation& q, Context& context)
+      : size(round_up(2 * q.taps, 16)), memory(context.array<int64_t>(max_threads() * size)) {}
+  TapList of(const Team& team, int64_t taps) const {
+    return {0, memory + team.rank * size, memory + team.rank * size + taps};
+  }
+};
+
+/// f(j, end, taps) for runs of pixels [j, end) of grid row i that read the same taps, whose inputs are counted from
+/// column j step_w of their image on.
+template <class F>
+void for_each_run(const Correlation& q, const Span& span, int64_t i, TapList taps, F&& f) {
+  const int64_t C = q.groups;
+  const auto inside = [&](int64_t j) {
+    return j * q.step_w + span.left >= 0 && j * q.step_w + span.left + span.width <= q.IW;
+  };
+  for (int64_t j = 0, end; j < q.cols; j = end) {
+    for (end = j + 1; inside(j) && end < q.cols && inside(end);) ++end;
+    taps.count = 0;
+    for (int64_t t = 0; t < q.taps; ++t) {
+      const int64_t h = i * q.step_h + q.dh[t], column = j * q.step_w + q.dw[t];
+      if (h >= 0 && h < q.IH && column >= 0 && column < q.IW) taps.add((h * q.IW + q.dw[t]) * C, t * C);
+    }
+    f(j, end, taps);
+  }
+}
+
 /// `pixels` outputs, out_step apart, of all C channels, whose inputs are `step` apart.
 template <class T, int pixels>
-void sum_taps(const TapList<T>& taps, int64_t C, const T* in, int64_t step, const T* bias, T* out, int64_t out_step) {
+void sum_taps(const TapList& taps, int64_t C, const T* weights, const T* in, int64_t step, const T* bias, T* out,
+              int64_t out_step) {
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     Vec<T> sum[pixels];
     for (int o = 0; o < pixels; ++o) sum[o] = bias ? load_n(bias + c, lanes) : Vec<T>{};
     for (int64_t k = 0; k < taps.count; ++k) {
-      const Vec<T> weight = load_n(taps.weights[k] + c, lanes);
+      const Vec<T> weight = load_n(weights + taps.weights[k] + c, lanes);
       for (int o = 0; o < pixels; ++o) sum[o] += load_n(in + taps.offsets[k] + o * step + c, lanes) * weight;
     }
     for (int o = 0; o < pixels; ++o) store_n(out + o * out_step + c, sum[o], lanes);
@@ -42,55 +79,104 @@ void sum_taps(const TapList<T>& taps, int64_t C, const T* in, int64_t step, cons
 /// Row i of image n: `weights` are [tap][C].
 template <class T>
 void correlate_row(const Correlation& q, const Span& span, int64_t n, int64_t i, const T* in, const T* weights,
-                   const T* bias, T* out, TapList<T> taps) {
+                   const T* bias, T* out, const TapList& list) {
   const int64_t C = q.groups, step = q.step_w * C, out_step = q.col_step * C;
   const T* image = in + n * q.IH * q.IW * C;
   T* to = out + (n * q.OH * q.OW + q.output_pixel(i, 0)) * C;
-  // The taps of pixel j, whose inputs are counted from column j step_w on.
-  const auto list = [&](int64_t j) {
-    taps.count = 0;
-    for (int64_t t = 0; t < q.taps; ++t) {
-      const int64_t h = i * q.step_h + q.dh[t], column = j * q.step_w + q.dw[t];
-      if (h >= 0 && h < q.IH && column >= 0 && column < q.IW) taps.add((h * q.IW + q.dw[t]) * C, weights + t * C);
+  for_each_run(q, span, i, list, [&](int64_t j, int64_t end, const TapList& taps) {
+    for (; j + kPixels <= end; j += kPixels)
+      sum_taps<T, kPixels>(taps, C, weights, image + j * step, step, bias, to + j * out_step, out_step);
+    for (; j < end; ++j) sum_taps<T, 1>(taps, C, weights, image + j * step, step, bias, to + j * out_step, out_step);
+  });
+}
+
+/// Adds the products of `pixels` pixels to the sums [tap][C] of taps first .. first + n of the list.
+template <class T, int n>
+void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels, const T* in, int64_t step, const T* dy,
+                  T* sums) {
+  const int64_t *offsets = taps.offsets + first, *weights = taps.weights + first;
+  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+    Vec<T> sum[n];
+#pragma GCC unroll 9
+    for (int k = 0; k < n; ++k) sum[k] = load_n(sums + weights[k] + c, lanes);
+    for (int64_t j = 0; j < pixels; ++j) {
+      const Vec<T> d = load_n(dy + j * C + c, lanes);
+#pragma GCC unroll 9
+      for (int k = 0; k < n; ++k) sum[k] += load_n(in + offsets[k] + j * step + c, lanes) * d;
     }
-  };
-  const auto inside = [&](int64_t j) {
-    return j * q.step_w + span.left >= 0 && j * q.step_w + span.left + span.width <= q.IW;
-  };
-  for (int64_t j = 0; j < q.cols;) {
-    list(j);
-    if (!inside(j)) {
-      sum_taps<T, 1>(taps, C, image + j * step, step, bias, to + j * out_step, out_step);
-      ++j;
-      continue;
+#pragma GCC unroll 9
+    for (int k = 0; k < n; ++k) store_n(sums + weights[k] + c, sum[k], lanes);
+  });
+}
+
+/// Adds the products of row i of image n to the sums [tap][C].
+template <class T>
+void add_row(const Correlation& q, const Span& span, int64_t n, int64_t i, const T* in, const T* dy, T* sums,
+             const TapList& list) {
+  const int64_t C = q.groups, step = q.step_w * C;
+  const T *image = in + n * q.IH * q.IW * C, *row = dy + (n * q.rows + i) * q.cols * C;
+  for_each_run(q, span, i, list, [&](int64_t j, int64_t end, const TapList& taps) {
+    for (int64_t pixels; j < end; j += pixels) {
+      pixels = end - j < kRun ? end - j : kRun;
+      const T *x = image + j * step, *d = row + j * C;
+      int64_t t = 0;
+      for (; t + 9 <= taps.count; t += 9) add_products<T, 9>(taps, t, C, pixels, x, step, d, sums);
+      for (; t + 3 <= taps.count; t += 3) add_products<T, 3>(taps, t, C, pixels, x, step, d, sums);
+      for (; t < taps.count; ++t) add_products<T, 1>(taps, t, C, pixels, x, step, d, sums);
     }
-    for (; j + kPixels <= q.cols && inside(j + kPixels - 1); j += kPixels)
-      sum_taps<T, kPixels>(taps, C, image + j * step, step, bias, to + j * out_step, out_step);
-    for (; j < q.cols && inside(j); ++j)
-      sum_taps<T, 1>(taps, C, image + j * step, step, bias, to + j * out_step, out_step);
-  }
+  });
 }
 
 }  // namespace
 
 template <class T>
 void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
-  const int64_t C = q.groups, threads = max_threads();
+  const int64_t C = q.groups;
   const Span span(q);
   T* weights = context.array<T>(q.taps * C);
-  int64_t* offsets = context.array<int64_t>(threads * q.taps);
-  const T** of_taps = context.array<const T*>(threads * q.taps);
+  const TapLists lists(q, context);
   for (int64_t t = 0; t < q.taps; ++t)
     for (int64_t c = 0; c < C; ++c) weights[t * C + c] = w[c * q.w_group + q.weight[t]];
   run_team(worth_threads(q), [&](const Team& team) {
-    const TapList<T> taps{0, offsets + team.rank * q.taps, of_taps + team.rank * q.taps};
+    const TapList list = lists.of(team, q.taps);
     team.for_each(q.N * q.rows, [&](int64_t task) {
-      correlate_row(q, span, task / q.rows, task % q.rows, in, weights, bias, out, taps);
+      correlate_row(q, span, task / q.rows, task % q.rows, in, weights, bias, out, list);
     });
   });
 }
 
+template <class T>
+void depthwise_pixels_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context& context) {
+  const int64_t C = q.groups, size = q.taps * C, rows = q.N * q.rows, splits = rows < kSplits ? rows : kSplits;
+  const Span span(q);
+  T* row_sums = context.array<T>(max_threads() * size);
+  T* partial = context.array<T>(splits * size);
+  const TapLists lists(q, context);
+  const auto add = [&](const T* from, T* to) {
+    for_each_vec<T>(size, [&](int64_t i, auto lanes) {
+      store_n(to + i, load_n(to + i, lanes) + load_n(from + i, lanes), lanes);
+    });
+  };
+  run_team(worth_threads(q), [&](const Team& team) {
+    const TapList list = lists.of(team, q.taps);
+    T* const of_row = row_sums + team.rank * size;
+    team.for_each(splits, [&](int64_t split) {
+      zero(size, partial + split * size);
+      for (int64_t r = rows * split / splits; r < rows * (split + 1) / splits; ++r) {
+        zero(size, of_row);
+        add_row(q, span, r / q.rows, r % q.rows, in, dy, of_row, list);
+        add(of_row, partial + split * size);
+      }
+    });
+  });
+  for (int64_t split = 1; split < splits; ++split) add(partial + split * size, partial);
+  for (int64_t t = 0; t < q.taps; ++t)
+    for (int64_t c = 0; c < C; ++c) dw[c * q.w_group + q.weight[t]] = partial[t * C + c];
+}
+
 template void depthwise_pixels(const Correlation&, const float*, const float*, const float*, float*, Context&);
 template void depthwise_pixels(const Correlation&, const double*, const double*, const double*, double*, Context&);
+template void depthwise_pixels_weight(const Correlation&, const float*, const float*, float*, Context&);
+template void depthwise_pixels_weight(const Correlation&, const double*, const double*, double*, Context&);
 
 }  // namespace dlk::cpu::DLK_ISA

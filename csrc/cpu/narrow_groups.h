@@ -19,6 +19,8 @@ inline bool is_depthwise_pixels(const Correlation& q) {
 }
 template <class T>
 void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context);
+template <class T>
+void depthwise_pixels_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context& context);
 
 /// Whether correlate_narrow is the fastest: not for NCHW, whose other paths have pixels in their lanes, where a vector
 /// holds one group or channels fill less than half of one.
