@@ -198,8 +198,8 @@ bool few_outputs(const Correlation& q) {
   return q.CO <= 3 * Block<T>::MR && (q.CO < L || 4 * q.cols > 3 * round_up(q.cols, L));
 }
 
-/// Writes `outputs` channels from m on of n <= kLanes adjacent pixels, a row of `tile` each, to pixel (i, j) of the grid
-/// and on.
+/// Writes `outputs` channels from m on of n <= kLanes adjacent pixels, a row of `tile` each, to pixel (i, j) of the
+/// grid and on.
 template <class T>
 void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, const T* tile, int64_t i, int64_t j,
                   T* image) {
@@ -287,7 +287,8 @@ void pack_weight_panel(const Correlation& q, const T* w, int64_t g, int64_t m, R
   if (q.taps > 1 && taps.size() == q.taps && weights_in_order(q)) {
     const T* from = weight_at(q, w, g, m, channels.begin, 0);
     const auto row = [&](int64_t k) { return k % q.taps * channels.size() + k / q.taps; };
-    return pack_panel_transposed<T>(channels.size() * q.taps, n, [&](int64_t j) { return from + j * q.w_out; }, panel, row);
+    return pack_panel_transposed<T>(
+        channels.size() * q.taps, n, [&](int64_t j) { return from + j * q.w_out; }, panel, row);
   }
   for (int64_t t = taps.begin; t < taps.end; ++t, panel += channels.size() * NR) {
     const T* from = weight_at(q, w, g, m, channels.begin, t);
@@ -423,10 +424,11 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
         for (int64_t m = 0; m < q.CO; m += near)
           for (int64_t r = part.begin; r < part.end; ++r) {
             const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, offsets};
-            CView<T> c{.data = out + r / q.rows * K * plane + q.output_pixel(r % q.rows, 0) * pixel + g * q.CO * channel,
-                       .row_stride = q.col_step * pixel,
-                       .column_stride = channel,
-                       .accumulate = block > 0};
+            CView<T> c{
+                .data = out + r / q.rows * K * plane + q.output_pixel(r % q.rows, 0) * pixel + g * q.CO * channel,
+                .row_stride = q.col_step * pixel,
+                .column_stride = channel,
+                .accumulate = block > 0};
             if (bias) c.column_bias = bias + g * q.CO;
             multiply_block(q.cols, q.CO - m < near ? q.CO - m : near, terms, a, weights.from(g, block, m),
                            weights.stride(), B::NR, c.from(0, m));

@@ -1,5 +1,6 @@
 // Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by Winograd's
-// algorithm (winograd_weight.cpp) or directly (narrow_groups.cpp, small_weight.cpp) where those are faster, else by implicit GEMM.
+// algorithm (winograd_weight.cpp) or directly (narrow_groups.cpp, small_weight.cpp) where those are faster, else by
+// implicit GEMM.
 //
 // Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
@@ -51,7 +52,8 @@ struct Cut {
     const int64_t parts = ceil_div(wanted, splits);
     row_parts = parts < rows.count() ? parts : rows.count();
     const int64_t first = q.channels_last ? q.CI : 1;  // distance in dw from one tap to the next
-    in_place = pixel_blocks == 1 && q.w_in == (q.channels_last ? 1 : q.taps) && q.weight[q.taps - 1] == (q.taps - 1) * first;
+    in_place =
+        pixel_blocks == 1 && q.w_in == (q.channels_last ? 1 : q.taps) && q.weight[q.taps - 1] == (q.taps - 1) * first;
   }
 
   /// The i-th of `parts` shares of n.
@@ -211,14 +213,14 @@ void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64
 
 /// Whether dw is a product of matrices in memory: dy^T x, 1 x 1 filters over NHWC pixels.
 inline bool is_product(const Correlation& q) {
-  return q.channels_last && q.groups == 1 && q.taps == 1 && q.w_in == 1 && q.dh[0] == 0 && q.dw[0] == 0 && q.step_h == 1 &&
-         q.step_w == 1 && q.rows == q.IH && q.cols == q.IW;
+  return q.channels_last && q.groups == 1 && q.taps == 1 && q.w_in == 1 && q.dh[0] == 0 && q.dw[0] == 0 &&
+         q.step_h == 1 && q.step_w == 1 && q.rows == q.IH && q.cols == q.IW;
 }
 
 template <class T>
 void multiply(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
-  const Gemm product{.M = q.CO, .N = q.CI, .K = q.pixels(), .a_row = 1, .a_col = q.CO, .b_row = q.CI, .b_col = 1,
-                     .c_row = q.w_out};
+  const Gemm product{
+      .M = q.CO, .N = q.CI, .K = q.pixels(), .a_row = 1, .a_col = q.CO, .b_row = q.CI, .b_col = 1, .c_row = q.w_out};
   kernel_table<GemmKernels<T>, kIsa>().multiply(product, dy, x, nullptr, dw, context);
 }
 
@@ -239,12 +241,14 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   const int64_t threads = max_threads();
   const int64_t gradient_size = cut.block_pixels * round_up(q.CO, B::NR);
   const bool rows = reads_rows(q, cut);
-  const int64_t patches_size = rows              ? 0
-                               : q.channels_last ? cut.block_pixels * packed_row_stride<T>(cut.rows.terms())
-                                                 : cut.rows.terms() * packed_row_stride<T>(cut.block_pixels) + kLanes<T>;
-  const int64_t stage_size = rows              ? PixelRows<T>::stage_elements(q, most_rows(q, cut))
-                             : q.channels_last ? 0
-                                               : PlanarPatches<T>::stage_elements(q, cut.block_pixels, cut.rows.channels);
+  const int64_t patches_size = rows ? 0
+                               : q.channels_last
+                                   ? cut.block_pixels * packed_row_stride<T>(cut.rows.terms())
+                                   : cut.rows.terms() * packed_row_stride<T>(cut.block_pixels) + kLanes<T>;
+  const int64_t stage_size = rows ? PixelRows<T>::stage_elements(q, most_rows(q, cut))
+                             : q.channels_last
+                                 ? 0
+                                 : PlanarPatches<T>::stage_elements(q, cut.block_pixels, cut.rows.channels);
   T* gradients = context.array<T>(threads * gradient_size);
   T* patches = context.array<T>(threads * patches_size);
   T* stages = context.array<T>(threads * stage_size);

@@ -1,10 +1,11 @@
 // Depthwise convolution of NHWC images. Forward and gradient to the input: out[pixel, c] = bias[c] + sum over taps t of
-// w[c, t] in[pixel t reads, c]; gradient to the weight: dw[c, t] = sum over pixels of dy[pixel, c] in[pixel t reads, c].
+// w[c, t] in[pixel t reads, c]; gradient to the weight: dw[c, t] = sum over pixels of dy[pixel, c] in[pixel t reads,
+// c].
 //
 // Channels are the lanes of vectors, and pixels are read where they lie: nothing is staged. Taps that fall outside of
 // the image are left out: per row of the grid those above and below, per pixel at its ends those beside. In between,
-// several pixels share each weight, or sum, that is loaded. Forward, a task is a row of the grid; its taps are added in a
-// fixed order. The weights' gradient has sums per row, then per fixed split of all rows, which are added in order.
+// several pixels share each weight, or sum, that is loaded. Forward, a task is a row of the grid; its taps are added in
+// a fixed order. The weights' gradient has sums per row, then per fixed split of all rows, which are added in order.
 #include "csrc/cpu/narrow_groups.h"
 
 namespace dlk::cpu::DLK_ISA {
@@ -153,9 +154,8 @@ void depthwise_pixels_weight(const Correlation& q, const T* in, const T* dy, T* 
   T* partial = context.array<T>(splits * size);
   const TapLists lists(q, context);
   const auto add = [&](const T* from, T* to) {
-    for_each_vec<T>(size, [&](int64_t i, auto lanes) {
-      store_n(to + i, load_n(to + i, lanes) + load_n(from + i, lanes), lanes);
-    });
+    for_each_vec<T>(
+        size, [&](int64_t i, auto lanes) { store_n(to + i, load_n(to + i, lanes) + load_n(from + i, lanes), lanes); });
   };
   run_team(worth_threads(q), [&](const Team& team) {
     const TapList list = lists.of(team, q.taps);

@@ -42,8 +42,7 @@ __attribute__((noinline)) void store_tile_transposed(const CView<T>& c, int rows
       const T* const sums = turned + l * kRows;
       const T bias = c.column_bias ? c.column_bias[j + l] : T(0);
       if (c.row_stride != 1) {
-        for (int64_t i = 0; i < rows; ++i)
-          y[i * c.row_stride] = sums[i] + (c.accumulate ? y[i * c.row_stride] : bias);
+        for (int64_t i = 0; i < rows; ++i) y[i * c.row_stride] = sums[i] + (c.accumulate ? y[i * c.row_stride] : bias);
         continue;
       }
       for (int64_t i = 0; i < rows; i += L) {

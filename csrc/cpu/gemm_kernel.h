@@ -55,7 +55,7 @@ template <class T>
 struct CView {
   T* data;
   int64_t row_stride;
-  int64_t column_stride = 1;  // else C is transposed on its way: not with `rows`, `columns` or row biases
+  int64_t column_stride = 1;         // else C is transposed on its way: not with `rows`, `columns` or row biases
   const int64_t* rows = nullptr;     // offsets of the rows, where they have no common stride
   const int64_t* columns = nullptr;  // offsets of the columns, where they are not all contiguous
   bool accumulate = false;           // add to what is there; else start from the biases (null: 0)
@@ -153,8 +153,8 @@ void pack_panel(int64_t K, int64_t n, const T* b, int64_t b_row, T* panel) {
     }
 }
 
-/// Packs the transpose: column j of the panel is the K contiguous elements at column(j), j < n <= NR; term k becomes row
-/// row(k). Square blocks are transposed in registers.
+/// Packs the transpose: column j of the panel is the K contiguous elements at column(j), j < n <= NR; term k becomes
+/// row row(k). Square blocks are transposed in registers.
 template <class T, class Column, class Row = std::identity>
 void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel, Row row = {}) {
   constexpr int NR = Block<T>::NR, L = kLanes<T>;

@@ -444,8 +444,7 @@ class PixelRows {
         const T* const at = from + c * q_.IH * q_.IW + w;
         Vec<T> block[L];
 #pragma GCC unroll 16
-        for (int l = 0; l < L; ++l)
-          block[l] = l < channels ? load_partial(at + l * q_.IH * q_.IW, pixels) : Vec<T>{};
+        for (int l = 0; l < L; ++l) block[l] = l < channels ? load_partial(at + l * q_.IH * q_.IW, pixels) : Vec<T>{};
         store_transposed<T>(block, channels, pixels, to + w * pixel_ + c, pixel_);
       }
     }

@@ -132,8 +132,7 @@ void small_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context
         PlanarPatches<T> patches(q, {begin * q.cols, (begin + count) * q.cols}, q.cols, runs + team.rank * (band + 1),
                                  stages + team.rank * stage_size, /*always=*/true);
         patches.stage(in, g, {0, q.CI});
-        for (int64_t i = 0; i < terms; ++i)
-          offsets[i] = patches.source(i / q.taps, i % q.taps) - patches.source(0, 0);
+        for (int64_t i = 0; i < terms; ++i) offsets[i] = patches.source(i / q.taps, i % q.taps) - patches.source(0, 0);
         for (int64_t r = 0; r < count; ++r) {
           x_rows[r] = patches.source(0, 0) + patches.run(r).from;
           const int64_t n = (begin + r) / q.rows, i = (begin + r) % q.rows;

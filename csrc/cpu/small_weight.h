@@ -5,8 +5,8 @@
 
 namespace dlk::cpu::DLK_ISA {
 
-/// Whether small_weight is faster than GEMM: too few outputs or terms to fill a GEMM tile's vectors or rows, but rows of
-/// pixels that fill those of small_weight.
+/// Whether small_weight is faster than GEMM: too few outputs or terms to fill a GEMM tile's vectors or rows, but rows
+/// of pixels that fill those of small_weight.
 template <class T>
 bool has_small_weight(const Correlation& q) {
   constexpr int64_t kFewOutputs = 8, kFewTerms = 16;
