@@ -1,5 +1,6 @@
 """conv1d, conv2d, conv_transpose2d: all passes in both memory formats, over shapes and options."""
 
+import itertools
 import random
 from math import ceil
 
@@ -89,6 +90,17 @@ def test_conv2d(case, x_format, bias, dtype):
 def test_weight_formats(x_format, w_format):
     inputs = operands((2, 10, 9, 8), (24, 10, 3, 3), 24, torch.float32, x_format, w_format)
     check(DF.conv2d, F.conv2d, inputs, op="conv2d", roundings=16)
+
+
+@pytest.mark.parametrize("image", [9, 20])
+@pytest.mark.parametrize("x_format", FORMATS)
+@pytest.mark.parametrize("order", itertools.permutations(range(4)), ids=str)
+def test_dense_weights_in_any_order(order, x_format, image):
+    """Axes of the weights lie in memory in this order, outermost first; their gradient takes it too."""
+    x, w = operands((2, 20, image, image), (40, 20, 3, 3), None, x_format=x_format)
+    inverse = [order.index(axis) for axis in range(4)]
+    w = w.detach().permute(order).contiguous().permute(inverse).requires_grad_()
+    check_conv2d([x, w], {"stride": 2})
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -66,7 +66,7 @@ void output_offsets(const Correlation& q, Range pixels, int64_t image_stride, in
 // ---- NCHW
 
 /// Whether the weights of an output are contiguous in the order of the sum, (c, t): (CO, CI, R, S) in memory.
-inline bool weights_in_order(const Correlation& q) { return q.w_in == q.taps && q.weight[q.taps - 1] == q.taps - 1; }
+inline bool weights_in_order(const Correlation& q) { return q.w_in == q.taps && taps_in_order(q, 1); }
 
 /// Row m of the packed weights of one block of the sum: terms (c, t), taps innermost.
 template <class T>

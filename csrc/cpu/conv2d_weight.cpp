@@ -22,7 +22,7 @@ using namespace DLK_ISA;
 
 /// Enough tasks to balance a few threads.
 constexpr int64_t kTasks = 8;
-/// Pixels of a block: as many as keep a panel of dy in L1 with the rows of patches that pass by. Fewer than kOneBlock
+/// Pixels of a block: as many as keep a panel of dy in L1 with the rows of patches that pass by. kOneBlock or fewer
 /// are one block.
 constexpr int64_t kBlock = 256, kOneBlock = 512;
 /// Pixels that are worth sums of their own: writing and adding those takes as long as multiplying 50 pixels.
@@ -51,9 +51,8 @@ struct Cut {
     if (splits > room) splits = room > 1 ? room : 1;
     const int64_t parts = ceil_div(wanted, splits);
     row_parts = parts < rows.count() ? parts : rows.count();
-    const int64_t first = q.channels_last ? q.CI : 1;  // distance in dw from one tap to the next
-    in_place =
-        pixel_blocks == 1 && q.w_in == (q.channels_last ? 1 : q.taps) && q.weight[q.taps - 1] == (q.taps - 1) * first;
+    in_place = pixel_blocks == 1 &&
+               (q.channels_last ? q.w_in == 1 && taps_in_order(q, q.CI) : q.w_in == q.taps && taps_in_order(q, 1));
   }
 
   /// The i-th of `parts` shares of n.
@@ -211,10 +210,13 @@ void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64
   }
 }
 
-/// Whether dw is a product of matrices in memory: dy^T x, 1 x 1 filters over NHWC pixels.
-inline bool is_product(const Correlation& q) {
-  return q.channels_last && q.groups == 1 && q.taps == 1 && q.w_in == 1 && q.dh[0] == 0 && q.dw[0] == 0 &&
-         q.step_h == 1 && q.step_w == 1 && q.rows == q.IH && q.cols == q.IW;
+/// Whether dw is a product of matrices in memory, dy^T x: 1 x 1 filters over NHWC pixels, and enough tiles for a few
+/// threads, which cannot share a sum.
+template <class T>
+bool is_product(const Correlation& q) {
+  const bool in_memory = q.channels_last && q.groups == 1 && q.taps == 1 && q.w_in == 1 && q.dh[0] == 0 &&
+                         q.dw[0] == 0 && q.step_h == 1 && q.step_w == 1 && q.rows == q.IH && q.cols == q.IW;
+  return in_memory && q.CO > 1 && ceil_div(q.CO, Block<T>::MR) * ceil_div(q.CI, Block<T>::NR) >= kTasks;
 }
 
 template <class T>
@@ -233,7 +235,7 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   if (q.pixels() > 0 && has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
-  if (is_product(q)) return multiply(q, x, dy, dw, context);
+  if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
   const Cut<T> cut(q);
   const int64_t size = cut.row_count * q.CO;
   T* partial = context.array<T>(cut.in_place ? 0 : q.groups * cut.splits * size);

@@ -1,9 +1,9 @@
-// C = A B + bias where A has so few rows that reading B from memory is all the work, or so few columns that writing C
+// C = A B + bias where A has so few rows that reading B from memory is all the work, or so few terms that writing C
 // is: B is read where it lies, and from memory once.
 //
 // B by columns (contiguous along K): dot products, a few columns at a time. B by rows: weighted sums of kRows rows of
-// B, added to a row of C. Tasks are blocks of columns, cut by shape alone: the result does not depend on the
-// threads.
+// B, added to a row of C. Tasks are blocks of columns; how they are cut does not change the order in which an element
+// is summed, so the result does not depend on the threads.
 #pragma once
 
 #include "csrc/core/gemm.h"
@@ -16,13 +16,13 @@ namespace {
 constexpr int64_t kRowGroup = 4;
 /// With more rows than this, packing B for the register-blocked kernel pays.
 constexpr int64_t kFewRows = 2 * kRowGroup;
-/// With fewer terms, writing C from memory is all the work, row after row (the gradient to a layer's weights for one
-/// sample).
-constexpr int64_t kFewTerms = 2;
+/// With no more terms and rows of C this long, writing C is all the work, row after row (the gradient to a layer's
+/// weights for one sample).
+constexpr int64_t kFewTerms = 2, kLongRow = 256;
 
 inline bool is_gemv(const Gemm& p) {
   if (p.b_row == 1 && p.b_col != 1) return p.M <= kFewRows && p.a_col == 1;
-  return p.b_col == 1 && (p.M == 1 || p.K <= kFewTerms);
+  return p.b_col == 1 && (p.M == 1 || (p.K <= kFewTerms && p.N >= kLongRow));
 }
 
 /// rows x cols dot products of length K.

@@ -10,7 +10,9 @@ namespace dlk::cpu::DLK_ISA {
 template <class T>
 bool has_small_weight(const Correlation& q) {
   constexpr int64_t kFewOutputs = 8, kFewTerms = 16;
-  const bool few = q.CO <= kFewOutputs || q.CI * q.taps <= kFewTerms;
+  constexpr int64_t kMostSums = 1536;  // vectors, which every band of rows loads and stores
+  const int64_t terms = q.CI * q.taps;
+  const bool few = (q.CO <= kFewOutputs || terms <= kFewTerms) && q.CO * terms <= kMostSums;
   return few && 2 * q.cols > kLanes<T> && (!q.channels_last || q.step_w == 1);
 }
 
