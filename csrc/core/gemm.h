@@ -14,7 +14,8 @@ struct Gemm {
   int64_t b_row, b_col;  // B is K x N; likewise
   int64_t c_row;         // C is M x N with unit column stride
   int64_t batch = 1;
-  bool allow_tf32 = false;                        // a GPU may round float32 operands to 10 bits of mantissa
+  bool allow_tf32 = false;  // a GPU may round float32 operands to 10 bits of mantissa
+  int64_t run = 0;  // terms after which a CPU's sums restart, which bounds their rounding error; 0: what is fastest
   int64_t a_batch = 0, b_batch = 0, c_batch = 0;  // 0 for A or B: one matrix shared by the whole batch
 };
 

@@ -409,6 +409,7 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
   T* stages = context.array<T>(threads * stage_size);
   const T** all_starts = context.array<const T*>(threads * band);
   int64_t* all_offsets = context.array<int64_t>(threads * sums.terms());
+  const int64_t run = q.channels_last ? B::KC : kRun;  // PyTorch is the more accurate in NCHW
 
   run_team(worth_threads(q), [&](const Team& team) {
     weights.pack(team);
@@ -431,7 +432,7 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
                 .accumulate = block > 0};
             if (bias) c.column_bias = bias + g * q.CO;
             multiply_block(q.cols, q.CO - m < near ? q.CO - m : near, terms, a, weights.from(g, block, m),
-                           weights.stride(), B::NR, c.from(0, m));
+                           weights.stride(), B::NR, c.from(0, m), run);
           }
       }
     });

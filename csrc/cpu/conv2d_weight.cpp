@@ -221,8 +221,9 @@ bool is_product(const Correlation& q) {
 
 template <class T>
 void multiply(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
-  const Gemm product{
+  Gemm product{
       .M = q.CO, .N = q.CI, .K = q.pixels(), .a_row = 1, .a_col = q.CO, .b_row = q.CI, .b_col = 1, .c_row = q.w_out};
+  product.run = kSum;
   kernel_table<GemmKernels<T>, kIsa>().multiply(product, dy, x, nullptr, dw, context);
 }
 

@@ -109,7 +109,7 @@ void multiply_one(const Plan<T>& plan, const Gemm& p, const T* a, const T* b, co
               ahead = {packed + NR * K, NR};
             panel = packed, stride = NR, panel_stride = K * NR;
           }
-          multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), B::KC, ahead);
+          multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), p.run ? p.run : B::KC, ahead);
         }
       }
     }
