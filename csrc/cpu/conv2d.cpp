@@ -1,10 +1,12 @@
 // Convolution forward and gradient to the input, as correlations (correlation.h): by Winograd's algorithm
 // (winograd.cpp) or directly (narrow_groups.cpp; correlate_few below) where those are faster, else by implicit GEMM.
 //
-// NCHW: per group, out[CO x pixels] = W[CO x (c, t)] Patches[(c, t) x pixels]; NHWC: out[pixels x CO] = Patches W^T.
-// The weights are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of
-// threads: each makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out
-// is summed by one thread, in an order that depends on the shape alone.
+// Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
+// whose rows are transposed on the way in and tiles on the way out. Pixels as columns: out[CO x pixels] = W Patches,
+// for the rest of NCHW, 1 x 1 filters first of all. The weights are packed once, unless they lie well; then tasks
+// (group, block of pixels, part of CO) run on the team of threads: each makes patches readable (patches.h), one block
+// of the sum at a time, and multiplies. An element of out is summed by one thread, in an order that depends on the
+// shape alone.
 #include "csrc/core/conv2d.h"
 
 #include "csrc/cpu/dispatch.h"
@@ -63,7 +65,7 @@ void output_offsets(const Correlation& q, Range pixels, int64_t image_stride, in
     *offsets++ = pixel.n * image_stride + q.output_pixel(pixel.i, pixel.j) * pixel_stride;
 }
 
-// ---- NCHW
+// ---- Pixels as columns: NCHW
 
 /// Whether the weights of an output are contiguous in the order of the sum, (c, t): (CO, CI, R, S) in memory.
 inline bool weights_in_order(const Correlation& q) { return q.w_in == q.taps && taps_in_order(q, 1); }
@@ -277,7 +279,7 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
   });
 }
 
-// ---- NHWC
+// ---- Pixels as rows
 
 /// Packs the panel of output channels [m, m + NR) for one block of the sum: terms (t, c), channels innermost.
 template <class T>
@@ -439,7 +441,7 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
   });
 }
 
-// ---- Both
+// ---- All
 
 /// Output pixels that no tap reaches (stride larger than the filter): bias alone.
 template <class T>

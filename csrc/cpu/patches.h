@@ -1,6 +1,6 @@
 // Patches of a correlation's input, made readable for the GEMM kernel block by block: copied into panels (NCHW), read
-// where they lie in padded rows (NHWC), or copied into rows (NHWC, small or far-apart images). Implicit im2col, of
-// which only one block, small enough for the L2 cache, exists at a time.
+// where they lie in padded rows of pixels (either layout), or copied into rows (NHWC, small or far-apart images).
+// Implicit im2col, of which only one block, small enough for the L2 cache, exists at a time.
 //
 // A block is a range of output pixels, counted through all images (n, i, j), so that small images share a block.
 #pragma once
