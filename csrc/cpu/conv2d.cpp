@@ -288,9 +288,11 @@ void pack_weight_panel(const Correlation& q, const T* w, int64_t g, int64_t m, R
   const int64_t n = q.CO - m < NR ? q.CO - m : NR;
   if (q.taps > 1 && taps.size() == q.taps && weights_in_order(q)) {
     const T* from = weight_at(q, w, g, m, channels.begin, 0);
-    const auto row = [&](int64_t k) { return k % q.taps * channels.size() + k / q.taps; };
+    int64_t rows[Block<T>::kDepth], *row = rows;  // where term (c, t) goes
+    for (int64_t c = 0; c < channels.size(); ++c)
+      for (int64_t t = 0; t < q.taps; ++t) *row++ = t * channels.size() + c;
     return pack_panel_transposed<T>(
-        channels.size() * q.taps, n, [&](int64_t j) { return from + j * q.w_out; }, panel, row);
+        row - rows, n, [&](int64_t j) { return from + j * q.w_out; }, panel, [&](int64_t k) { return rows[k]; });
   }
   for (int64_t t = taps.begin; t < taps.end; ++t, panel += channels.size() * NR) {
     const T* from = weight_at(q, w, g, m, channels.begin, t);
