@@ -137,16 +137,6 @@ DLK_INLINE Vec<float> reciprocal_estimate(Vec<float> x) {
 #endif
 }
 
-/// 1 / x within 1.5 ULP where 1 / x is a normal number: of 512 bits, a division takes as long as 32 other instructions.
-DLK_INLINE Vec<float> reciprocal(Vec<float> x) {
-#if defined(__AVX512F__)
-  const Vec<float> y = reciprocal_estimate(x);
-  return y + y * (1.f - x * y);
-#else
-  return 1.f / x;
-#endif
-}
-
 template <class V>
 DLK_INLINE V tanh(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
@@ -210,7 +200,7 @@ DLK_INLINE V normal_tail(V x, V& gaussian) {
     constexpr float c[] = {0.7618240714073181f, -0.6344382166862488f,  0.4354933202266693f,    -0.2402685582637787f,
                            0.1007719561457634f, -0.02788713574409485f, 0.0022115360479801893f, 0.002894730307161808f};
     x = min(splat(14.5f), x);  // exp(-x^2 / 2) is 0 from there on
-    const V u = reciprocal(x + k);
+    const V u = 1.f / (x + k);  // exactly: the polynomial magnifies what an estimate would lose
     // exp(-x^2 / 2) with the rounding error of the exponent put back: that alone would be many ULP where x is large.
     const V half = x * -0.5f, exponent = half * x;
     gaussian = exp_in_range(exponent, product_error(half, x, exponent));
