@@ -199,7 +199,7 @@ DLK_INLINE V normal_tail(V x, V& gaussian) {
     constexpr float k = 4.4f;
     constexpr float c[] = {0.7618240714073181f, -0.6344382166862488f,  0.4354933202266693f,    -0.2402685582637787f,
                            0.1007719561457634f, -0.02788713574409485f, 0.0022115360479801893f, 0.002894730307161808f};
-    x = min(splat(14.5f), x);  // exp(-x^2 / 2) is 0 from there on
+    x = min(splat(14.5f), x);   // exp(-x^2 / 2) is 0 from there on
     const V u = 1.f / (x + k);  // exactly: the polynomial magnifies what an estimate would lose
     // exp(-x^2 / 2) with the rounding error of the exponent put back: that alone would be many ULP where x is large.
     const V half = x * -0.5f, exponent = half * x;
