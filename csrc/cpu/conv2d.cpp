@@ -259,7 +259,7 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
         return origin + v / row_vectors * patches.row_stride() + v % row_vectors * L;
       };
       // A tile's rows of outputs pass all vectors before the next rows come, which writes NCHW planes in long runs.
-      const int64_t step = q.channels_last ? q.CO : ceil_div(q.CO, ceil_div(q.CO, Block<T>::MR));
+      const int64_t step = q.channels_last ? q.CO : even_part(q.CO, Block<T>::MR);
       for (int64_t m = 0; m < q.CO; m += step) {
         const int64_t outputs = q.CO - m < step ? q.CO - m : step;
         for (int64_t v = 0; v < vectors; v += Block<T>::NV) {
@@ -337,11 +337,10 @@ class WeightPanels {
   T* data_;
 };
 
-/// Whether the patches are the input itself: one tap, one pixel per input pixel, rows near enough to be read in place.
+/// Whether the patches are the input itself, its rows near enough to be read in place.
 template <class T>
 bool patches_are_input(const Correlation& q) {
-  return q.taps == 1 && q.dh[0] == 0 && q.dw[0] == 0 && q.step_h == 1 && q.step_w == 1 && q.rows == q.IH &&
-         q.cols == q.IW && q.groups * q.CI <= kFarStride<T>;
+  return reads_same_pixel(q) && q.groups * q.CI <= kFarStride<T>;
 }
 
 /// Blocks of pixels whose patches are packed, if they are not the input.

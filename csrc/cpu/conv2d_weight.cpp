@@ -6,7 +6,8 @@
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
 // as a column, mostly where the pixels lie (PixelRows). Pixels are cut into a fixed number of splits, each with sums of
 // its own, which are then added in order: tasks (group, split, part of the rows) are cut by shape alone, so the result
-// does not depend on the threads, and sums restart every block, which bounds their rounding error.
+// does not depend on the threads, and sums restart every block, which bounds their rounding error. Few pixels are one
+// block, whose sums are stored as dw. 1 x 1 filters over NHWC pixels are a product of matrices in memory.
 #include "csrc/core/conv2d.h"
 #include "csrc/core/gemm.h"
 #include "csrc/cpu/dispatch.h"
@@ -113,24 +114,13 @@ bool reads_rows(const Correlation& q, const Cut<T>& cut) {
   return inside || (cut.row_parts * q.step_h * q.step_w < q.taps && PixelRows<T>::pays(q, most_rows(q, cut)));
 }
 
-/// Where a row of sums goes: dwT, or dw.
-template <class T>
-struct Sums {
-  T* data;
-  int64_t row, output;  // strides
-};
-
-/// Adds the products of blocks [row_blocks) of rows and one block of pixels to the sums.
+/// Adds the products of blocks [row_blocks) of rows and one block of pixels to the sums (c, t) x CO.
 template <class T>
 void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, Range pixels, Range row_blocks,
-               bool accumulate, const Buffers<T>& buffers, const Sums<T>& sums) {
+               const Buffers<T>& buffers, const CView<T>& sums) {
   constexpr int64_t NR = Block<T>::NR;
   const auto multiply_rows = [&](int64_t first, int64_t count, const AView<T>& a) {
-    const CView<T> c{.data = sums.data + first * sums.row,
-                     .row_stride = sums.row,
-                     .column_stride = sums.output,
-                     .accumulate = accumulate};
-    multiply_block(count, q.CO, pixels.size(), a, buffers.gradient, pixels.size() * NR, NR, c, kSum);
+    multiply_block(count, q.CO, pixels.size(), a, buffers.gradient, pixels.size() * NR, NR, sums.from(first, 0), kSum);
   };
   const auto multiply = [&](int64_t block, const AView<T>& a) {
     multiply_rows(cut.first_row(q, block), cut.block_rows(block), a);
@@ -214,16 +204,21 @@ void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64
 /// threads, which cannot share a sum.
 template <class T>
 bool is_product(const Correlation& q) {
-  const bool in_memory = q.channels_last && q.groups == 1 && q.taps == 1 && q.w_in == 1 && q.dh[0] == 0 &&
-                         q.dw[0] == 0 && q.step_h == 1 && q.step_w == 1 && q.rows == q.IH && q.cols == q.IW;
-  return in_memory && q.CO > 1 && ceil_div(q.CO, Block<T>::MR) * ceil_div(q.CI, Block<T>::NR) >= kTasks;
+  return reads_same_pixel(q) && q.channels_last && q.groups == 1 && q.w_in == 1 && q.CO > 1 &&
+         ceil_div(q.CO, Block<T>::MR) * ceil_div(q.CI, Block<T>::NR) >= kTasks;
 }
 
 template <class T>
 void multiply(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
-  Gemm product{
-      .M = q.CO, .N = q.CI, .K = q.pixels(), .a_row = 1, .a_col = q.CO, .b_row = q.CI, .b_col = 1, .c_row = q.w_out};
-  product.run = kSum;
+  const Gemm product{.M = q.CO,
+                     .N = q.CI,
+                     .K = q.pixels(),
+                     .a_row = 1,
+                     .a_col = q.CO,
+                     .b_row = q.CI,
+                     .b_col = 1,
+                     .c_row = q.w_out,
+                     .run = kSum};
   kernel_table<GemmKernels<T>, kIsa>().multiply(product, dy, x, nullptr, dw, context);
 }
 
@@ -231,9 +226,10 @@ template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
   const Correlation q = forward_correlation(p, context);
-  if (q.pixels() > 0 && is_depthwise_pixels(q)) return depthwise_pixels_weight(q, x, dy, dw, context);
-  if (q.pixels() > 0 && has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
-  if (q.pixels() > 0 && has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
+  if (q.pixels() == 0) return zero(q.groups * q.CO * q.CI * q.taps, dw);
+  if (is_depthwise_pixels(q)) return depthwise_pixels_weight(q, x, dy, dw, context);
+  if (has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
+  if (has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
   if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
@@ -275,9 +271,10 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
         const int64_t begin = block * cut.block_pixels, end = begin + cut.block_pixels;
         const Range pixels{begin, end < q.pixels() ? end : q.pixels()};
         pack_gradient(q, dy, g, pixels, buffers.gradient);
-        Sums<T> sums{partial + (g * cut.splits + split) * size, q.CO, 1};
-        if (cut.in_place) sums = {dw + g * q.w_group, 1, q.w_out};
-        add_block(q, cut, x, g, pixels, row_blocks, block > blocks.begin, buffers, sums);
+        CView<T> sums{
+            .data = partial + (g * cut.splits + split) * size, .row_stride = q.CO, .accumulate = block > blocks.begin};
+        if (cut.in_place) sums = {.data = dw + g * q.w_group, .row_stride = 1, .column_stride = q.w_out};
+        add_block(q, cut, x, g, pixels, row_blocks, buffers, sums);
       }
     });
     if (cut.in_place) return;

@@ -41,6 +41,12 @@ inline bool taps_in_order(const Correlation& q, int64_t step) {
 
 inline bool worth_threads(const Correlation& q) { return q.multiplies() >= kGrainMultiplies; }
 
+/// Whether each pixel of the grid reads one pixel of the input, the same: 1 x 1 filters with stride 1.
+inline bool reads_same_pixel(const Correlation& q) {
+  return q.taps == 1 && q.dh[0] == 0 && q.dw[0] == 0 && q.step_h == 1 && q.step_w == 1 && q.rows == q.IH &&
+         q.cols == q.IW;
+}
+
 /// The least and greatest tap offset along each axis.
 struct Span {
   int64_t top, left, height, width;

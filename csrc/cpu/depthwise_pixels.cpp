@@ -33,14 +33,12 @@ struct TapList {
 
 /// A list for each thread, none in the same cache lines as another: they are written often.
 struct TapLists {
-  int64_t size;
+  int64_t taps, size;
   int64_t* memory;
 
   TapLists(const Correlation& q, Context& context)
-      : size(round_up(2 * q.taps, 16)), memory(context.array<int64_t>(max_threads() * size)) {}
-  TapList of(const Team& team, int64_t taps) const {
-    return {0, memory + team.rank * size, memory + team.rank * size + taps};
-  }
+      : taps(q.taps), size(round_up(2 * taps, 16)), memory(context.array<int64_t>(max_threads() * size)) {}
+  TapList of(const Team& team) const { return {0, memory + team.rank * size, memory + team.rank * size + taps}; }
 };
 
 /// f(j, end, taps) for runs of pixels [j, end) of grid row i that read the same taps, whose inputs are counted from
@@ -139,7 +137,7 @@ void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bi
   for (int64_t t = 0; t < q.taps; ++t)
     for (int64_t c = 0; c < C; ++c) weights[t * C + c] = w[c * q.w_group + q.weight[t]];
   run_team(worth_threads(q), [&](const Team& team) {
-    const TapList list = lists.of(team, q.taps);
+    const TapList list = lists.of(team);
     team.for_each(q.N * q.rows, [&](int64_t task) {
       correlate_row(q, span, task / q.rows, task % q.rows, in, weights, bias, out, list);
     });
@@ -158,7 +156,7 @@ void depthwise_pixels_weight(const Correlation& q, const T* in, const T* dy, T* 
         size, [&](int64_t i, auto lanes) { store_n(to + i, load_n(to + i, lanes) + load_n(from + i, lanes), lanes); });
   };
   run_team(worth_threads(q), [&](const Team& team) {
-    const TapList list = lists.of(team, q.taps);
+    const TapList list = lists.of(team);
     T* const of_row = row_sums + team.rank * size;
     team.for_each(splits, [&](int64_t split) {
       zero(size, partial + split * size);

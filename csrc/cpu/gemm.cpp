@@ -37,8 +37,8 @@ struct Plan {
     pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T>);
     pack_b = b_transposed || (p.M > 2 * B::MR && p.b_row > kFarStride<T>);
     kc = p.K < B::kDepth ? p.K : B::kDepth;
-    nc = round_up(ceil_div(p.N, ceil_div(p.N, kColumns)), B::NR);
-    mc = p.M <= B::MC ? p.M : round_up(ceil_div(p.M, ceil_div(p.M, B::MC)), B::MR);
+    nc = round_up(even_part(p.N, kColumns), B::NR);
+    mc = p.M <= B::MC ? p.M : round_up(even_part(p.M, B::MC), B::MR);
     keeps_b = p.M > mc;
     a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : packed_row_stride<T>(mc);
   }

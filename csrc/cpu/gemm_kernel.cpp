@@ -231,7 +231,7 @@ TileFunction<T> tile_function(const AView<T>& a, int64_t rows, int64_t n) {
 /// flight.
 template <class T, class F>
 void for_each_group(int64_t M, F&& f) {
-  const int64_t most = ceil_div(M, ceil_div(M, Block<T>::MR));
+  const int64_t most = even_part(M, Block<T>::MR);
   for (int64_t i = 0; i < M; i += most) f(i, M - i < most ? M - i : most);
 }
 

@@ -187,18 +187,20 @@ DLK_INLINE void store_transposed(Vec<T> (&block)[kLanes<T>], int64_t rows, int64
   }
 }
 
-/// to[l * stride + i] = from[i * from_stride + l] for i < rows and l < columns <= kLanes; whole vectors of `from` are
-/// readable.
+/// to[j * stride + i] = from[i * from_stride + j] for i < rows and j < columns; reads and writes nothing else.
 template <class T>
 void store_transposed(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t stride) {
-  constexpr int L = kLanes<T>;
-  for (int64_t i = 0; i < rows; i += L) {
-    const int64_t count = rows - i < L ? rows - i : L;
-    Vec<T> block[L];
+  constexpr int64_t L = kLanes<T>;
+  for_each_vec<T>(columns, [&](int64_t j, auto width) {
+    for (int64_t i = 0; i < rows; i += L) {
+      const int64_t height = rows - i < L ? rows - i : L;
+      const T* const at = from + i * from_stride + j;
+      Vec<T> block[L];
 #pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) block[l] = l < count ? load(from + (i + l) * from_stride) : Vec<T>{};
-    store_transposed<T>(block, count, columns, to + i, stride);
-  }
+      for (int l = 0; l < L; ++l) block[l] = l < height ? load_n(at + l * from_stride, width) : Vec<T>{};
+      store_transposed<T>(block, height, width, to + j * stride + i, stride);
+    }
+  });
 }
 
 }  // namespace dlk::cpu::DLK_ISA

@@ -203,7 +203,7 @@ struct Plan {
   int64_t vectors_of_task(const Correlation& q) const {
     if (!q.channels_last) return 1;
     const int64_t fit = kWindowBytes / (tiles.span.height * tiles.in_cols() * kVecBytes);
-    return ceil_div(vectors, ceil_div(vectors, fit > 1 ? fit : 1));
+    return even_part(vectors, fit > 1 ? fit : 1);
   }
 };
 

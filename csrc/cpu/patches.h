@@ -237,23 +237,13 @@ class PlanarPatches {
 
   /// One NHWC input row (null: zeros) with its padding, to a plane per channel.
   void stage_pixels(const T* from, int64_t channels, T* to) const {
-    constexpr int64_t L = kLanes<T>;
     const int64_t C = q_.groups * q_.CI, left = span_.left;
     const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
     for (int64_t c = 0; c < channels; ++c) {
       zero(begin, to + c * plane_);
       zero(width_ - end, to + c * plane_ + end);
     }
-    for (int64_t w = begin; w < end; w += L) {
-      const int64_t pixels = end - w < L ? end - w : L;
-      for (int64_t c = 0; c < channels; c += L) {
-        const int64_t count = channels - c < L ? channels - c : L;
-        Vec<T> block[L];
-        for (int64_t i = 0; i < L; ++i)
-          block[i] = i < pixels ? load_partial(from + (left + w + i) * C + c, count) : Vec<T>{};
-        store_transposed<T>(block, pixels, count, to + c * plane_ + w, plane_);
-      }
-    }
+    if (begin < end) store_transposed(from + (left + begin) * C, C, end - begin, channels, to + begin, plane_);
   }
 
   /// One input row (null: zeros) with its padding. May write up to a vector too far: rows are staged in ascending
@@ -425,29 +415,14 @@ class PixelRows {
     const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
     zero(begin * pixel_, to);
     if (!q_.channels_last) {
-      stage_planes(from + left + begin, end - begin, to + begin * pixel_);
+      if (begin < end)
+        store_transposed(from + left + begin, q_.IH * q_.IW, q_.CI, end - begin, to + begin * pixel_, pixel_);
     } else if (C == pixel_) {
       if (begin < end) copy(from + (left + begin) * C, (end - begin) * C, to + begin * C);
     } else {
       for (int64_t w = begin; w < end; ++w) copy(from + (left + w) * C, pixel_, to + w * pixel_);
     }
     zero((width_ - end) * pixel_, to + end * pixel_);
-  }
-
-  /// n adjacent pixels of all planes.
-  void stage_planes(const T* from, int64_t n, T* to) const {
-    constexpr int64_t L = kLanes<T>;
-    for (int64_t w = 0; w < n; w += L) {
-      const int64_t pixels = n - w < L ? n - w : L;
-      for (int64_t c = 0; c < q_.CI; c += L) {
-        const int64_t channels = q_.CI - c < L ? q_.CI - c : L;
-        const T* const at = from + c * q_.IH * q_.IW + w;
-        Vec<T> block[L];
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) block[l] = l < channels ? load_partial(at + l * q_.IH * q_.IW, pixels) : Vec<T>{};
-        store_transposed<T>(block, channels, pixels, to + w * pixel_ + c, pixel_);
-      }
-    }
   }
 
   const Correlation& q_;

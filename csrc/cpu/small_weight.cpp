@@ -73,26 +73,13 @@ struct Tiles<T, std::integer_sequence<int, i...>> {
 /// Adds a band's sums for all outputs and terms: `sums` is [output][term][lane].
 template <class T>
 void add_band(const Band<T>& band, int64_t CO, int64_t terms, T* sums) {
-  const int64_t most_outputs = ceil_div(CO, ceil_div(CO, kOutputs)), stride = terms * kLanes<T>;
-  const int64_t most_terms = ceil_div(terms, ceil_div(terms, kTerms));
+  const int64_t most_outputs = even_part(CO, kOutputs), stride = terms * kLanes<T>;
+  const int64_t most_terms = even_part(terms, kTerms);
   for (int64_t k = 0; k < CO; k += most_outputs)
     for (int64_t t = 0; t < terms; t += most_terms) {
       const int64_t outputs = CO - k < most_outputs ? CO - k : most_outputs;
       const int64_t some = terms - t < most_terms ? terms - t : most_terms;
       Tiles<T>::of[(outputs - 1) * kTerms + some - 1](band, k, t, sums + k * stride + t * kLanes<T>, stride);
-    }
-}
-
-/// Copies `pixels` NHWC pixels, C apart, to a plane per channel.
-template <class T>
-void stage_pixels(const T* from, int64_t C, int64_t channels, int64_t pixels, T* to, int64_t plane) {
-  constexpr int64_t L = kLanes<T>;
-  for (int64_t p = 0; p < pixels; p += L)
-    for (int64_t c = 0; c < channels; c += L) {
-      const int64_t some = pixels - p < L ? pixels - p : L, count = channels - c < L ? channels - c : L;
-      Vec<T> block[L];
-      for (int64_t i = 0; i < L; ++i) block[i] = i < some ? load_partial(from + (p + i) * C + c, count) : Vec<T>{};
-      store_transposed<T>(block, some, count, to + c * plane + p, plane);
     }
 }
 
@@ -142,7 +129,7 @@ void small_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context
             dy_rows[r] = dy + ((n * K + g * q.CO) * q.rows + i) * q.cols;
         }
         if (q.channels_last)
-          stage_pixels(dy + begin * q.cols * K + g * q.CO, K, q.CO, count * q.cols, dy_stage, band * q.cols);
+          store_transposed(dy + begin * q.cols * K + g * q.CO, K, count * q.cols, q.CO, dy_stage, band * q.cols);
         const int64_t dy_plane = q.channels_last ? band * q.cols : q.rows * q.cols;
         add_band({count, q.cols, x_rows, dy_rows, dy_plane, offsets}, q.CO, terms, sums);
       }

@@ -16,9 +16,9 @@ struct TileBlocks {
 
   TileBlocks(const Correlation& q, int64_t m, int64_t most)
       : m(m), rows_per_image(ceil_div(q.rows, m)), rows(q.N * rows_per_image), cols(ceil_div(q.cols, m)) {
-    block_cols = ceil_div(cols, ceil_div(cols, most));
+    block_cols = even_part(cols, most);
     const int64_t fit = most / block_cols > 1 ? most / block_cols : 1;
-    block_rows = ceil_div(rows, ceil_div(rows, fit));
+    block_rows = even_part(rows, fit);
   }
 
   int64_t tiles() const { return rows * cols; }

@@ -38,7 +38,7 @@ struct Cut {
   int64_t row, plane;  // strides of a part of M
 
   explicit Cut(const Correlation& q) : CI(q.CI), CO(round_up(q.CO, L)) {
-    c_size = ceil_div(CI, ceil_div(CI, 6 * B::MR)), k_size = 2 * NR;
+    c_size = even_part(CI, 6 * B::MR), k_size = 2 * NR;
     c_parts = ceil_div(CI, c_size), k_parts = ceil_div(CO, k_size);
     planes = kPlanes;
     if (c_parts * k_parts < kTasks)  // cut the planes instead
