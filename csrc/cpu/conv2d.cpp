@@ -9,6 +9,7 @@
 // shape alone.
 #include "csrc/core/conv2d.h"
 
+#include "csrc/core/gemm.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
@@ -19,10 +20,11 @@ namespace {
 
 using namespace DLK_ISA;
 
-/// Enough tasks to balance a few threads; with fewer pixel blocks than this, CO is cut too. One thread need not share.
-inline int64_t enough_tasks() { return max_threads() == 1 ? 1 : 8; }
+/// Whether threads share the outputs rather than the pixels, because there is more of weights than of the input: a line
+/// that another core has just packed takes longer to fetch than to pack, and so each packs the weights of its outputs.
+inline bool shares_outputs(const Correlation& q) { return q.CO * q.taps > q.N * q.IH * q.IW; }
 
-/// Tasks: groups x pixel blocks x parts of CO.
+/// Tasks: groups x parts of CO x pixel blocks.
 struct Tiling {
   int64_t pixels, pixel_blocks;  // per block; count
   int64_t outputs, output_parts;
@@ -31,22 +33,25 @@ struct Tiling {
     pixel_blocks = ceil_div(q.pixels(), most_pixels);
     pixels = round_up(ceil_div(q.pixels(), pixel_blocks), pixel_multiple);
     pixel_blocks = ceil_div(q.pixels(), pixels);
-    const int64_t wanted = ceil_div(enough_tasks(), q.groups * pixel_blocks),
-                  most = ceil_div(q.CO, 4 * output_multiple);
-    output_parts = wanted < most ? wanted : most;
+    constexpr int64_t kEnough = 4;  // tasks per thread; with fewer, CO is cut too
+    const int64_t threads = max_threads(), most = ceil_div(q.CO, 4 * output_multiple);
+    const bool cut = shares_outputs(q) || q.groups * pixel_blocks < kEnough * threads;
+    output_parts = !cut ? 1 : threads < most ? threads : most;
     outputs = round_up(ceil_div(q.CO, output_parts), output_multiple);
     output_parts = ceil_div(q.CO, outputs);
   }
 
   int64_t count(const Correlation& q) const { return q.groups * pixel_blocks * output_parts; }
 
+  Range pixel_range(const Correlation& q, int64_t block) const { return block_range(block, pixels, q.pixels()); }
+
   struct Task {
     int64_t group;
     Range pixels, outputs;
   };
   Task task(const Correlation& q, int64_t i) const {
-    return {i / output_parts / pixel_blocks, block_range(i / output_parts % pixel_blocks, pixels, q.pixels()),
-            block_range(i % output_parts, outputs, q.CO)};
+    return {i / pixel_blocks / output_parts, pixel_range(q, i % pixel_blocks),
+            block_range(i / pixel_blocks % output_parts, outputs, q.CO)};
   }
 };
 
@@ -79,6 +84,17 @@ void pack_weight_row(const Correlation& q, const T* w, int64_t g, int64_t m, Ran
     for (int64_t t = taps.begin; t < taps.end; ++t) *row++ = *weight_at(q, w, g, m, c, t);
 }
 
+/// The rows of `outputs`, `stride` apart.
+template <class T>
+void pack_weight_rows(const Correlation& q, const T* w, int64_t g, Range outputs, Range channels, Range taps, T* rows,
+                      int64_t stride) {
+  if (q.taps == 1 && q.w_out == 1)
+    return store_transposed(weight_at(q, w, g, outputs.begin, channels.begin, 0), q.w_in, channels.size(),
+                            outputs.size(), rows, stride);
+  for (int64_t m = outputs.begin; m < outputs.end; ++m, rows += stride)
+    pack_weight_row(q, w, g, m, channels, taps, rows);
+}
+
 /// The weights of all groups, [group][block of the sum][m][terms], or where they lie in that order anyway.
 template <class T>
 class PlanarWeights {
@@ -93,9 +109,14 @@ class PlanarWeights {
 
   void pack(const Team& team) const {
     if (in_place_) return;
-    team.for_each(q_.groups * sums_.count() * q_.CO, [&](int64_t i) {
-      const int64_t m = i % q_.CO, block = i / q_.CO % sums_.count(), g = i / q_.CO / sums_.count();
-      pack_weight_row(q_, w_, g, m, sums_.channel_range(block), sums_.tap_range(block), data_ + i * stride_);
+    constexpr int64_t L = kLanes<T>;
+    const int64_t parts = ceil_div(q_.CO, L);
+    team.for_each(q_.groups * parts, [&](int64_t i) {
+      const int64_t g = i / parts;
+      const Range outputs = block_range(i % parts, L, q_.CO);
+      for (int64_t block = 0; block < sums_.count(); ++block)
+        pack_weight_rows(q_, w_, g, outputs, sums_.channel_range(block), sums_.tap_range(block),
+                         data_ + ((g * sums_.count() + block) * q_.CO + outputs.begin) * stride_, stride_);
     });
   }
   AView<T> view(int64_t g, int64_t block) const {
@@ -120,7 +141,7 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
   const PlanarWeights<T> weights(q, sums, w, context);
   // A panel of patches is packed just before its products, which find it in L1. Patches that several tasks need are
   // packed first, all of them.
-  const bool shared = tiling.output_parts > 1;
+  const bool shared = tiling.output_parts > 1 && !shares_outputs(q);
   const int64_t stage_size = PlanarPatches<T>::stage_elements(q, tiling.pixels, sums.channels);
   const int64_t panel_size = sums.terms() * B::NR + kLanes<T>, panels_per_block = ceil_div(tiling.pixels, B::NR);
   const int64_t near = panels_at_once<T>(sums.terms());
@@ -148,13 +169,14 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
     if (shared)
       team.for_each(blocks / sums.tap_blocks, [&](int64_t i) {
         const int64_t first_block = i * sums.tap_blocks;
-        const auto task = tiling.task(q, first_block / sums.count() * tiling.output_parts);
-        PlanarPatches<T> patches = patches_of(task.pixels);
+        const int64_t g = first_block / sums.count() / tiling.pixel_blocks;
+        const Range pixels = tiling.pixel_range(q, first_block / sums.count() % tiling.pixel_blocks);
+        PlanarPatches<T> patches = patches_of(pixels);
         for (int64_t block = first_block; block < first_block + sums.tap_blocks; ++block) {
           T* panel = panels + block * panels_per_block * panel_size;
-          stage(patches, task.group, block % sums.count());
-          for (int64_t p = 0; p < task.pixels.size(); p += B::NR, panel += panel_size)
-            pack(patches, task.pixels, block % sums.count(), p, panel);
+          stage(patches, g, block % sums.count());
+          for (int64_t p = 0; p < pixels.size(); p += B::NR, panel += panel_size)
+            pack(patches, pixels, block % sums.count(), p, panel);
         }
       });
     int64_t* columns = all_columns + team.rank * tiling.pixels;
@@ -170,7 +192,8 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
                    .accumulate = block > 0};
         if (bias) c.row_bias = bias + g * q.CO;
         if (!shared) stage(patches, g, block);
-        const int64_t of_block = (i / tiling.output_parts * sums.count() + block) * panels_per_block;
+        const int64_t of_block =
+            ((g * tiling.pixel_blocks + i % tiling.pixel_blocks) * sums.count() + block) * panels_per_block;
         for (int64_t p = 0, n; p < pixels.size(); p += n) {
           n = pixels.size() - p < near * B::NR ? pixels.size() - p : near * B::NR;
           T* const panel = panels + (shared ? of_block + p / B::NR : team.rank * near) * panel_size;
@@ -317,10 +340,11 @@ class WeightPanels {
   }
 
   void pack(const Team& team) const {
-    team.for_each(q_.groups * sums_.count() * panels_, [&](int64_t i) {
-      const int64_t m = i % panels_ * Block<T>::NR, block = i / panels_ % sums_.count(),
-                    g = i / panels_ / sums_.count();
-      pack_weight_panel(q_, w_, g, m, sums_.channel_range(block), sums_.tap_range(block), data_ + i * stride());
+    team.for_each(q_.groups * panels_, [&](int64_t i) {
+      const int64_t g = i / panels_, panel = i % panels_;
+      for (int64_t block = 0; block < sums_.count(); ++block)
+        pack_weight_panel(q_, w_, g, panel * Block<T>::NR, sums_.channel_range(block), sums_.tap_range(block),
+                          data_ + ((g * sums_.count() + block) * panels_ + panel) * stride());
     });
   }
   int64_t stride() const { return sums_.terms() * Block<T>::NR; }
@@ -412,20 +436,23 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
   T* stages = context.array<T>(threads * stage_size);
   const T** all_starts = context.array<const T*>(threads * band);
   int64_t* all_offsets = context.array<int64_t>(threads * sums.terms());
+  const int64_t part_outputs = round_up(ceil_div(q.CO, shares_outputs(q) ? threads : 1), B::NR);
+  const int64_t parts = ceil_div(q.CO, part_outputs);
   const int64_t run = q.channels_last ? B::KC : kRun;  // PyTorch is the more accurate in NCHW
 
   run_team(worth_threads(q), [&](const Team& team) {
     weights.pack(team);
     int64_t* offsets = all_offsets + team.rank * sums.terms();
-    team.for_each(q.groups * bands, [&](int64_t task) {
-      const int64_t g = task / bands;
+    team.for_each(q.groups * parts * bands, [&](int64_t task) {
+      const int64_t g = task / bands / parts;
+      const Range outputs = block_range(task / bands % parts, part_outputs, q.CO);
       const Range part = block_range(task % bands, band, rows);
       const PixelRows<T> patches(q, in, g, part, stages + team.rank * stage_size, all_starts + team.rank * band);
       for (int64_t block = 0; block < sums.count(); ++block) {
         const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
         patches.offsets(taps, channels, offsets);
         const int64_t terms = channels.size() * taps.size(), near = panels_at_once<T>(terms) * B::NR;
-        for (int64_t m = 0; m < q.CO; m += near)
+        for (int64_t m = outputs.begin; m < outputs.end; m += near)
           for (int64_t r = part.begin; r < part.end; ++r) {
             const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, offsets};
             CView<T> c{
@@ -434,7 +461,7 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
                 .column_stride = channel,
                 .accumulate = block > 0};
             if (bias) c.column_bias = bias + g * q.CO;
-            multiply_block(q.cols, q.CO - m < near ? q.CO - m : near, terms, a, weights.from(g, block, m),
+            multiply_block(q.cols, outputs.end - m < near ? outputs.end - m : near, terms, a, weights.from(g, block, m),
                            weights.stride(), B::NR, c.from(0, m), run);
           }
       }
@@ -455,6 +482,33 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
   }
 }
 
+/// Whether out is a product of matrices per image, W times the planes of `in`, which are long enough to fill the
+/// panels.
+template <class T>
+bool is_product(const Correlation& q) {
+  return reads_same_pixel(q) && !q.channels_last && q.groups == 1 && (q.w_in == 1 || q.w_out == 1) &&
+         q.IH * q.IW >= 16 * Block<T>::NR;
+}
+
+template <class T>
+void multiply(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  const int64_t plane = q.IH * q.IW;
+  const Gemm product{.M = q.CO,
+                     .N = plane,
+                     .K = q.CI,
+                     .a_row = q.w_out,
+                     .a_col = q.w_in,
+                     .b_row = plane,
+                     .b_col = 1,
+                     .c_row = plane,
+                     .batch = q.N,
+                     .run = kRun,
+                     .bias_per_row = true,
+                     .b_batch = q.CI * plane,
+                     .c_batch = q.CO * plane};
+  kernel_table<GemmKernels<T>, kIsa>().multiply(product, w, in, bias, out, context);
+}
+
 template <class T>
 void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T* bias, T* out, Context& context) {
   if (q.pixels() == 0 || q.CO == 0) return;
@@ -462,6 +516,7 @@ void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T
   if (is_depthwise_pixels(q)) return depthwise_pixels(q, in, w, bias, out, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
+  if (is_product<T>(q)) return multiply(q, in, w, bias, out, context);
   if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
   if (reads_rows<T>(q)) return correlate_rows(q, in, w, bias, out, context);
   q.channels_last ? correlate_patches(q, in, w, bias, out, context) : correlate_planar(q, in, w, bias, out, context);

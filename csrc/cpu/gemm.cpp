@@ -35,7 +35,7 @@ struct Plan {
     assert(!b_transposed || p.b_row == 1 || p.K == 1);
     // Packing pays where a block is read several times and lies badly.
     pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T>);
-    pack_b = b_transposed || (p.M > 2 * B::MR && p.b_row > kFarStride<T>);
+    pack_b = b_transposed || (p.M > 6 * B::MR && p.b_row > kFarStride<T>);
     kc = p.K < B::kDepth ? p.K : B::kDepth;
     nc = round_up(even_part(p.N, kColumns), B::NR);
     mc = p.M <= B::MC ? p.M : round_up(even_part(p.M, B::MC), B::MR);
@@ -93,7 +93,7 @@ void multiply_one(const Plan<T>& plan, const Gemm& p, const T* a, const T* b, co
         AView<T> a_view{a_block, plan.a_rows_contiguous ? p.a_row : p.a_col, plan.a_rows_contiguous};
         if (plan.pack_a) a_view = pack_a_block(plan, p, M, K, a_block, buffer);
         CView<T> c_view{.data = c + ic * p.c_row + jc, .row_stride = p.c_row, .accumulate = pc > 0};
-        if (bias) c_view.column_bias = bias + jc;
+        if (bias) p.bias_per_row ? c_view.row_bias = bias + ic : c_view.column_bias = bias + jc;
         for (int64_t j = 0, n; j < N; j += n) {
           n = N - j < near ? N - j : near;
           const T* panel = b_block + j * p.b_col;
@@ -142,7 +142,7 @@ template <class T>
 void fill_rows(const Gemm& p, const T* bias, T* c) {
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t i = 0; i < p.M; ++i)
-      for (int64_t j = 0; j < p.N; ++j) c[b * p.c_batch + i * p.c_row + j] = bias ? bias[j] : T(0);
+      for (int64_t j = 0; j < p.N; ++j) c[b * p.c_batch + i * p.c_row + j] = bias ? bias[p.bias_per_row ? i : j] : T(0);
 }
 
 /// The product whose result is the transpose of p's, for a single column.
@@ -157,7 +157,7 @@ template <class T>
 void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Context& context) {
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
-  if (is_gemv(p)) return gemv(p, a, b, bias, c);
+  if (is_gemv(p) && !p.bias_per_row) return gemv(p, a, b, bias, c);
   if (const Gemm t = transposed(p); p.N == 1 && !bias && is_gemv(t)) return gemv<T>(t, b, a, nullptr, c);
   const bool parallel = p.batch * p.M * p.N * p.K >= kGrainMultiplies;
   const int64_t threads = parallel ? max_threads() : 1;
@@ -174,7 +174,8 @@ void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Contex
       Gemm part = p;
       part.M = p.M - i < cut.m ? p.M - i : cut.m, part.N = p.N - j < cut.n ? p.N - j : cut.n;
       multiply_one(plan, part, a + batch * p.a_batch + i * p.a_row, b + batch * p.b_batch + j * p.b_col,
-                   bias ? bias + j : nullptr, c + batch * p.c_batch + i * p.c_row + j, buffers + team.rank * elements);
+                   bias ? bias + (p.bias_per_row ? i : j) : nullptr, c + batch * p.c_batch + i * p.c_row + j,
+                   buffers + team.rank * elements);
     });
   });
 }
