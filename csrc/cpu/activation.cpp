@@ -71,16 +71,11 @@ struct Tanh {
   V backward(V dy, V y) const { return dy * (T(1) - y * y); }
 };
 
-/// x P(x), P the standard normal distribution function: max(x, 0) - |x| P(-|x|), which keeps the relative precision of
-/// negative x. Saves x.
+/// x P(x), P the standard normal distribution function. Saves x.
 template <class T>
 struct Gelu {
   using V = Vec<T>;
-  V forward(V x) const {
-    const V size = abs(min(splat(T(40)), x));  // Inf must not meet P(-Inf) = 0; -Inf gives NaN, as in PyTorch
-    V gaussian;
-    return max(V{}, x) - size * normal_tail(size, gaussian);
-  }
+  V forward(V x) const { return gelu(x); }
   V backward(V dy, V x) const {
     V gaussian;
     const V tail = normal_tail(abs(x), gaussian), cdf = x > T(0) ? T(1) - tail : tail;

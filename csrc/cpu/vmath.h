@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "csrc/cpu/pieces.h"
 #include "csrc/cpu/simd.h"
 
 namespace dlk::cpu {
@@ -142,6 +143,9 @@ DLK_INLINE V tanh(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
     return lanewise(x, [](double v) { return std::tanh(v); });
   } else {
+#if defined(__AVX512F__)
+    return piecewise_tanh(x);
+#else
     // h / (h + 1) with h = (exp(2 |x|) - 1) / 2, reduced as in reduce_exp, but downwards: |x| = whole ln(2) / 2 + r
     // with r in [0, 0.345], and h = half_expm1(r) 2^whole + (2^whole - 1) / 2, where nothing cancels.
     constexpr float c[] = {0.9999999403953552f, 0.666670024394989f,   0.3332708775997162f,
@@ -155,6 +159,7 @@ DLK_INLINE V tanh(V x) {
     const V reciprocal = reciprocal_estimate(h + 1.f), y = rounded(h * reciprocal);
     const V corrected = (h * (1.f - y) - y) * reciprocal + y;
     return (V)((Vec<int32_t>)corrected | ((Vec<int32_t>)x & INT32_MIN));
+#endif
   }
 }
 
@@ -206,6 +211,17 @@ DLK_INLINE V normal_tail(V x, V& gaussian) {
     gaussian = exp_in_range(exponent, product_error(half, x, exponent));
     return gaussian * (u * polynomial(1.f - u * (2 * k), c));
   }
+}
+
+/// x P(X < x): max(x, 0) - |x| P(X > |x|), which keeps the relative precision of negative x.
+template <class V>
+DLK_INLINE V gelu(V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Lane<V>) == 4) return piecewise_gelu(x);
+#endif
+  const V size = abs(min(splat(Lane<V>(40)), x));  // Inf must not meet P(-Inf) = 0; -Inf gives NaN, as in PyTorch
+  V gaussian;
+  return max(V{}, x) - size * normal_tail(size, gaussian);
 }
 
 }  // namespace

@@ -1,0 +1,146 @@
+// Functions of one variable as 32 polynomials, looked up in registers: for AVX-512, whose permutations pick any of 32
+// floats in one instruction. That is half the instructions of a formula with an exp and a division, and more exact.
+//
+//     f(x) = sum over k of c[k][piece] (x - center(piece))^k
+//
+// The compiler computes the coefficients in double, by interpolation at the Chebyshev nodes of each piece: the error is
+// within a few times that of the best polynomial. Largest errors of the floats, in ULP: tanh 1.4; gelu 2.7 where it is
+// beyond 1e-6, 45 down to 1e-13.
+#pragma once
+
+#include "csrc/cpu/simd.h"
+
+#if defined(__AVX512F__)
+
+namespace dlk::cpu {
+namespace {
+namespace pieces {
+
+constexpr int kPieces = 32;
+
+// ---- Functions in double, for the compiler
+
+constexpr double exp(double x) {
+  constexpr int kHalvings = 10;
+  double power = 1, sum = 1;
+  for (int n = 1; n <= 12; ++n) sum += power *= x / (1 << kHalvings) / n;
+  for (int i = 0; i < kHalvings; ++i) sum *= sum;
+  return sum;
+}
+
+constexpr double cos(double x) {
+  double term = 1, sum = 1;
+  for (int n = 2; n <= 40; n += 2) sum += term *= -x * x / (n * (n - 1));
+  return sum;
+}
+
+constexpr double tanh(double x) { return 1 - 2 / (exp(2 * x) + 1); }
+
+/// x P(X > x) for a standard normal X: what gelu(x) lacks to x, and gelu(-x) to 0.
+constexpr double gelu_rest(double x) {
+  const double density = 0.39894228040143267794 * exp(-x * x / 2);
+  if (x > 3) {
+    double fraction = x;  // P(X > x) = density / (x + 1 / (x + 2 / (x + 3 / ...)))
+    for (int n = 100; n > 0; --n) fraction = x + n / fraction;
+    return x * density / fraction;
+  }
+  double term = x, sum = x;  // P(0 < X < x) = density (x + x^3 / 3 + x^5 / (3 5) + ...)
+  for (int n = 3; n < 120; n += 2) sum += term *= x * x / n;
+  return x * (0.5 - density * sum);
+}
+
+// ---- Tables
+
+template <int degree>
+struct Table {
+  alignas(64) float center[kPieces];
+  alignas(64) float c[degree + 1][kPieces];
+
+  /// Makes `piece` the polynomial that has f's values at the Chebyshev nodes of [middle - reach, middle + reach].
+  constexpr void fit(int piece, double (*f)(double), double middle, double reach) {
+    constexpr double kPi = 3.14159265358979323846;
+    double u[degree + 1]{}, values[degree + 1]{}, sum[degree + 1]{};
+    for (int i = 0; i <= degree; ++i) {
+      u[i] = cos(kPi * (2 * i + 1) / (2 * degree + 2));
+      values[i] = f(middle + reach * u[i]);
+    }
+    for (int k = 1; k <= degree; ++k)  // Newton's divided differences, in place
+      for (int i = degree; i >= k; --i) values[i] = (values[i] - values[i - 1]) / (u[i] - u[i - k]);
+    for (int i = degree; i >= 0; --i) {  // sum = sum (u - u[i]) + values[i]
+      for (int k = degree; k > 0; --k) sum[k] = sum[k - 1] - sum[k] * u[i];
+      sum[0] = values[i] - sum[0] * u[i];
+    }
+    center[piece] = static_cast<float>(middle);
+    double scale = 1;
+    for (int k = 0; k <= degree; ++k, scale /= reach) c[k][piece] = static_cast<float>(sum[k] * scale);
+    if (middle == 0) c[0][piece] = 0;  // both functions are 0 there, and must be exact beside it
+  }
+};
+
+/// The value of `piece` (its low five bits count) for each lane.
+DLK_INLINE Vec<float> look_up(const float (&values)[kPieces], Vec<int32_t> piece) {
+  return (Vec<float>)_mm512_permutex2var_ps((__m512)load(values), (__m512i)piece, (__m512)load(values + 16));
+}
+
+template <int degree>
+DLK_INLINE Vec<float> evaluate(const Table<degree>& table, Vec<int32_t> piece, Vec<float> from_center) {
+  Vec<float> y = look_up(table.c[degree], piece);
+#pragma GCC unroll 8
+  for (int k = degree - 1; k >= 0; --k) y = y * from_center + look_up(table.c[k], piece);
+  return y;
+}
+
+// ---- tanh: four pieces for each power of two, since its relative error counts
+
+constexpr float kLeast = 0.0625f;  // the first piece begins at 0 and not here
+
+/// Exponent and two bits of mantissa, of which five bits tell 32 pieces apart: from kLeast to 256 kLeast.
+DLK_INLINE constexpr auto tanh_piece(auto bits) { return bits >> 21; }
+
+constexpr Table<5> make_tanh() {
+  Table<5> table{};
+  double begin = kLeast;
+  for (int i = 0; i < kPieces; ++i) {
+    const double width = kLeast * (1 << i / 4) / 4, end = begin + width;
+    const int piece = tanh_piece(__builtin_bit_cast(int32_t, static_cast<float>(begin))) & (kPieces - 1);
+    i == 0 ? table.fit(piece, tanh, 0, end) : table.fit(piece, tanh, (begin + end) / 2, width / 2);
+    begin = end;
+  }
+  return table;
+}
+constexpr Table<5> kTanh = make_tanh();
+
+// ---- gelu: pieces of one width
+
+constexpr double kGeluWidth = 0.25;
+constexpr float kGeluEnd = (kPieces - 1) * kGeluWidth;  // the last piece: 0, where less than 1e-13 is left
+
+constexpr Table<6> make_gelu_rest() {
+  Table<6> table{};
+  for (int i = 0; i < kPieces - 1; ++i) table.fit(i, gelu_rest, i * kGeluWidth, kGeluWidth / 2);
+  return table;
+}
+constexpr Table<6> kGeluRest = make_gelu_rest();
+
+}  // namespace pieces
+
+DLK_INLINE Vec<float> piecewise_tanh(Vec<float> x) {
+  const Vec<float> size = min(splat(15.9f), abs(x));  // 1 from 9.02 on
+  const Vec<int32_t> bits = (Vec<int32_t>)size, least = (Vec<int32_t>)splat(pieces::kLeast);
+  const Vec<int32_t> piece = pieces::tanh_piece(bits > least ? bits : least);
+  const Vec<float> y = pieces::evaluate(pieces::kTanh, piece, size - pieces::look_up(pieces::kTanh.center, piece));
+  return (Vec<float>)((Vec<int32_t>)y | ((Vec<int32_t>)x & INT32_MIN));
+}
+
+DLK_INLINE Vec<float> piecewise_gelu(Vec<float> x) {
+  const Vec<float> end = splat(pieces::kGeluEnd), magic = splat(12582912.f);  // adding that rounds to an integer
+  const Vec<float> size = abs(min(end, x));  // -Inf meets the last piece's 0 and gives NaN, as in PyTorch
+  const Vec<float> shifted = min(end, size) * static_cast<float>(1 / pieces::kGeluWidth) + magic;
+  const Vec<float> from_center = size - (shifted - magic) * static_cast<float>(pieces::kGeluWidth);
+  return max(splat(0.f), x) - pieces::evaluate(pieces::kGeluRest, (Vec<int32_t>)shifted, from_center);
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+#endif
