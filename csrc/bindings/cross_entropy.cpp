@@ -65,7 +65,7 @@ Tensor for_kernel(const Tensor& target) { return (is_index(target) ? target.to(a
 
 // cross_entropy(Tensor x, Tensor target, Tensor? weight, bool logits, int reduction, int ignore_index,
 //               float label_smoothing) -> (Tensor loss, Tensor statistics, Tensor total)
-// statistics (2, N, inner): the kernel's maximum and log_sum; total: what 'mean' divides by.
+// statistics (2, N, inner): the kernel's maximum and log_sum, which only logits have; total: what 'mean' divides by.
 std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
                                                  bool logits, int64_t reduction, int64_t ignore_index,
                                                  double label_smoothing) {
@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& 
   if (!is_index(target)) positions.erase(positions.begin() + (positions.size() == 1 ? 0 : 1));
   const bool reduced = reduction != at::Reduction::None;
   const Tensor losses = allocate(positions, x.options());
-  const Tensor statistics = allocate({2, p.N, p.inner}, accumulate_options(x));
+  const Tensor statistics = allocate({2, logits ? p.N : 0, p.inner}, accumulate_options(x));
   const Tensor total = allocate({}, x.options().dtype(at::kDouble));
   const Tensor loss = reduced ? allocate({}, x.options()) : losses;
   if (x.is_meta()) return {loss, statistics, total};
@@ -87,8 +87,9 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& 
     int64_t bad = 0;
     TORCH_CHECK_INDEX(kernels.check(p, targets, divisor, &bad, context), "Target ", bad,
                       " is out of bounds: target must hold classes in [0, ", p.C, ") or ignore_index ", p.ignore_index);
-    auto* const maximum = mutable_data<Accumulate<T>>(statistics);
-    kernels.forward(p, const_data<T>(xs), targets, maximum, maximum + p.N * p.inner, mutable_data<T>(losses),
+    auto* const maximum = logits ? mutable_data<Accumulate<T>>(statistics) : nullptr;
+    auto* const log_sum = logits ? maximum + p.N * p.inner : nullptr;
+    kernels.forward(p, const_data<T>(xs), targets, maximum, log_sum, mutable_data<T>(losses),
                     reduction == at::Reduction::Mean ? divisor : nullptr, reduced ? mutable_data<T>(loss) : nullptr,
                     context);
   });
@@ -107,10 +108,10 @@ Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& x, const Tensor
   const Tensor xs = x.contiguous(), ts = for_kernel(target), dlosses = dloss.contiguous();
   const double* const divisor = reduction == at::Reduction::Mean ? total.const_data_ptr<double>() : nullptr;
   with_kernels<CrossEntropyKernels>(x, [&]<class T>(const CrossEntropyKernels<T>& kernels, Context& context) {
-    const auto* const maximum = const_data<Accumulate<T>>(statistics);
-    kernels.backward(p, const_data<T>(xs), targets_of<T>(ts, w), maximum, maximum + p.N * p.inner,
-                     const_data<T>(dlosses), /*step=*/reduction == at::Reduction::None ? 1 : 0, divisor,
-                     mutable_data<T>(dx), context);
+    const auto* const maximum = logits ? const_data<Accumulate<T>>(statistics) : nullptr;
+    const auto* const log_sum = logits ? maximum + p.N * p.inner : nullptr;
+    kernels.backward(p, const_data<T>(xs), targets_of<T>(ts, w), maximum, log_sum, const_data<T>(dlosses),
+                     /*step=*/reduction == at::Reduction::None ? 1 : 0, divisor, mutable_data<T>(dx), context);
   });
   return dx;
 }

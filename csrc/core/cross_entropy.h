@@ -34,8 +34,8 @@ struct CrossEntropyKernels {
   /// whose answer would have to be waited for, says true and traps at a bad index instead.
   bool (*check)(const CrossEntropyParams& params, const CrossEntropyTargets<T>& targets, double* total, int64_t* bad,
                 Context& context);
-  /// loss and what backward needs of each position, maximum and log_sum: all (N, inner). If `reduced` is not null,
-  /// *reduced = the sum of losses / *divisor (null: 1).
+  /// loss of each position, (N, inner), and for logits what backward needs of each, maximum and log_sum, likewise (else
+  /// both null). If `reduced` is not null, *reduced = the sum of losses / *divisor (null: 1), and loss is scratch.
   void (*forward)(const CrossEntropyParams& params, const T* x, const CrossEntropyTargets<T>& targets,
                   Accumulate<T>* maximum, Accumulate<T>* log_sum, T* loss, const double* divisor, T* reduced,
                   Context& context);

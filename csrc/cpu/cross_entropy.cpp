@@ -60,19 +60,25 @@ template <class T>
 bool check(const CrossEntropyParams& p, const CrossEntropyTargets<T>& targets, double* total, int64_t* bad, Context&) {
   *total = targets.index ? 0 : static_cast<double>(p.N * p.inner);
   if (!targets.index) return true;
-  int64_t count = 0;  // of targets that are not ignored
-  double weights = 0;
-  for (int64_t i = 0; i < p.N * p.inner; ++i) {
+  // This pass has no branches, so that the compiler vectorizes it; which index is bad matters only if one is.
+  const int64_t n = p.N * p.inner, ignored = p.ignore_index;
+  const uint64_t C = static_cast<uint64_t>(p.C);
+  int64_t count = 0, wrong = 0;
+  for (int64_t i = 0; i < n; ++i) {
     const int64_t t = targets.index[i];
-    if (t == p.ignore_index) continue;
-    if (t < 0 || t >= p.C) {
-      *bad = t;
-      return false;
-    }
-    ++count;
-    if (targets.weight) weights += targets.weight[t];
+    count += t != ignored;
+    wrong += (t != ignored) & (static_cast<uint64_t>(t) >= C);
   }
-  *total = targets.weight ? weights : static_cast<double>(count);
+  for (int64_t i = 0; i < n && wrong > 0; ++i) {
+    *bad = targets.index[i];
+    if (*bad != ignored && static_cast<uint64_t>(*bad) >= C) return false;
+  }
+  *total = static_cast<double>(count);
+  if (targets.weight) {
+    *total = 0;
+    for (int64_t i = 0; i < n; ++i)
+      if (targets.index[i] != ignored) *total += targets.weight[targets.index[i]];
+  }
   return true;
 }
 
@@ -88,12 +94,9 @@ T finish(const CrossEntropyParams& p, const Coefficients<T>& a, int64_t i, const
 template <class T>
 void forward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, T* maximum, T* log_sum,
                  T* loss) {
-  T m = 0, log = 0, dense = 0;
-  if (p.logits) {
-    T sum;
-    row_max_sum(p.C, x + i * p.C, m, sum, [](auto...) {});
-    log = std::log(sum);
-  }
+  T m, sum, dense = 0;
+  row_max_sum(p.C, x + i * p.C, m, sum, [](auto...) {});
+  const T log = std::log(sum);
   if (a.has_dense) {
     Vec<T> sums = {};
     for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
@@ -111,10 +114,8 @@ void forward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>
                   int64_t width, T* maximum, T* log_sum, T* loss) {
   const int64_t start = n * p.C * p.inner + j0, i = n * p.inner + j0;
   T m[kTile] = {}, log[kTile] = {}, dense[kTile] = {};
-  if (p.logits) {
-    tile_max_sum(p.C, p.inner, width, x + start, m, log, [](auto...) {});
-    for (int64_t j = 0; j < width; ++j) log[j] = std::log(log[j]);
-  }
+  tile_max_sum(p.C, p.inner, width, x + start, m, log, [](auto...) {});
+  for (int64_t j = 0; j < width; ++j) log[j] = std::log(log[j]);
   for (int64_t c = 0; c < p.C && a.has_dense; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = start + c * p.inner + j;
@@ -128,18 +129,30 @@ void forward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>
   }
 }
 
-/// Negative log-likelihood without smoothing: one element of each position is read, and there are no statistics.
+/// loss[i - begin] of positions [begin, end): negative log-likelihood without smoothing, for which one element of each
+/// position is read.
 template <class T>
-void forward_picked(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, T* maximum, T* log_sum,
-                    T* loss) {
+void pick(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t begin, int64_t end, T* loss) {
+  int64_t n = begin / p.inner, j = begin % p.inner;
+  for (int64_t i = begin; i < end; ++i) {
+    *loss++ = finish(p, a, i, x + n * p.C * p.inner + j, T(0), T(0), T(0));
+    if (++j == p.inner) j = 0, ++n;
+  }
+}
+
+/// The same for all positions: their sum if `sum` is not null, else each.
+template <class T>
+void forward_picked(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, T* loss, double* sum,
+                    Context& context) {
   constexpr int64_t kMissCost = 16;  // a load from memory, in elements of streaming work
-  parallel_for(p.N * p.inner, kMissCost, [&](int64_t begin, int64_t end) {
-    int64_t n = begin / p.inner, j = begin % p.inner;
-    for (int64_t i = begin; i < end; ++i) {
-      maximum[i] = log_sum[i] = 0;
-      loss[i] = finish(p, a, i, x + n * p.C * p.inner + j, T(0), T(0), T(0));
-      if (++j == p.inner) j = 0, ++n;
-    }
+  const int64_t positions = p.N * p.inner;
+  if (sum == nullptr)
+    return parallel_for(positions, kMissCost,
+                        [&](int64_t begin, int64_t end) { pick(p, x, a, begin, end, loss + begin); });
+  *sum = sum_blocks<double>(positions, kMissCost, context, [&](int64_t begin, int64_t end) {
+    T losses[kSumBlock];
+    pick(p, x, a, begin, end, losses);
+    return sum_in_double(end - begin, losses);
   });
 }
 
@@ -147,17 +160,19 @@ template <class T>
 void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<T>& targets, T* maximum, T* log_sum,
              T* loss, const double* divisor, T* reduced, Context& context) {
   const Coefficients<T> a(p, targets);
-  if (!p.logits && !a.has_dense)
-    forward_picked(p, x, a, maximum, log_sum, loss);
-  else
+  double total = 0;
+  if (!p.logits) {
+    forward_picked(p, x, a, loss, reduced ? &total : nullptr, context);
+  } else {
     for_each_row_or_tile<T>(
         {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
         [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
-  if (reduced == nullptr) return;
-  // In double, since losses may have either sign and cancel: they are few next to the elements of x.
-  const double total = sum_blocks<double>(
-      p.N * p.inner, 1, context, [=](int64_t begin, int64_t end) { return sum_in_double(end - begin, loss + begin); });
-  *reduced = static_cast<T>(divisor ? total / *divisor : total);
+    // In double, since losses may have either sign and cancel: they are few next to the elements of x.
+    if (reduced)
+      total = sum_blocks<double>(p.N * p.inner, 1, context,
+                                 [=](int64_t begin, int64_t end) { return sum_in_double(end - begin, loss + begin); });
+  }
+  if (reduced) *reduced = static_cast<T>(divisor ? total / *divisor : total);
 }
 
 /// The gradient of a position: its dloss, and A split as Coefficients are.
@@ -204,6 +219,7 @@ void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T
     here[j] = position(p, a, i + j, dloss[(i + j) * step] * scale);
     g[j] = here[j].dloss;
     A[j] = here[j].picked;
+    if (!p.logits) continue;
     m[j] = maximum[i + j];
     log[j] = log_sum[i + j];
   }
@@ -232,7 +248,10 @@ void backward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets
   const T s = static_cast<T>(divisor ? 1 / *divisor : 1);
   for_each_row_or_tile<T>(
       {p.N, p.C, p.inner},
-      [&](int64_t i) { backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx); },
+      [&](int64_t i) {
+        const T m = p.logits ? maximum[i] : T(0), log = p.logits ? log_sum[i] : T(0);
+        backward_row(p, x, a, i, m, log, dloss[i * step] * s, dx);
+      },
       [&](int64_t n, int64_t j, int64_t width) {
         backward_tile(p, x, a, n, j, width, maximum, log_sum, dloss, step, s, dx);
       });

@@ -72,9 +72,15 @@ DLK_INLINE V exp_in_range(V x, Low... low) {
 
 template <class V>
 DLK_INLINE V exp(V x) {
-  // Below -104, float's result is 0, above 89 it is Inf.
-  if constexpr (sizeof(Lane<V>) == 4) x = min(splat(89.f), max(splat(-104.f), x));
-  return exp_in_range(x);
+  if constexpr (sizeof(Lane<V>) == 8) {
+    return exp_in_range(x);
+  } else {
+    // Below -104, the result is 0, above 89 it is Inf. A 0 must not come from a product that underflows, for which the
+    // processor stops for 100 cycles and more: softmax meets many, masked logits and what fills up a vector.
+    const auto vanishes = x < -104.f;
+    const ReducedExp e = reduce_exp(min(splat(89.f), max(splat(-104.f), x)));
+    return scale_by_power(vanishes ? V{} : e.expm1 + 1.f, e.whole);
+  }
 }
 
 /// 1 + exp(x + low...); Inf above 88.375, where exp(x) is within a factor of 1.5 of that.

@@ -131,8 +131,10 @@ __global__ void __launch_bounds__(kLineThreads<kColumns>, 1)
   const int64_t target = a.index(line.index);
   if (target >= 0) sum += a.picked(target) * ((m - load(x + line.start + target * line.stride)) + log);
   if (a.ignored(line.index)) sum = 0;
-  maximum[line.index] = m;
-  log_sum[line.index] = log;
+  if (logits) {
+    maximum[line.index] = m;
+    log_sum[line.index] = log;
+  }
   loss[line.index] = convert<T>(sum);
   if (exact) exact[line.index] = sum;
 }
@@ -179,8 +181,10 @@ __global__ void __launch_bounds__(kLineThreads<kColumns>, 1)
   A m = 0, log = 0, g = 0;
   if (line.exists) {
     target = a.index(line.index);
-    m = maximum[line.index];
-    log = log_sum[line.index];
+    if (logits) {
+      m = maximum[line.index];
+      log = log_sum[line.index];
+    }
     const A scale = static_cast<A>(divisor ? 1 / *divisor : 1.0);
     if (!a.ignored(line.index)) g = load(dloss + line.index * step) * scale;
   }
