@@ -510,13 +510,14 @@ void multiply(const Correlation& q, const T* in, const T* w, const T* bias, T* o
 }
 
 template <class T>
-void correlate(const Correlation& q, Pass pass, const T* in, const T* w, const T* bias, T* out, Context& context) {
+void correlate(Correlation q, Pass pass, const T* in, const T* w, const T* bias, T* out, Context& context) {
   if (q.pixels() == 0 || q.CO == 0) return;
   if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
   if (is_depthwise_pixels(q)) return depthwise_pixels(q, in, w, bias, out, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
   if (is_product<T>(q)) return multiply(q, in, w, bias, out, context);
+  if (q.groups == 1) q = flattened(q);
   if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
   if (reads_rows<T>(q)) return correlate_rows(q, in, w, bias, out, context);
   q.channels_last ? correlate_patches(q, in, w, bias, out, context) : correlate_planar(q, in, w, bias, out, context);

@@ -47,6 +47,21 @@ inline bool reads_same_pixel(const Correlation& q) {
          q.cols == q.IW;
 }
 
+/// q with small images taken as one long row each, if its taps are above each other only: then a pixel's neighbours to
+/// the sides do not matter, and tiles of pixels need not end where a row of few pixels does. (Large ones are cut by
+/// rows.)
+inline Correlation flattened(Correlation q) {
+  constexpr int64_t kSmall = 1024;  // pixels
+  const bool whole = q.step_h == 1 && q.step_w == 1 && q.row_step == 1 && q.col_step == 1 && q.rows == q.OH &&
+                     q.cols == q.OW && q.cols == q.IW && q.IH * q.IW <= kSmall;
+  for (int64_t t = 0; t < q.taps; ++t)
+    if (!whole || q.dw[t] != 0) return q;
+  for (int64_t t = 0; t < q.taps; ++t) q.dw[t] = q.dh[t] * q.IW, q.dh[t] = 0;
+  q.IW *= q.IH, q.OW *= q.OH, q.cols *= q.rows;
+  q.IH = q.OH = q.rows = 1;
+  return q;
+}
+
 /// The least and greatest tap offset along each axis.
 struct Span {
   int64_t top, left, height, width;

@@ -1,5 +1,5 @@
-// Winograd correlation: transform the input's tiles to V[plane][tile][CI], the weights to U[plane][CI][CO], multiply
-// plane by plane, M[plane] = V[plane] U[plane], and transform M back.
+// Winograd correlation, with any dilation: transform the input's tiles to V[plane][tile][CI], the weights to
+// U[plane][CI][CO], multiply plane by plane, M[plane] = V[plane] U[plane], and transform M back.
 //
 // Many tiles: U is computed first; then a task is a block of tiles, whose V and M stay in its core's cache. Few tiles
 // and many channels, where U is larger than V: V is computed first; then a task is a panel of NR output channels, which
@@ -85,6 +85,7 @@ struct Job {
   using W = Winograd<tile>;
   const Correlation& q;
   const Span span;
+  const Dilation dilation;
   const Images<const T> in;
   const Images<T> out;
   const T *w, *bias;
@@ -93,6 +94,7 @@ struct Job {
   Job(const Correlation& q, const T* x, const T* w, const T* bias, T* y)
       : q(q),
         span(q),
+        dilation(q),
         in{x, q.CI, q.IH, q.IW, q.channels_last},
         out{y, q.CO, q.OH, q.OW, q.channels_last},
         w(w),
@@ -104,18 +106,19 @@ struct Job {
   /// V for a part of a block and the channels of group i (of kLanes).
   void input(const Window& part, int64_t first, int64_t i, T* strip, T* v, int64_t plane) const {
     const int64_t c = i * L, channels = q.CI - c < L ? q.CI - c : L;
-    transform_input<T, tile>(span, in, part, first, c, channels, strip, v, v_row, plane);
+    transform_input<T, tile>(span, dilation, in, part, first, c, channels, strip, v, v_row, plane);
   }
 
   /// The outputs of a part of a block, channels from k on, from m[plane][tile][...], whose rows begin with channel k0.
   void output(const Window& part, int64_t first, int64_t k0, int64_t k, T* strip, const T* m, int64_t row,
               int64_t plane) const {
     const int64_t channels = q.CO - k < L ? q.CO - k : L, width = part.cols.size();
-    for_each_tile<T>(part, W::kTile, first, width, [&](int64_t t, int64_t offset) {
+    const int64_t line = width * L * dilation.h, column = L * dilation.w;
+    for_each_tile<T>(part, W::kTile, dilation, first, width, [&](int64_t t, int64_t offset) {
       const T* from = m + t * row + k - k0;
       transform_2d<T, typename W::Output>(
           [&](int i, int j) { return load(from + (i * W::kAlpha + j) * plane); },
-          [&](int i, int j, Vec<T> value) { store(strip + offset + (i * width + j) * L, value); });
+          [&](int i, int j, Vec<T> value) { store(strip + offset + i * line + j * column, value); });
     });
     unstage(out, part, k, channels, bias, strip);
   }
@@ -130,7 +133,7 @@ void by_tiles(const Job<tile>& job, const TileBlocks& blocks, Context& context) 
   const int64_t m_row = row_stride<T>(job.CO);
   const int64_t v_plane = plane_stride<T>(blocks.block_tiles(), job.v_row);
   const int64_t m_plane = plane_stride<T>(blocks.block_tiles(), m_row);
-  const int64_t strip_size = blocks.strip_pixels(2) * L;
+  const int64_t strip_size = blocks.strip_pixels() * L;
   T* u = context.array<T>(job.panels * u_panel);
   T* all_v = context.array<T>(max_threads() * kPlanes * v_plane);
   T* all_m = context.array<T>(max_threads() * kPlanes * m_plane);
@@ -172,7 +175,7 @@ void by_channels(const Job<tile>& job, const TileBlocks& blocks, Context& contex
   const int64_t tiles = blocks.block_tiles(), m_row = row_stride<T>(NR);
   const int64_t v_plane = plane_stride<T>(tiles, job.v_row), m_plane = plane_stride<T>(tiles, m_row);
   const int64_t K = q.CI < B::KC ? q.CI : B::KC, u_plane = (K | 1) * NR;
-  const int64_t strip_size = blocks.strip_pixels(2) * L;
+  const int64_t strip_size = blocks.strip_pixels() * L;
   T* v = context.array<T>(kPlanes * v_plane);
   T* all_m = context.array<T>(max_threads() * kPlanes * m_plane);
   T* all_u = context.array<T>(max_threads() * kPlanes * u_plane);
@@ -216,12 +219,14 @@ void run(const Correlation& q, const T* in, const T* w, const T* bias, T* out, C
 
 // ---- When, and with which tiles
 
-/// 3 x 3 adjacent taps, every pixel, one group.
+/// 3 x 3 taps that are evenly apart, every pixel, one group.
 bool applies(const Correlation& q) {
   if (q.taps != 9 || q.groups != 1 || q.step_h != 1 || q.step_w != 1 || q.row_step != 1 || q.col_step != 1)
     return false;
-  const Span span(q);
-  return span.height == 3 && span.width == 3;
+  const Dilation d(q);
+  for (int t = 0; t < 9; ++t)
+    if (q.dh[t] != q.dh[0] + t / 3 * d.h || q.dw[t] != q.dw[0] + t % 3 * d.w) return false;
+  return d.h > 0 && d.w > 0;
 }
 
 /// The largest tile whose error against float64 (RMS and maximum) stays within twice that of PyTorch's kernels for the
@@ -248,7 +253,7 @@ int accurate_tile(const Correlation& q, Pass pass) {
 /// constants as measured: products in small blocks run at 3/4 of the peak, a tile's transforms to and from the layout
 /// cost as much as 450 products per channel on either side, those of a filter as much as 300.
 bool pays(const Correlation& q, int64_t m) {
-  const int64_t tiles = q.N * ceil_div(q.rows, m) * ceil_div(q.cols, m);
+  const int64_t tiles = TileBlocks(q, m, 1).tiles();
   const double transforms = 450.0 * tiles * (1.0 / q.CI + 1.0 / q.CO) + 300;
   const double winograd = 1.3 * (m + 2) * (m + 2) * tiles + transforms, direct = 1.15 * 9 * q.pixels();
   return winograd < 0.85 * direct;

@@ -1,4 +1,4 @@
-// 3 x 3 convolution with stride 1 by Winograd's algorithm (winograd_transform.h), float32 only.
+// 3 x 3 convolution with stride 1 and any dilation by Winograd's algorithm (winograd_transform.h), float32 only.
 #pragma once
 
 #include "csrc/cpu/correlation.h"

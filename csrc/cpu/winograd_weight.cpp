@@ -56,17 +56,17 @@ struct Cut {
 
 /// z[plane][panel][tile][NR] = the transformed gradients of one part's tiles, for channels [k, k + kLanes).
 template <int m>
-void transform_gradient(const Correlation& q, const Images<const T>& dy, const Window& part, int64_t first, int64_t k,
-                        T* strip, T* z, int64_t panel, int64_t plane) {
+void transform_gradient(const Correlation& q, Dilation d, const Images<const T>& dy, const Window& part, int64_t first,
+                        int64_t k, T* strip, T* z, int64_t panel, int64_t plane) {
   using W = Winograd<m>;
   stage(dy, part, k, q.CO - k < L ? q.CO - k : L, strip);
-  const int64_t row = part.cols.size() * L;
+  const int64_t row = part.cols.size() * L * d.h, column = L * d.w;
   T* to_panel = z + k / NR * panel + k % NR;
-  for_each_tile<T>(part, m, first, part.cols.size(), [&](int64_t tile, int64_t offset) {
+  for_each_tile<T>(part, m, d, first, part.cols.size(), [&](int64_t tile, int64_t offset) {
     const T* from = strip + offset;
     T* to = to_panel + tile * NR;
     transform_2d<T, typename W::Gradient>(
-        [&](int i, int j) { return load(from + i * row + j * L); },
+        [&](int i, int j) { return load(from + i * row + j * column); },
         [&](int i, int j, Vec<T> value) { store(to + (i * W::kAlpha + j) * plane, value); });
   });
 }
@@ -119,7 +119,7 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
 
   const int64_t v_row = packed_row_stride<T>(q.CI), v_plane = plane_stride<T>(blocks.block_tiles(), v_row);
   const int64_t z_panel = blocks.block_tiles() * NR, z_plane = packed_row_stride<T>(ceil_div(q.CO, NR) * z_panel);
-  const int64_t strip_size = blocks.strip_pixels(2) * L;
+  const int64_t strip_size = blocks.strip_pixels() * L;
   T* v = context.array<T>(W::kPlanes * v_plane);
   T* z = context.array<T>(W::kPlanes * z_plane);
   // Where one task makes a part of M in one go, it also transforms it, while it is in its cache.
@@ -135,9 +135,9 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
         blocks.for_each_part(b, [&](const Window& part, int64_t first) {
           if (i < c_groups) {
             const int64_t c = i * L, channels = q.CI - c < L ? q.CI - c : L;
-            transform_input<T, m>(span, x, part, first, c, channels, strip, v, v_row, v_plane);
+            transform_input<T, m>(span, blocks.dilation, x, part, first, c, channels, strip, v, v_row, v_plane);
           } else {
-            transform_gradient<m>(q, y, part, first, (i - c_groups) * L, strip, z, z_panel, z_plane);
+            transform_gradient<m>(q, blocks.dilation, y, part, first, (i - c_groups) * L, strip, z, z_panel, z_plane);
           }
         });
       });
