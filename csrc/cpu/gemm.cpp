@@ -100,8 +100,8 @@ void multiply_one(const Plan<T>& plan, const Gemm& p, const T* a, const T* b, co
           int64_t stride = p.b_row, panel_stride = NR;
           Ahead<T> ahead;
           if (near == NR && j + NR < N && !plan.b_transposed) ahead = {panel + NR, stride};
-          // A ragged panel is packed because tiles read it NR wide.
-          if (plan.pack_b || n % NR != 0) {
+          // A panel that ends in part of a vector is packed because tiles read whole ones.
+          if (plan.pack_b || n % kLanes<T> != 0) {
             T* const packed = packed_b + (plan.pack_b && plan.keeps_b ? j * K : 0);
             if (ic == 0 || !plan.pack_b)
               pack_b_panels(plan, p, K, n, panel, packed);

@@ -109,7 +109,8 @@ constexpr int64_t kTermsAhead = 12;
 /// Elements by which A is fetched ahead where terms come by a table: those lines of a pixel that later groups of rows
 /// (channels, in weight gradients) or later terms read, which lie too far from each other for the hardware to notice.
 constexpr int64_t kTableAhead = 48;
-/// Terms between two prefetches of `ahead`: one per term would cost as many instructions as the loads.
+/// Terms between two prefetches of `ahead`, for which one per term would cost as many instructions as the loads, and of
+/// as many rows of C.
 constexpr int kTermsPerPrefetch = 4;
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
@@ -118,16 +119,12 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
   const int64_t row = walk == Walk::a_columns ? 1 : terms.a_stride;
   const int64_t step = walk == Walk::a_table ? 0 : walk == Walk::a_columns ? terms.a_stride : 1;
-  // C is needed only at the end, and by then must not be waited for.
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
   const bool in_rows = c.column_stride == 1 && !c.rows && (!c.columns || c.columns[n - 1] - c.columns[0] == n - 1);
-  if (in_rows) {
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < nv; ++v) __builtin_prefetch(first + i * c.row_stride + v * L, /*write=*/1);
-    }
-  }
+  // C is needed only at the end, and by then must not be waited for: its rows are fetched a few at a time, since a core
+  // waits for 16 lines at most, and more would stall the loads of the terms.
+  const T* c_ahead = first;
+  int c_left = in_rows ? rows : 0;
   const T* const ahead = terms.ahead.data ? terms.ahead.data : b;
   int64_t ahead_cursor = 0;
   Vec<T> sum[rows][nv] = {};
@@ -172,6 +169,14 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
 #pragma GCC unroll 2
         for (int v = 0; v < nv; ++v) __builtin_prefetch(later + v * L, 0, /*L2*/ 2);
         ahead_cursor += terms.ahead_rate;
+      }
+      if (c_left > 0) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kTermsPerPrefetch; ++i, c_ahead += c.row_stride) {
+#pragma GCC unroll 2
+          for (int v = 0; v < nv; ++v) __builtin_prefetch(c_ahead + v * L, /*write=*/1);
+        }
+        c_left -= kTermsPerPrefetch;
       }
       add_term(), add_term(), add_term(), add_term();
     }

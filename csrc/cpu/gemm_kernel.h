@@ -93,8 +93,8 @@ constexpr int64_t panels_at_once(int64_t K) {
 }
 
 /// One K block over all of C's tiles. `b` holds K x N in panels of NR columns: panel p at b + p * panel_stride, its row
-/// k at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Every panel
-/// is readable NR columns wide. Sums restart every `run` terms, which bounds their rounding error, and are added in
+/// k at k * b_stride (packed: panel_stride = K * NR, b_stride = NR; in place: NR and the row stride of B). Whole
+/// vectors of a panel are readable. Sums restart every `run` terms, which bounds their rounding error, and are added in
 /// order. Defined in gemm_kernel.cpp for float and double.
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
