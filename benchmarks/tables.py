@@ -149,25 +149,30 @@ def _model_line(row, most_threads):
 
 
 def targets(results):
-    """Each target with the worst of the cases that it is about."""
+    """Each target with the worst of the cases that it is about, and the least ratio that one would have at the
+    roofline: in bold where that is below the target, which this machine then cannot reach."""
     lines = [_target_line(target, target.rows(single_ops(results["rows"]))) for target in TARGETS]
     for row in results["rows"]:
         if row["case"] in SAVED_MB and "saved ours" in row and row["threads"] == thread_counts(results)[-1]:
             saved, most = row["saved ours"] / 1e6, SAVED_MB[row["case"]]
             name = f"{row['case']}: MB saved for backward, at most"
-            lines.append([name, most, verdict(saved <= most), "", f"{saved:.1f}", ""])
-    return table(["target", "at least", "", "reached by", "worst", "which"], lines)
+            lines.append([name, most, verdict(saved <= most), "", f"{saved:.1f}", "", ""])
+    return table(["target", "at least", "", "reached by", "worst", "which", "the roofline allows"], lines)
 
 
 def _target_line(target, rows):
     least = f"{target.least:g} {target.unit}".strip()
     if not rows:
-        return [target.name, least, "not measured", "", "", ""]
+        return [target.name, least, "not measured", "", "", "", ""]
     values = [target.value(row) for row in rows]
     worst, row = min(zip(values, rows), key=lambda pair: pair[0])
     reached = f"{sum(value >= target.least for value in values)} of {len(values)}"
     which = arrows(f"{row['case']}, {row['phase']}, {row['threads']}T")
-    return [target.name, least, verdict(worst >= target.least), reached, f"{worst:.2f}", which]
+    bounds = [bound for bound in map(target.most, rows) if bound is not None]
+    allows = f"{min(bounds):.2f}" if bounds else ""
+    if bounds and min(bounds) < target.least:
+        allows = f"**{allows}**"
+    return [target.name, least, verdict(worst >= target.least), reached, f"{worst:.2f}", which, allows]
 
 
 def roofline(results):

@@ -175,7 +175,7 @@ void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> diviso
   const int64_t row_size = p.stride_w * split.phase_length + kLanes<T>;
   T* buffers = context.array<T>(max_threads() * (g_size + 2 * row_size));
 
-  run_team(planes * bands > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+  run_team(planes * bands > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](const Team& team) {
     T* g = buffers + team.rank * (g_size + 2 * row_size);
     T *phases = g + g_size, *merged = phases + row_size;
     std::fill(g, merged, T(0));
@@ -234,8 +234,9 @@ template <class T, class F>
 void for_each_plane(const Pool2d& p, Context& context, F f) {
   const int64_t length = ceil_div(p.W, kLanes<T>) * kLanes<T>;
   T* rows = context.array<T>(max_threads() * length);
-  run_team(worth_threads(p.N * p.C * p.H * p.W),
-           [&](Team team) { team.for_each(p.N * p.C, [&](int64_t plane) { f(plane, rows + team.rank * length); }); });
+  run_team(worth_threads(p.N * p.C * p.H * p.W), [&](const Team& team) {
+    team.for_each(p.N * p.C, [&](int64_t plane) { f(plane, rows + team.rank * length); });
+  });
 }
 
 /// Sums each row of windows by columns, then the columns of each window.

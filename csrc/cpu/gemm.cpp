@@ -1,11 +1,11 @@
 // C = A B + bias: batched, either operand transposed, any ragged size.
 //
-// C is cut into one rectangle per thread, and each is multiplied as if it were alone: what two rectangles need of A or
-// B both pack, because a line that another core has just written takes longer to fetch than to pack again. Inside a
-// rectangle, outermost first (names as in BLIS): pc over blocks of K, jc over blocks of columns, ic over MC rows, then
-// panels of NR columns and groups of MR rows. A block of A is packed when its turn comes, a panel of B just before its
-// first use, so that both are in the cache when they are multiplied. Each element of C is summed in the order of k, in
-// blocks that K alone decides: the result does not depend on the number of threads.
+// C is cut into one rectangle per thread, and each thread packs what it multiplies, what others pack as well too: a
+// line that another core has just written takes longer to fetch than to pack again. Outermost first (names as in BLIS):
+// pc over blocks of K, jc over blocks of columns, then as tasks the rectangles and in them ic over MC rows, then panels
+// of NR columns and groups of MR rows. A block of A is packed when its turn comes, a panel of B just before its first
+// use by a thread, so that both are in the cache when they are multiplied. Each element of C is summed in the order of
+// k, in blocks that K alone decides: the result does not depend on the number of threads.
 #include "csrc/core/gemm.h"
 
 #include <cassert>
@@ -24,11 +24,11 @@ template <class T>
 struct Plan {
   using B = Block<T>;
   bool a_rows_contiguous, b_transposed, pack_a, pack_b;
-  bool keeps_b;  // all packed panels of B, for more than one block of A
+  bool keeps_b;  // a thread keeps all its packed panels of B, for more than one block of A
   int64_t kc, mc, nc;
   int64_t a_stride;  // of the packed block of A: from row to row, or from column to column
 
-  explicit Plan(const Gemm& p) {
+  Plan(const Gemm& p, int64_t threads) {
     a_rows_contiguous = p.a_col == 1 || p.K == 1;
     b_transposed = !(p.b_col == 1 || p.N == 1);
     assert(a_rows_contiguous || p.a_row == 1 || p.M == 1);
@@ -38,7 +38,8 @@ struct Plan {
     pack_b = b_transposed || (p.M > 6 * B::MR && p.b_row > kFarStride<T>);
     kc = p.K < B::kDepth ? p.K : B::kDepth;
     nc = round_up(even_part(p.N, kColumns), B::NR);
-    mc = p.M <= B::MC ? p.M : round_up(even_part(p.M, B::MC), B::MR);
+    const int64_t most = threads > 1 ? B::MC / 2 : B::MC;  // smaller, where threads help each other
+    mc = p.M <= most ? p.M : round_up(even_part(p.M, most), B::MR);
     keeps_b = p.M > mc;
     a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : packed_row_stride<T>(mc);
   }
@@ -75,44 +76,42 @@ void pack_b_panels(const Plan<T>& plan, const Gemm& p, int64_t K, int64_t N, con
   }
 }
 
-/// One product, or a rectangle of one.
+/// Where a task is in C and in K.
+struct Part {
+  Range rows, columns, terms;
+};
+
+/// One block of rows of C by one of terms. `b_is_packed`: the thread's buffer holds B's panels from an earlier block.
 template <class T>
-void multiply_one(const Plan<T>& plan, const Gemm& p, const T* a, const T* b, const T* bias, T* c, T* buffer) {
+void multiply_rows(const Plan<T>& plan, const Gemm& p, const Part& part, const T* a, const T* b, const T* bias, T* c,
+                   T* buffer, bool b_is_packed) {
   using B = Block<T>;
   constexpr int64_t NR = B::NR;
+  const int64_t M = part.rows.size(), N = part.columns.size(), K = part.terms.size();
+  const int64_t i = part.rows.begin, j0 = part.columns.begin, k = part.terms.begin;
+  const int64_t near = panels_at_once<T>(K) * NR;
   T* const packed_b = buffer + round_up(plan.a_elements(), 16);
-  for (int64_t pc = 0; pc < p.K; pc += plan.kc) {
-    const int64_t K = p.K - pc < plan.kc ? p.K - pc : plan.kc;
-    const int64_t near = panels_at_once<T>(K) * NR;
-    for (int64_t jc = 0; jc < p.N; jc += plan.nc) {
-      const int64_t N = p.N - jc < plan.nc ? p.N - jc : plan.nc;
-      const T* const b_block = b + pc * p.b_row + jc * p.b_col;
-      for (int64_t ic = 0; ic < p.M; ic += plan.mc) {
-        const int64_t M = p.M - ic < plan.mc ? p.M - ic : plan.mc;
-        const T* const a_block = a + ic * p.a_row + pc * p.a_col;
-        AView<T> a_view{a_block, plan.a_rows_contiguous ? p.a_row : p.a_col, plan.a_rows_contiguous};
-        if (plan.pack_a) a_view = pack_a_block(plan, p, M, K, a_block, buffer);
-        CView<T> c_view{.data = c + ic * p.c_row + jc, .row_stride = p.c_row, .accumulate = pc > 0};
-        if (bias) p.bias_per_row ? c_view.row_bias = bias + ic : c_view.column_bias = bias + jc;
-        for (int64_t j = 0, n; j < N; j += n) {
-          n = N - j < near ? N - j : near;
-          const T* panel = b_block + j * p.b_col;
-          int64_t stride = p.b_row, panel_stride = NR;
-          Ahead<T> ahead;
-          if (near == NR && j + NR < N && !plan.b_transposed) ahead = {panel + NR, stride};
-          // A panel that ends in part of a vector is packed because tiles read whole ones.
-          if (plan.pack_b || n % kLanes<T> != 0) {
-            T* const packed = packed_b + (plan.pack_b && plan.keeps_b ? j * K : 0);
-            if (ic == 0 || !plan.pack_b)
-              pack_b_panels(plan, p, K, n, panel, packed);
-            else if (near == NR && j + NR < N)
-              ahead = {packed + NR * K, NR};
-            panel = packed, stride = NR, panel_stride = K * NR;
-          }
-          multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), p.run ? p.run : B::KC, ahead);
-        }
-      }
+  const T *const a_block = a + i * p.a_row + k * p.a_col, *const b_block = b + k * p.b_row + j0 * p.b_col;
+  AView<T> a_view{a_block, plan.a_rows_contiguous ? p.a_row : p.a_col, plan.a_rows_contiguous};
+  if (plan.pack_a) a_view = pack_a_block(plan, p, M, K, a_block, buffer);
+  CView<T> c_view{.data = c + i * p.c_row + j0, .row_stride = p.c_row, .accumulate = k > 0};
+  if (bias) p.bias_per_row ? c_view.row_bias = bias + i : c_view.column_bias = bias + j0;
+  for (int64_t j = 0, n; j < N; j += n) {
+    n = N - j < near ? N - j : near;
+    const T* panel = b_block + j * p.b_col;
+    int64_t stride = p.b_row, panel_stride = NR;
+    Ahead<T> ahead;
+    if (near == NR && j + NR < N && !plan.b_transposed) ahead = {panel + NR, stride};
+    // A panel that ends in part of a vector is packed because tiles read whole ones.
+    if (plan.pack_b || n % kLanes<T> != 0) {
+      T* const packed = packed_b + (plan.pack_b && plan.keeps_b ? j * K : 0);
+      if (!b_is_packed || !plan.pack_b)
+        pack_b_panels(plan, p, K, n, panel, packed);
+      else if (near == NR && j + NR < N)
+        ahead = {packed + NR * K, NR};
+      panel = packed, stride = NR, panel_stride = K * NR;
     }
+    multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), p.run ? p.run : B::KC, ahead);
   }
 }
 
@@ -164,19 +163,29 @@ void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Contex
   const Grid cut = grid<T>(p, p.batch >= 4 * threads ? 1 : threads);
   Gemm largest = p;
   largest.M = cut.m < p.M ? cut.m : p.M, largest.N = cut.n < p.N ? cut.n : p.N;
-  const Plan<T> plan(largest);
+  const Plan<T> plan(largest, threads);
   const int64_t elements = plan.elements(), rectangles = ceil_div(p.M, cut.m) * cut.columns;
+  const int64_t row_blocks = ceil_div(largest.M, plan.mc);
   T* const buffers = context.array<T>(threads * elements);
-  run_team(threads > 1, [&](const Team& team) {
-    team.for_each(p.batch * rectangles, [&](int64_t task) {
-      const int64_t batch = task / rectangles, i = task % rectangles / cut.columns * cut.m,
-                    j = task % cut.columns * cut.n;
-      Gemm part = p;
-      part.M = p.M - i < cut.m ? p.M - i : cut.m, part.N = p.N - j < cut.n ? p.N - j : cut.n;
-      multiply_one(plan, part, a + batch * p.a_batch + i * p.a_row, b + batch * p.b_batch + j * p.b_col,
-                   bias ? bias + (p.bias_per_row ? i : j) : nullptr, c + batch * p.c_batch + i * p.c_row + j,
-                   buffers + team.rank * elements);
-    });
+  run_threads(threads, [&](const Team& team) {
+    for (int64_t pc = 0; pc < p.K; pc += plan.kc)
+      for (int64_t jc = 0; jc < largest.N; jc += plan.nc) {
+        int64_t packed = -1;  // the columns of the grid whose panels the buffer holds
+        team.for_each(p.batch * rectangles * row_blocks, [&](int64_t task) {
+          const int64_t rectangle = task / row_blocks % rectangles, batch = task / row_blocks / rectangles;
+          const int64_t i0 = rectangle / cut.columns * cut.m, j0 = rectangle % cut.columns * cut.n + jc;
+          const Range rows = block_range(task % row_blocks, plan.mc, cut.m < p.M - i0 ? cut.m : p.M - i0);
+          const int64_t j1 = rectangle % cut.columns * cut.n + (jc + plan.nc < cut.n ? jc + plan.nc : cut.n);
+          const Part part{{i0 + rows.begin, i0 + rows.end},
+                          {j0, j1 < p.N ? j1 : p.N},
+                          {pc, pc + plan.kc < p.K ? pc + plan.kc : p.K}};
+          if (part.rows.size() <= 0 || part.columns.size() <= 0) return;
+          const int64_t columns = batch * cut.columns + rectangle % cut.columns;
+          multiply_rows(plan, p, part, a + batch * p.a_batch, b + batch * p.b_batch, bias, c + batch * p.c_batch,
+                        buffers + team.rank * elements, plan.keeps_b && packed == columns);
+          packed = columns;
+        });
+      }
   });
 }
 

@@ -33,6 +33,17 @@ struct Block {
   static constexpr int64_t kDepth = 4 * KC;
 };
 
+/// Of pixels, rows, terms, ...: begin, begin + 1, ..., end - 1.
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+/// The i-th block of `size` of n things; the last may be shorter.
+constexpr Range block_range(int64_t i, int64_t size, int64_t n) {
+  return {i * size, (i + 1) * size < n ? (i + 1) * size : n};
+}
+
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 /// A, by its layout: rows contiguous (element (i, k) at data[i * stride + k], or, with a table, at data[i * stride +

@@ -12,17 +12,6 @@ namespace dlk::cpu::DLK_ISA {
 /// Pixels of a block: as many as keep KC rows of patches (256 KiB) in L2 with the weights that pass by.
 constexpr int64_t kBlockPixels = 256;
 
-/// A part of the pixels and of the sum over (c, t).
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
-/// The i-th block of `size` of n things; the last may be shorter.
-constexpr Range block_range(int64_t i, int64_t size, int64_t n) {
-  return {i * size, (i + 1) * size < n ? (i + 1) * size : n};
-}
-
 /// Pixel p as image and grid position.
 struct Pixel {
   int64_t n, i, j;

@@ -116,7 +116,7 @@ void for_each_output_row(const Pool2d& p, const T* x, T padding, Context& contex
   T* buffers = context.array<T>(max_threads() * buffer_size);
 
   const int64_t tasks = p.N * p.C * bands;
-  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](Team team) {
+  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](const Team& team) {
     T* buffer = buffers + team.rank * buffer_size;
     for (int64_t i = 0; i < buffer_size; ++i) buffer[i] = padding;
     team.for_each(tasks, [&](int64_t task) {
