@@ -45,6 +45,8 @@ CASES = {
     "3x3": ((2, 16, 11, 13), (20, 16, 3, 3), {"padding": 1}),
     "3x3_wide": ((1, 35, 6, 40), (33, 35, 3, 3), {"padding": 1}),
     "1x1": ((3, 40, 7, 9), (70, 40, 1, 1), {}),
+    "1x1_large": ((2, 12, 33, 31), (20, 12, 1, 1), {}),
+    "1x1_strided_large": ((2, 12, 65, 65), (8, 12, 1, 1), {"stride": 2}),  # at 64 x 66 PyTorch 2.13 itself crashes
     "1x1_strided": ((2, 12, 9, 9), (8, 12, 1, 1), {"stride": 2}),
     "7x7_stride_2": ((2, 3, 31, 29), (10, 3, 7, 7), {"stride": 2, "padding": 3}),
     "lenet_1": ((4, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}),
@@ -95,15 +97,15 @@ def test_weight_formats(x_format, w_format):
     check(DF.conv2d, F.conv2d, inputs, op="conv2d", roundings=16)
 
 
-@pytest.mark.parametrize("image", [9, 20])
+@pytest.mark.parametrize("image, options", [(9, {"stride": 2}), (20, {"stride": 2}), (24, {"padding": 1})])
 @pytest.mark.parametrize("x_format", FORMATS)
 @pytest.mark.parametrize("order", itertools.permutations(range(4)), ids=str)
-def test_dense_weights_in_any_order(order, x_format, image):
+def test_dense_weights_in_any_order(order, x_format, image, options):
     """Axes of the weights lie in memory in this order, outermost first; their gradient takes it too."""
     x, w = operands((2, 20, image, image), (40, 20, 3, 3), None, x_format=x_format)
     inverse = [order.index(axis) for axis in range(4)]
     w = w.detach().permute(order).contiguous().permute(inverse).requires_grad_()
-    check_conv2d([x, w], {"stride": 2})
+    check_conv2d([x, w], options)
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -30,6 +30,8 @@ CrossEntropyParams checked_params(const Tensor& x, const Tensor& target, const T
   if (rank > 1) p.N = sizes[0];
   for (int64_t i = 2; i < rank; ++i) p.inner *= sizes[i];
 
+  TORCH_CHECK(logits || (is_index(target) && p.label_smoothing == 0), op,
+              ": target must hold class indices, and label_smoothing must be 0");
   if (is_index(target)) {
     at::DimVector expected = sizes;
     expected.erase(expected.begin() + class_dim);

@@ -104,10 +104,11 @@ struct GeluTanh {
     }
   }
   V backward(V dy, V x) const {
+    const V z = max(splat(T(-20)), min(splat(T(20)), x));  // beyond, 0 or 1, and no Inf * 0 on the way
     V complement;
-    const V s = sigmoid_and_complement((x + x * x * x * kCubic) * kTwoBeta, complement);
-    const V slope = (T(1) + x * x * (3 * kCubic)) * kTwoBeta;
-    return dy * (s + x * s * complement * slope);
+    const V s = sigmoid_and_complement((z + z * z * z * kCubic) * kTwoBeta, complement);
+    const V slope = (T(1) + z * z * (3 * kCubic)) * kTwoBeta;
+    return dy * (s + z * s * complement * slope);
   }
 };
 
@@ -117,9 +118,10 @@ struct Silu {
   using V = Vec<T>;
   V forward(V x) const { return x / one_plus_exp(-x); }
   V backward(V dy, V x) const {
+    const V z = max(splat(T(-80)), x);  // below, s is as small as there, and x must not make up for it
     V complement;
-    const V s = sigmoid_and_complement(x, complement);
-    return dy * s * (T(1) + x * complement);
+    const V s = sigmoid_and_complement(z, complement);
+    return dy * s * (T(1) + z * complement);
   }
 };
 

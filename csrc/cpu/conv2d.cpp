@@ -483,11 +483,11 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 }
 
 /// Whether out is a product of matrices per image, W times the planes of `in`, which are long enough to fill the
-/// panels.
+/// panels. (A phase of a strided backward pass writes only some pixels of its planes.)
 template <class T>
 bool is_product(const Correlation& q) {
-  return reads_same_pixel(q) && !q.channels_last && q.groups == 1 && (q.w_in == 1 || q.w_out == 1) &&
-         q.IH * q.IW >= 16 * Block<T>::NR;
+  return reads_same_pixel(q) && q.OH == q.IH && q.OW == q.IW && !q.channels_last && q.groups == 1 &&
+         (q.w_in == 1 || q.w_out == 1) && q.IH * q.IW >= 16 * Block<T>::NR;
 }
 
 template <class T>

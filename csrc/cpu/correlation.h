@@ -31,11 +31,11 @@ struct Correlation {
   int64_t output_pixel(int64_t i, int64_t j) const { return (row0 + i * row_step) * OW + col0 + j * col_step; }
 };
 
-/// Whether the weights of the taps lie `step` apart in the order of the taps, not just the first and the last of them:
-/// a filter's axes may be swapped in memory.
+/// Whether the weights of the taps lie `step` apart in the order of the taps (from the last to the first, if step < 0),
+/// not just the first and the last of them: a filter's axes may be swapped in memory.
 inline bool taps_in_order(const Correlation& q, int64_t step) {
   for (int64_t t = 0; t < q.taps; ++t)
-    if (q.weight[t] != t * step) return false;
+    if (q.weight[t] != (step < 0 ? t - q.taps + 1 : t) * step) return false;
   return true;
 }
 
@@ -47,11 +47,12 @@ inline bool reads_same_pixel(const Correlation& q) {
          q.cols == q.IW;
 }
 
-/// q with small images taken as one long row each, if its taps are above each other only: then a pixel's neighbours to
-/// the sides do not matter, and tiles of pixels need not end where a row of few pixels does. (Large ones are cut by
-/// rows.)
+/// q, whose taps it changes, with small images of short rows taken as one long row each, if its taps are above each
+/// other only: then a pixel's neighbours to the sides do not matter, and tiles of pixels need not end where a row does.
+/// (Large images are cut by rows.)
 inline Correlation flattened(Correlation q) {
-  constexpr int64_t kSmall = 1024;  // pixels
+  constexpr int64_t kSmall = 1024, kShort = 2 * Block<float>::MR;  // pixels
+  if (q.cols >= kShort) return q;
   const bool whole = q.step_h == 1 && q.step_w == 1 && q.row_step == 1 && q.col_step == 1 && q.rows == q.OH &&
                      q.cols == q.OW && q.cols == q.IW && q.IH * q.IW <= kSmall;
   for (int64_t t = 0; t < q.taps; ++t)

@@ -60,6 +60,7 @@ struct alignas(64) Share {  // a cache line each
 /// The threads of one parallel region, for work in several phases on shared buffers.
 class Team {
  public:
+  Team(const Team&) = delete;  // a copy would lose count of the calls
   Team(int64_t rank, int64_t size, Share* shares) : rank(rank), size(size), shares_(shares) {}
 
   const int64_t rank, size;

@@ -219,7 +219,8 @@ DLK_INLINE V normal_tail(V x, V& gaussian) {
   }
 }
 
-/// x P(X < x): max(x, 0) - |x| P(X > |x|), which keeps the relative precision of negative x.
+/// x P(X < x): max(x, 0) - |x| P(X > |x|), which keeps the relative precision of negative x (with AVX-512, down to what
+/// pieces.h says).
 template <class V>
 DLK_INLINE V gelu(V x) {
 #if defined(__AVX512F__)

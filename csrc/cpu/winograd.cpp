@@ -32,15 +32,15 @@ void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_
   constexpr int64_t NR = B::NR;
   const int64_t n = q.CO - m < NR ? q.CO - m : NR;
   const T* from = w + m * q.w_out + c * q.w_in;
-  if (q.w_in == 9 && q.weight[8] - q.weight[0] == 8)  // (CO, CI, 3, 3) in memory: all of a channel is contiguous
+  if (q.w_in == 9 && taps_in_order(q, 1))  // (CO, CI, 3, 3) in memory: all of a channel is contiguous
     return pack_panel_transposed<T>(9 * channels, n, [&](int64_t j) { return from + j * q.w_out; }, panel);
   T rows[kWeightChannels * NR];
   const auto scatter = [&](int64_t count, int64_t stride, T* to) {
     for (int64_t i = 0; i < count; ++i) copy(rows + i * NR, NR, to + i * stride);
   };
-  if (q.w_out == 9 && q.weight[0] - q.weight[8] == 8) {  // (CI, CO, 3, 3), taps in reverse: backward
+  if (q.w_out == 9 && taps_in_order(q, -1)) {  // (CI, CO, 3, 3), taps in reverse: backward
     for (int64_t i = 0; i < channels; ++i) {
-      const T* taps = from + i * q.w_in + q.weight[8];
+      const T* taps = from + i * q.w_in;
       pack_panel_transposed<T>(9, n, [&](int64_t j) { return taps + j * 9; }, rows);
       scatter(9, -NR, panel + (i * 9 + 8) * NR);
     }

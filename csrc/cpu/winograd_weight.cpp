@@ -76,7 +76,7 @@ template <int m>
 void finish(const Correlation& q, int64_t c, int64_t channels, int64_t k, const T* sums, int64_t row, int64_t plane,
             T* dw) {
   using W = Winograd<m>;
-  const bool taps_adjacent = q.w_in == 9 && q.weight[8] == 8;  // (K, C, 3, 3) in memory
+  const bool taps_adjacent = q.w_in == 9 && taps_in_order(q, 1);  // (K, C, 3, 3) in memory
   const int64_t outputs = q.CO - k < L ? q.CO - k : L;
   const int64_t tap_stride = taps_adjacent ? 1 : L, channel_stride = taps_adjacent ? 9 : 1;
   T buffer[9 * L * L];  // [channel][tap][output] or [tap][channel][output]
