@@ -44,14 +44,15 @@ struct alignas(64) Share {  // a cache line each
   static constexpr int kTaskBits = 40;
   std::atomic<uint64_t> next{0};
 
-  /// The next task of [begin, end) in call `call`, or -1. A share that nobody has touched in this call is full.
-  int64_t take(uint64_t call, int64_t begin, int64_t end) {
+  /// The first of the next `count` tasks of [begin, end) in call `call`, or -1. A share that nobody has touched in this
+  /// call is full.
+  int64_t take(uint64_t call, int64_t begin, int64_t end, int64_t count) {
     uint64_t seen = next.load(std::memory_order_relaxed);
     while (true) {
       const bool touched = seen >> kTaskBits == call;
       const int64_t task = touched ? static_cast<int64_t>(seen & ((uint64_t{1} << kTaskBits) - 1)) : begin;
       if (task >= end) return -1;
-      const uint64_t after = call << kTaskBits | static_cast<uint64_t>(task + 1);
+      const uint64_t after = call << kTaskBits | static_cast<uint64_t>(task + count);
       if (next.compare_exchange_weak(seen, after, std::memory_order_relaxed)) return task;
     }
   }
@@ -80,10 +81,13 @@ class Team {
       for (int64_t i = 0; i < n; ++i) f(i);
       return;
     }
+    constexpr int64_t kTurns = 16;  // in which a thread takes its share: taking a small task costs as much as doing it
+    const int64_t count = n / (kTurns * size) > 1 ? n / (kTurns * size) : 1;
     ++calls_;
     for (int64_t other = 0; other < size; ++other) {
       const int64_t r = (rank + other) % size, begin = n * r / size, end = n * (r + 1) / size;
-      for (int64_t i; (i = shares_[r].take(calls_, begin, end)) >= 0;) f(i);
+      for (int64_t first; (first = shares_[r].take(calls_, begin, end, count)) >= 0;)
+        for (int64_t i = first; i < end && i < first + count; ++i) f(i);
     }
     barrier();
   }
