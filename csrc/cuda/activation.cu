@@ -100,10 +100,11 @@ struct GeluTanh {
   static constexpr A kTwoBeta = A(2 * 0.79788456080286535588), kCubic = A(0.044715);
   __device__ A forward(A x) const { return x * sigmoid((x + x * x * x * kCubic) * kTwoBeta); }
   __device__ A backward(A dy, A x) const {
+    const A z = x < A(-20) ? A(-20) : x > A(20) ? A(20) : x;  // beyond, 0 or 1, and no Inf * 0 on the way
     A complement;
-    const A s = sigmoid((x + x * x * x * kCubic) * kTwoBeta, complement);
-    const A slope = (A(1) + x * x * (3 * kCubic)) * kTwoBeta;
-    return dy * (s + x * s * complement * slope);
+    const A s = sigmoid((z + z * z * z * kCubic) * kTwoBeta, complement);
+    const A slope = (A(1) + z * z * (3 * kCubic)) * kTwoBeta;
+    return dy * (s + z * s * complement * slope);
   }
 };
 
@@ -112,9 +113,10 @@ template <class A>
 struct Silu {
   __device__ A forward(A x) const { return x / (std::exp(-x) + A(1)); }
   __device__ A backward(A dy, A x) const {
+    const A z = x < A(-80) ? A(-80) : x;  // below, s is as small as there, and x must not make up for it
     A complement;
-    const A s = sigmoid(x, complement);
-    return dy * s * (A(1) + x * complement);
+    const A s = sigmoid(z, complement);
+    return dy * s * (A(1) + z * complement);
   }
 };
 
