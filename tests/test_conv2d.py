@@ -330,8 +330,9 @@ def test_compiled():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
-def test_winograd_runs(x_format, backend):
+def test_winograd_runs(x_format, dilation, backend):
     """Small integers, whose sums GEMM computes exactly: Winograd's points leave a trace in every pass."""
     if backend != "cpu":
         pytest.skip("the CPU's kernels")
@@ -341,7 +342,7 @@ def test_winograd_runs(x_format, backend):
 
     torch.manual_seed(0)
     x, w, dy = integers(4, 40, 18, 20), integers(40, 40, 3, 3), integers(4, 40, 18, 20)
-    ops, geometry = torch.ops.dlkernels, [1, 1, 1, 1, 1, 1, 1, 1, 1]
+    ops, geometry = torch.ops.dlkernels, [1, 1, *[dilation] * 4, dilation, dilation, 1]
     for op, arguments in (
         (ops.convolution, lambda x, w, dy: (x, w, None, geometry)),
         (ops.convolution_backward_input, lambda x, w, dy: (dy, w, None, x.shape, geometry)),

@@ -16,7 +16,8 @@ struct Gemm {
   int64_t batch = 1;
   bool allow_tf32 = false;  // a GPU may round float32 operands to 10 bits of mantissa
   int64_t run = 0;  // terms after which a CPU's sums restart, which bounds their rounding error; 0: what is fastest
-  bool bias_per_row = false;                      // bias[i] in place of bias[j]; a CPU's products only
+  /// bias[i] in place of bias[j]; a CPU's products only.
+  bool bias_per_row = false;
   int64_t a_batch = 0, b_batch = 0, c_batch = 0;  // 0 for A or B: one matrix shared by the whole batch
 };
 

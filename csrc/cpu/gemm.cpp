@@ -168,19 +168,16 @@ void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Contex
   const int64_t row_blocks = ceil_div(largest.M, plan.mc);
   T* const buffers = context.array<T>(threads * elements);
   run_threads(threads, [&](const Team& team) {
-    for (int64_t pc = 0; pc < p.K; pc += plan.kc)
-      for (int64_t jc = 0; jc < largest.N; jc += plan.nc) {
-        int64_t packed = -1;  // the columns of the grid whose panels the buffer holds
+    for (int64_t pc = 0; pc < ceil_div(p.K, plan.kc); ++pc)
+      for (int64_t jc = 0; jc < ceil_div(largest.N, plan.nc); ++jc) {
+        int64_t packed = -1;  // the columns of the grid, and the product, whose panels the buffer holds
         team.for_each(p.batch * rectangles * row_blocks, [&](int64_t task) {
-          const int64_t rectangle = task / row_blocks % rectangles, batch = task / row_blocks / rectangles;
-          const int64_t i0 = rectangle / cut.columns * cut.m, j0 = rectangle % cut.columns * cut.n + jc;
-          const Range rows = block_range(task % row_blocks, plan.mc, cut.m < p.M - i0 ? cut.m : p.M - i0);
-          const int64_t j1 = rectangle % cut.columns * cut.n + (jc + plan.nc < cut.n ? jc + plan.nc : cut.n);
-          const Part part{{i0 + rows.begin, i0 + rows.end},
-                          {j0, j1 < p.N ? j1 : p.N},
-                          {pc, pc + plan.kc < p.K ? pc + plan.kc : p.K}};
-          if (part.rows.size() <= 0 || part.columns.size() <= 0) return;
-          const int64_t columns = batch * cut.columns + rectangle % cut.columns;
+          const int64_t ic = task % row_blocks, rectangle = task / row_blocks % rectangles,
+                        batch = task / row_blocks / rectangles, column = rectangle % cut.columns;
+          const Part part{block_range(ic, plan.mc, block_range(rectangle / cut.columns, cut.m, p.M)),
+                          block_range(jc, plan.nc, block_range(column, cut.n, p.N)), block_range(pc, plan.kc, p.K)};
+          if (part.rows.size() <= 0 || part.columns.size() <= 0) return;  // of a smaller last rectangle
+          const int64_t columns = batch * cut.columns + column;
           multiply_rows(plan, p, part, a + batch * p.a_batch, b + batch * p.b_batch, bias, c + batch * p.c_batch,
                         buffers + team.rank * elements, plan.keeps_b && packed == columns);
           packed = columns;

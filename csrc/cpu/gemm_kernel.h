@@ -39,10 +39,12 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
-/// The i-th block of `size` of n things; the last may be shorter.
-constexpr Range block_range(int64_t i, int64_t size, int64_t n) {
-  return {i * size, (i + 1) * size < n ? (i + 1) * size : n};
+/// The i-th block of `size` of a range, or of n things; the last may be shorter.
+constexpr Range block_range(int64_t i, int64_t size, Range of) {
+  const int64_t begin = of.begin + i * size;
+  return {begin, begin + size < of.end ? begin + size : of.end};
 }
+constexpr Range block_range(int64_t i, int64_t size, int64_t n) { return block_range(i, size, Range{0, n}); }
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 

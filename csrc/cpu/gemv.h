@@ -91,7 +91,7 @@ void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c) {
   if (block > kMostColumns) block = kMostColumns;
   if (!by_rows && p.M > kRowGroup) block = 64;
   const int64_t blocks = ceil_div(p.N, block);
-  parallel_tasks(p.batch * blocks, parallel, [&](int64_t task) {
+  const auto multiply_task = [&](int64_t task) {
     const int64_t i = task / blocks, j = task % blocks * block, n = p.N - j < block ? p.N - j : block;
     const T *x = a + i * p.a_batch, *y = b + i * p.b_batch + j * p.b_col, *row = bias ? bias + j : nullptr;
     T* to = c + i * p.c_batch + j;
@@ -112,7 +112,8 @@ void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c) {
         default:
           multiply_columns<T, kRowGroup>(p, n, x, y, row, to);
       }
-  });
+  };
+  run_team(parallel && p.batch * blocks > 1, [&](const Team& team) { team.for_each(p.batch * blocks, multiply_task); });
 }
 
 }  // namespace

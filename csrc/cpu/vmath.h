@@ -135,15 +135,6 @@ DLK_INLINE Vec<float> rounded(Vec<float> product) {
   return product;
 }
 
-/// 1 / x, or where that is cheaper an estimate with a relative error of at most 2^-14.
-DLK_INLINE Vec<float> reciprocal_estimate(Vec<float> x) {
-#if defined(__AVX512F__)
-  return (Vec<float>)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)x);
-#else
-  return 1.f / x;
-#endif
-}
-
 template <class V>
 DLK_INLINE V tanh(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
@@ -162,7 +153,7 @@ DLK_INLINE V tanh(V x) {
     const V half_expm1 = polynomial(r, c) * (r * r) + r, scale = (V)((Vec<int32_t>)shifted << 23);
     const V h = half_expm1 * scale + (scale * 0.5f - 0.5f);
     // The quotient y, corrected by one step of Newton's method: h - y (h + 1) = h (1 - y) - y.
-    const V reciprocal = reciprocal_estimate(h + 1.f), y = rounded(h * reciprocal);
+    const V reciprocal = 1.f / (h + 1.f), y = rounded(h * reciprocal);
     const V corrected = (h * (1.f - y) - y) * reciprocal + y;
     return (V)((Vec<int32_t>)corrected | ((Vec<int32_t>)x & INT32_MIN));
 #endif
