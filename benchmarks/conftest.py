@@ -2,6 +2,7 @@
 machine. `make bench` and `make bench-quick` run it and make the report."""
 
 import functools
+import gc
 import sys
 
 import machine
@@ -72,23 +73,30 @@ def pytest_benchmark_update_json(config, output_json):
 # ---- A progress bar in place of pytest's dots
 
 
+class Progress:
+    """Drawn between tests: within one, pytest captures what is written."""
+
+    def __init__(self, tests):
+        self.bar = tqdm(total=tests, unit="test", file=sys.__stderr__, dynamic_ncols=True)
+
+    def pytest_runtest_logstart(self, location):
+        name = location[2]
+        self.bar.set_description(name[5:-1][:60].ljust(60))
+
+    def pytest_runtest_logfinish(self):
+        self.bar.update()
+
+
 def pytest_collection_finish(session):
-    if session.items and not session.config.option.collectonly:
-        session.config.progress = tqdm(total=len(session.items), unit="test", file=sys.__stderr__, dynamic_ncols=True)
+    if session.config.option.collectonly:
+        return
+    # What is alive by now stays: collecting it again before every measurement took longer than the measurements.
+    gc.collect()
+    gc.freeze()
+    session.config.pluginmanager.register(Progress(len(session.items)))
 
 
 def pytest_report_teststatus(report):
     if report.passed and report.when == "call":
         return "passed", "", ""
     return None
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_protocol(item):
-    if bar := getattr(item.config, "progress", None):
-        bar.set_description(item.name[5:-1][:60].ljust(60), refresh=False)
-
-
-def pytest_runtest_teardown(item):
-    if bar := getattr(item.config, "progress", None):
-        bar.update()
