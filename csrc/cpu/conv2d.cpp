@@ -3,10 +3,10 @@
 //
 // Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
 // whose rows are transposed on the way in and tiles on the way out. Pixels as columns: out[CO x pixels] = W Patches,
-// for the rest of NCHW; of 1 x 1 filters over large images that is a product in memory (gemm.h). The weights are packed
-// once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of threads: each makes
-// patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out is summed by one
-// thread, in an order that depends on the shape alone.
+// for the rest of NCHW. Of 1 x 1 filters over NHWC or large images that is a product in memory (gemm.h). The weights
+// are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of threads:
+// each makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out is summed
+// by one thread, in an order that depends on the shape alone.
 #include "csrc/core/conv2d.h"
 
 #include "csrc/core/gemm.h"
@@ -361,24 +361,16 @@ class WeightPanels {
   T* data_;
 };
 
-/// Whether the patches are the input itself, its rows near enough to be read in place.
-template <class T>
-bool patches_are_input(const Correlation& q) {
-  return reads_same_pixel(q) && q.groups * q.CI <= kFarStride<T>;
-}
-
-/// Blocks of pixels whose patches are packed, if they are not the input.
+/// Blocks of pixels whose patches are packed.
 template <class T>
 void correlate_patches(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   using B = Block<T>;
   const SumBlocks<T> sums(q);
   const Tiling tiling(q, B::MC, B::MR, B::NR);
   const WeightPanels<T> weights(q, sums, w, context);
-  const bool in_place = patches_are_input<T>(q);
   const bool rows_adjacent = q.row_step == 1 && q.col_step == 1;
-  const int64_t C = q.groups * q.CI, K = q.groups * q.CO;
-  const int64_t stride = packed_row_stride<T>(sums.terms());
-  const int64_t patches_size = in_place ? 0 : tiling.pixels * stride;
+  const int64_t K = q.groups * q.CO, stride = packed_row_stride<T>(sums.terms());
+  const int64_t patches_size = tiling.pixels * stride;
   T* all_patches = context.array<T>(max_threads() * patches_size);
   int64_t* all_rows = context.array<int64_t>(max_threads() * tiling.pixels);
 
@@ -391,17 +383,13 @@ void correlate_patches(const Correlation& q, const T* in, const T* w, const T* b
       if (!rows_adjacent) output_offsets(q, pixels, q.OH * q.OW * K, K, rows);
       for (int64_t block = 0; block < sums.count(); ++block) {
         const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
-        AView<T> a{in + pixels.begin * C + g * q.CI + channels.begin, C, true};
-        if (!in_place) {
-          read_channels_last(q, in, g, pixels, taps, channels, patches, stride);
-          a = {patches, stride, true};
-        }
+        read_channels_last(q, in, g, pixels, taps, channels, patches, stride);
         CView<T> c{.data = out + g * q.CO + (rows_adjacent ? pixels.begin * K : 0),
                    .row_stride = K,
                    .rows = rows_adjacent ? nullptr : rows,
                    .accumulate = block > 0};
         if (bias) c.column_bias = bias + g * q.CO;
-        multiply_block(pixels.size(), outputs.size(), channels.size() * taps.size(), a,
+        multiply_block(pixels.size(), outputs.size(), channels.size() * taps.size(), AView<T>{patches, stride, true},
                        weights.from(g, block, outputs.begin), weights.stride(), B::NR, c.from(0, outputs.begin));
       }
     });
@@ -419,7 +407,7 @@ int64_t band_rows(const Correlation& q) {
 template <class T>
 bool reads_rows(const Correlation& q) {
   constexpr int64_t kFewTerms = 128;  // of NCHW: transposing its tiles would take longer than summing them
-  if (q.channels_last ? patches_are_input<T>(q) : q.taps == 1 || q.CI * q.taps < kFewTerms) return false;
+  if (!q.channels_last && (q.taps == 1 || q.CI * q.taps < kFewTerms)) return false;
   return 2 * q.cols >= Block<T>::MR && PixelRows<T>::pays(q, band_rows<T>(q));
 }
 
@@ -482,17 +470,29 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
   }
 }
 
-/// Whether out is a product of matrices per image, W times the planes of `in`, which are long enough to fill the
-/// panels. (A phase of a strided backward pass writes only some pixels of its planes.)
+/// Whether out is a product of matrices in memory: NHWC, the pixels times W^T; NCHW, W times the planes of each image,
+/// which are long enough to fill the panels. (A phase of a strided backward pass writes only some of its pixels.)
 template <class T>
 bool is_product(const Correlation& q) {
-  return reads_same_pixel(q) && q.OH == q.IH && q.OW == q.IW && !q.channels_last && q.groups == 1 &&
-         (q.w_in == 1 || q.w_out == 1) && q.IH * q.IW >= 16 * Block<T>::NR;
+  return reads_same_pixel(q) && q.OH == q.IH && q.OW == q.IW && q.groups == 1 && (q.w_in == 1 || q.w_out == 1) &&
+         (q.channels_last || q.IH * q.IW >= 16 * Block<T>::NR);
 }
 
 template <class T>
 void multiply(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  const auto& gemm = kernel_table<GemmKernels<T>, kIsa>();
   const int64_t plane = q.IH * q.IW;
+  if (q.channels_last) {
+    const Gemm product{.M = q.pixels(),
+                       .N = q.CO,
+                       .K = q.CI,
+                       .a_row = q.CI,
+                       .a_col = 1,
+                       .b_row = q.w_in,
+                       .b_col = q.w_out,
+                       .c_row = q.CO};
+    return gemm.multiply(product, in, w, bias, out, context);
+  }
   const Gemm product{.M = q.CO,
                      .N = plane,
                      .K = q.CI,
@@ -506,7 +506,7 @@ void multiply(const Correlation& q, const T* in, const T* w, const T* bias, T* o
                      .bias_per_row = true,
                      .b_batch = q.CI * plane,
                      .c_batch = q.CO * plane};
-  kernel_table<GemmKernels<T>, kIsa>().multiply(product, w, in, bias, out, context);
+  gemm.multiply(product, w, in, bias, out, context);
 }
 
 template <class T>

@@ -35,8 +35,9 @@ struct Plan {
     assert(!b_transposed || p.b_row == 1 || p.K == 1);
     // Packing pays where a block is read several times and lies badly.
     pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T>);
-    pack_b = b_transposed || (p.M > 6 * B::MR && p.b_row > kFarStride<T>);
     kc = p.K < B::kDepth ? p.K : B::kDepth;
+    const bool badly = p.b_row > kFarStride<T> || crowds_sets<T>(kc, p.b_row);
+    pack_b = b_transposed || (p.M > 6 * B::MR && badly);
     nc = round_up(even_part(p.N, kColumns), B::NR);
     const int64_t most = threads > 1 ? B::MC / 2 : B::MC;  // smaller, where threads help each other
     mc = p.M <= most ? p.M : round_up(even_part(p.M, most), B::MR);

@@ -19,18 +19,19 @@ namespace dlk::cpu::DLK_ISA {
 
 /// Block sizes. Registers: MR * NV accumulators + NV of B + 1 broadcast must fit in 16 (AVX2, SSE) or 32 (AVX-512,
 /// NEON). KC: the B panel (KC x NR) and MR rows of A (MR x KC) together stay in a 32 KiB L1 (48 KiB with AVX-512), and
-/// sums restart every KC terms, which bounds their rounding error. MC: an MC x KC block of A takes about a third of a
-/// 512 KiB L2 (an MC x kDepth one, of the 2 MiB that go with AVX-512).
+/// sums restart every KC terms, which bounds their rounding error. MC: an MC x kDepth block of A takes about two fifths
+/// of a 512 KiB L2 (a third of the 2 MiB that go with AVX-512), which it shares with panels of B.
 template <class T>
 struct Block {
   static constexpr int MR = kIsa == Isa::avx512 ? 14 : kIsa == Isa::baseline ? 4 : 6;
   static constexpr int NV = 2;
   static constexpr int NR = NV * kLanes<T>;
   static constexpr int64_t KC = 1024 / sizeof(T);
-  static constexpr int64_t MC = 12 * MR;
+  static constexpr int64_t MC = (kIsa == Isa::avx512 ? 12 : 16) * MR;
   /// Terms that are multiplied between two passes over C. Each tile of C is loaded and stored once per block, from far
-  /// away if C is large: four times KC made products of 1024 and 2048 5 % faster than KC.
-  static constexpr int64_t kDepth = 4 * KC;
+  /// away if C is large, but A's block and a panel of B must stay in L2: four times KC made products of 1024 and 2048
+  /// 5 % faster than KC with 2 MiB of L2, and twice KC 8 % faster than either with 512 KiB.
+  static constexpr int64_t kDepth = (kIsa == Isa::avx512 ? 4 : 2) * KC;
 };
 
 /// Of pixels, rows, terms, ...: begin, begin + 1, ..., end - 1.
@@ -130,6 +131,16 @@ constexpr int64_t packed_row_stride(int64_t K) {
 /// Rows further apart than this share L1 sets and TLB entries too often to be read in place.
 template <class T>
 constexpr int64_t kFarStride = 2048 / sizeof(T);
+
+/// Whether lines of n rows, `stride` apart, cannot stay in L1 together, since the stride puts them into few of its
+/// sets: those are 64 on every processor of today, a page of lines, with 8 ways and more, of which half are theirs.
+template <class T>
+constexpr bool crowds_sets(int64_t n, int64_t stride) {
+  constexpr int64_t kPage = 4096, kWays = 4;
+  const int64_t bytes = stride * int64_t{sizeof(T)}, step = bytes & -bytes;  // the greatest power of two that divides
+  const int64_t sets = step >= kPage ? 1 : step > 64 ? kPage / step : 64;
+  return n > kWays * sets;
+}
 
 /// Multiply-adds below which one thread is faster than waking a second (about 10 microseconds of work).
 constexpr int64_t kGrainMultiplies = 400'000;
