@@ -14,6 +14,7 @@
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/pool_windows.h"
+#include "csrc/cpu/reduce.h"
 
 namespace dlk::cpu {
 namespace {
@@ -212,14 +213,16 @@ T sum_of(const T* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) sum += x[i];
     return sum;
   }
-  if (n <= LongSum<T, 1>::kBlock * kLanes<T>) {
-    Vec<T> sum{};
-    for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum += load_n(x + i, lanes); });
-    return reduce_sum(sum);
-  }
-  LongSum<T, 1> sum;
-  for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum.add(x + i, lanes); });
-  return reduce_sum(sum.value(0));
+  constexpr int kVecs = 4;  // chains of additions, which do not wait for each other
+  constexpr int64_t kRun = kVecs * kLanes<T>;
+  LongSum<T, kVecs> sum;
+  const int64_t whole = n <= LongSum<T, kVecs>::kBlock * kRun ? 0 : n / kRun * kRun;
+  for (int64_t i = 0; i < whole; i += kRun) sum.add(x + i, std::integral_constant<int, kLanes<T>>{});
+  Vec<T> total = sum_vecs<1, T>(n - whole, [&](int64_t i, auto lanes, auto& chain) {
+                   chain.of[0] += load_n(x + whole + i, lanes);
+                 }).of[0];
+  for (int k = 0; k < kVecs && whole > 0; ++k) total += sum.value(k);
+  return reduce_sum(total);
 }
 
 /// The windows' inputs along one axis: an array, since adaptive ones cost two divisions.

@@ -14,6 +14,7 @@
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/moments.h"
 #include "csrc/cpu/parallel.h"
+#include "csrc/cpu/streaming.h"
 
 namespace dlk::cpu {
 namespace {
@@ -34,14 +35,20 @@ struct Affine {
   }
 };
 
-/// Normalises the N planes of channel c.
+/// Bytes of `tensors` tensors of x's shape.
 template <class T>
+int64_t bytes_of(int64_t tensors, BatchNormShape s) {
+  return tensors * s.N * s.C * s.inner * int64_t{sizeof(T)};
+}
+
+/// Normalises the N planes of channel c.
+template <bool streams, class T>
 void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>& affine, T* y) {
   const T mean = affine.mean[c], a = affine.a[c], b = affine.b[c];
   for (int64_t n = 0; n < s.N; ++n) {
     const int64_t plane = (n * s.C + c) * s.inner;
     for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
-      store_n(y + plane + i, (load_n(x + plane + i, lanes) - mean) * a + b, lanes);
+      write_n<streams>(y + plane + i, (load_n(x + plane + i, lanes) - mean) * a + b, lanes);
     });
   }
 }
@@ -49,12 +56,14 @@ void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>&
 /// Normalises rows of C channels.
 template <class T>
 void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y) {
-  parallel_for(s.N, s.C, [=](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n)
-      for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
-        const Vec<T> d = load_n(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
-        store_n(y + n * s.C + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
-      });
+  with_streaming(y, s.C, bytes_of<T>(2, s), [=](auto streams) {
+    parallel_for<streams>(s.N, s.C, [=](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
+          const Vec<T> d = load_n(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
+          write_n<streams>(y + n * s.C + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
+        });
+    });
   });
 }
 
@@ -101,15 +110,17 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
     for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
     return normalise_rows(s, x, affine, y);
   }
-  parallel_for(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      Moments moments;
-      for (int64_t n = 0; n < s.N; ++n) add_moments(moments, x + (n * s.C + c) * s.inner, s.inner);
-      mean[c] = static_cast<T>(moments.mean);
-      var[c] = static_cast<T>(moments.variance());
-      affine.set(c, mean[c], var[c], weight, bias, eps);
-      normalise_channel(s, c, x, affine, y);
-    }
+  with_streaming(y, s.inner, bytes_of<T>(2, s), [=](auto streams) {
+    parallel_for<streams>(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        Moments moments;
+        for (int64_t n = 0; n < s.N; ++n) add_moments(moments, x + (n * s.C + c) * s.inner, s.inner);
+        mean[c] = static_cast<T>(moments.mean);
+        var[c] = static_cast<T>(moments.variance());
+        affine.set(c, mean[c], var[c], weight, bias, eps);
+        normalise_channel<streams>(s, c, x, affine, y);
+      }
+    });
   });
 }
 
@@ -119,8 +130,10 @@ void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, con
   const Affine<T> affine(s.C, context);
   for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
   if (s.inner == 1) return normalise_rows(s, x, affine, y);
-  parallel_for(s.C, s.N * s.inner, [=](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) normalise_channel(s, c, x, affine, y);
+  with_streaming(y, s.inner, bytes_of<T>(2, s), [=](auto streams) {
+    parallel_for<streams>(s.C, s.N * s.inner, [=](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) normalise_channel<streams>(s, c, x, affine, y);
+    });
   });
 }
 
@@ -167,6 +180,7 @@ struct Backward {
     return sums;
   }
 
+  template <bool streams>
   void channel_dx(int64_t c) const {
     const T k1 = gradient.k1[c], k2 = gradient.k2[c], a = gradient.a[c];
     for (int64_t n = 0; n < s.N; ++n) {
@@ -174,17 +188,19 @@ struct Backward {
       for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
         V g = load_n(dy + plane + i, lanes);
         if (training) g = g - k1 - (load_n(x + plane + i, lanes) - mean[c]) * k2;
-        store_n(dx + plane + i, g * a, lanes);
+        write_n<streams>(dx + plane + i, g * a, lanes);
       });
     }
   }
 
   void by_channel() const {
-    parallel_for(s.C, 4 * s.N * s.inner, [this](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        finish(c, needs_sums() ? channel_sums(c) : GradientSums{});
-        channel_dx(c);
-      }
+    with_streaming(dx, s.inner, bytes_of<T>(3, s), [this](auto streams) {
+      parallel_for<streams>(s.C, 4 * s.N * s.inner, [=, this](int64_t begin, int64_t end) {
+        for (int64_t c = begin; c < end; ++c) {
+          finish(c, needs_sums() ? channel_sums(c) : GradientSums{});
+          channel_dx<streams>(c);
+        }
+      });
     });
   }
 
@@ -219,16 +235,18 @@ struct Backward {
         finish(c, sums);
       }
     });
-    parallel_for(s.N, 2 * C, [=, this](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n)
-        for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-          V g = load_n(dy + n * C + c, lanes);
-          if (training) {
-            const V d = load_n(x + n * C + c, lanes) - load_n(mean + c, lanes);
-            g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
-          }
-          store_n(dx + n * C + c, g * load_n(gradient.a + c, lanes), lanes);
-        });
+    with_streaming(dx, C, bytes_of<T>(3, s), [=, this](auto streams) {
+      parallel_for<streams>(s.N, 2 * C, [=, this](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n)
+          for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+            V g = load_n(dy + n * C + c, lanes);
+            if (training) {
+              const V d = load_n(x + n * C + c, lanes) - load_n(mean + c, lanes);
+              g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
+            }
+            write_n<streams>(dx + n * C + c, g * load_n(gradient.a + c, lanes), lanes);
+          });
+      });
     });
   }
 };

@@ -10,6 +10,7 @@
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
+#include "csrc/cpu/streaming.h"
 
 namespace dlk::cpu {
 namespace {
@@ -86,10 +87,12 @@ void to_channels_last(DropoutShape shape, const uint64_t* logical, uint64_t* kee
 template <class T>
 void apply(int64_t n, const uint64_t* keep, double scale, const T* x, T* y, Context&) {
   const Vec<T> factor = splat(static_cast<T>(scale));
-  parallel_words(n, [=](int64_t word, int64_t first, int64_t count) {
-    for_each_vec<T>(count, [&](int64_t i, auto lanes) {
-      const auto kept = lanes_of_bits<T>(keep[word] >> i);
-      store_n(y + first + i, load_n(x + first + i, lanes) * (kept ? factor : Vec<T>{}), lanes);
+  with_streaming(y, 0, 2 * n * int64_t{sizeof(T)}, [=](auto streams) {
+    parallel_words<streams>(n, [=](int64_t word, int64_t first, int64_t count) {
+      for_each_vec<T>(count, [&](int64_t i, auto lanes) {
+        const auto kept = lanes_of_bits<T>(keep[word] >> i);
+        write_n<streams>(y + first + i, load_n(x + first + i, lanes) * (kept ? factor : Vec<T>{}), lanes);
+      });
     });
   });
 }
@@ -100,25 +103,29 @@ void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, con
   T* factors = context.array<T>(planes);
   for (int64_t plane = 0; plane < planes; ++plane) factors[plane] = bit(keep, plane) ? static_cast<T>(scale) : T(0);
 
+  const int64_t bytes = 2 * planes * shape.P * int64_t{sizeof(T)};
   if (!shape.channels_last) {
-    parallel_for(planes, shape.P, [=](int64_t begin, int64_t end) {
-      for (int64_t plane = begin; plane < end; ++plane) {
-        const int64_t at = plane * shape.P;
-        for_each_vec<T>(shape.P, [&](int64_t i, auto lanes) {
-          store_n(y + at + i, load_n(x + at + i, lanes) * factors[plane], lanes);
+    return with_streaming(y, shape.P, bytes, [=](auto streams) {
+      parallel_for<streams>(planes, shape.P, [=](int64_t begin, int64_t end) {
+        for (int64_t plane = begin; plane < end; ++plane) {
+          const int64_t at = plane * shape.P;
+          for_each_vec<T>(shape.P, [&](int64_t i, auto lanes) {
+            write_n<streams>(y + at + i, load_n(x + at + i, lanes) * factors[plane], lanes);
+          });
+        }
+      });
+    });
+  }
+  with_streaming(y, shape.C, bytes, [=](auto streams) {
+    parallel_for<streams>(shape.N * shape.P, shape.C, [=](int64_t begin, int64_t end) {
+      for (int64_t pixel = begin; pixel < end; ++pixel) {
+        const int64_t at = pixel * shape.C;
+        const T* image_factors = factors + pixel / shape.P * shape.C;
+        for_each_vec<T>(shape.C, [&](int64_t c, auto lanes) {
+          write_n<streams>(y + at + c, load_n(x + at + c, lanes) * load_n(image_factors + c, lanes), lanes);
         });
       }
     });
-    return;
-  }
-  parallel_for(shape.N * shape.P, shape.C, [=](int64_t begin, int64_t end) {
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const int64_t at = pixel * shape.C;
-      const T* image_factors = factors + pixel / shape.P * shape.C;
-      for_each_vec<T>(shape.C, [&](int64_t c, auto lanes) {
-        store_n(y + at + c, load_n(x + at + c, lanes) * load_n(image_factors + c, lanes), lanes);
-      });
-    }
   });
 }
 

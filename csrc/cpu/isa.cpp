@@ -1,5 +1,6 @@
 #include "csrc/cpu/isa.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -21,6 +22,19 @@ Isa choose() {
   }
   throw std::runtime_error("DLKERNELS_ISA=" + std::string(asked ? asked : "") +
                            " is not available here; choose from: " + available);
+}
+
+/// Of the first core's caches, the last that Linux lists. (In virtual machines sysconf was seen to say 256 MiB of 32.)
+int64_t read_last_level_cache() {
+  int64_t bytes = 0;
+  for (int index = 0;; ++index) {
+    const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size";
+    std::FILE* file = std::fopen(path.c_str(), "r");
+    if (file == nullptr) return bytes;
+    long long kib = 0;
+    if (std::fscanf(file, "%lldK", &kib) == 1) bytes = kib << 10;
+    std::fclose(file);
+  }
 }
 
 }  // namespace
@@ -48,6 +62,11 @@ bool isa_available(Isa isa) {
 Isa active_isa() {
   static const Isa isa = choose();
   return isa;
+}
+
+int64_t last_level_cache() {
+  static const int64_t bytes = read_last_level_cache();
+  return bytes;
 }
 
 }  // namespace dlk::cpu

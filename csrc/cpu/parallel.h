@@ -101,11 +101,22 @@ inline void run_team(bool parallel, F&& f) {
   run_threads(parallel ? max_threads() : 1, f);
 }
 
+/// Waits until other threads see what this one's non-temporal stores (streaming.h) wrote, which are not ordered.
+inline void drain_streams() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 /// f(begin, end) over [0, n) in contiguous ranges, one per thread; `cost` is the elements of streaming work per item.
-/// Ranges depend on the number of threads: f must treat each item on its own.
-template <class F>
-inline void parallel_for(int64_t n, int64_t cost, F&& f) {
+/// Ranges depend on the number of threads: f must treat each item on its own. `streams`: f has non-temporal stores.
+template <bool streams = false, class F>
+inline void parallel_for(int64_t n, int64_t cost, F&& range) {
   if (n <= 0) return;
+  const auto f = [&](int64_t begin, int64_t end) {
+    range(begin, end);
+    if constexpr (streams) drain_streams();
+  };
   const int64_t work = n * (cost > 0 ? cost : 1);
   int64_t threads = work / kGrainElements;
   if (threads > max_threads()) threads = max_threads();
@@ -122,18 +133,18 @@ inline void parallel_for(int64_t n, int64_t cost, F&& f) {
 
 /// f(begin, end) over n elements of streaming work, in ranges that start at a multiple of 64: which elements fall in a
 /// vector's tail does not depend on the number of threads.
-template <class F>
+template <bool streams = false, class F>
 inline void parallel_elements(int64_t n, F&& f) {
   constexpr int64_t kBlock = 64;
-  parallel_for(ceil_div(n, kBlock), kBlock,
-               [&](int64_t begin, int64_t end) { f(begin * kBlock, end * kBlock < n ? end * kBlock : n); });
+  parallel_for<streams>(ceil_div(n, kBlock), kBlock,
+                        [&](int64_t begin, int64_t end) { f(begin * kBlock, end * kBlock < n ? end * kBlock : n); });
 }
 
 /// f(word, first, count) for each word of a bit per element: its elements [first, first + count), 64 but for the last.
-template <class F>
+template <bool streams = false, class F>
 inline void parallel_words(int64_t n, F&& f) {
   constexpr int64_t kWordBits = 64;
-  parallel_for(ceil_div(n, kWordBits), kWordBits, [&](int64_t begin, int64_t end) {
+  parallel_for<streams>(ceil_div(n, kWordBits), kWordBits, [&](int64_t begin, int64_t end) {
     for (int64_t word = begin; word < end; ++word) {
       const int64_t first = word * kWordBits;
       f(word, first, n - first < kWordBits ? n - first : kWordBits);

@@ -1,0 +1,53 @@
+// Non-temporal stores, for outputs that will not stay in the cache: they do not fetch the lines that they overwrite, so
+// a copy moves two bytes where plain stores move three.
+//
+// A kernel asks once per call, with_streaming(y, row, bytes, f), and writes with write_n<streams> within
+// parallel_for<streams>, which makes the stores visible before the threads meet.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "csrc/cpu/isa.h"
+#include "csrc/cpu/parallel.h"
+#include "csrc/cpu/simd.h"
+
+namespace dlk::cpu {
+namespace {
+
+/// As store, past the caches; p is aligned to a vector.
+template <class T>
+DLK_INLINE void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+
+/// store_n, streaming whole vectors if `streams`.
+template <bool streams, class T, class Count>
+DLK_INLINE void write_n(T* p, Vec<T> v, Count lanes) {
+  if constexpr (streams && !std::is_same_v<Count, int>)
+    stream(p, v);
+  else
+    store_n(p, v, lanes);
+}
+
+/// f(std::bool_constant<streams>), where `streams` says whether to stream an output of rows of `row` elements, which
+/// are written from their beginning in whole vectors, by a kernel that reads and writes `bytes` in all. Beyond three
+/// quarters of the last cache it pays (1.3 to 1.6 times faster on Zen 3); below, the next layer finds the output there.
+template <class T, class F>
+void with_streaming(const T* y, int64_t row, int64_t bytes, F&& f) {
+  const bool aligned = (reinterpret_cast<uintptr_t>(y) | static_cast<uintptr_t>(row * sizeof(T))) % kVecBytes == 0;
+  const int64_t cache = last_level_cache();
+  if (aligned && cache > 0 && bytes > cache / 4 * 3) return f(std::true_type{});
+  f(std::false_type{});
+}
+
+}  // namespace
+}  // namespace dlk::cpu
