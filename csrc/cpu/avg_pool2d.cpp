@@ -15,6 +15,7 @@
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/pool_windows.h"
 #include "csrc/cpu/reduce.h"
+#include "csrc/cpu/streaming.h"
 
 namespace dlk::cpu {
 namespace {
@@ -102,7 +103,8 @@ class LongSum {
 
 // ---- Sliding
 
-template <class T>
+/// kS: the width of the window as a constant, or 0.
+template <class T, int kS>
 void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Context& context) {
   const Axis h = vertical(p);
   const int64_t* offsets = tap_offsets<T>(p, context);
@@ -111,7 +113,8 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors,
     for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
       Vec<T> sum{};
       for (int64_t r = taps.begin; r < taps.end; ++r)
-        for (int64_t s = 0; s < p.S; ++s) sum += load(row.input(r) + ow + offsets[s]);
+#pragma GCC unroll 4
+        for (int64_t s = 0; s < (kS ? kS : p.S); ++s) sum += load(row.input(r) + ow + offsets[s]);
       store_n(y + (row.plane * p.OH + row.oh) * p.OW + ow, sum / divisors.vector_at(row.oh, ow), lanes);
     });
   });
@@ -165,11 +168,11 @@ struct SplitGradient {
   }
 };
 
-template <class T>
+template <bool streams, class T>
 void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
   const Axis h = vertical(p);
   const SplitGradient<T> split(p);
-  const int64_t pixel = split.pixel, planes = p.N * p.C / pixel;
+  const int64_t pixel = split.pixel, planes = p.N * p.C / pixel, length = p.W * pixel;
   constexpr int64_t kBand = 16;  // input rows per task: a few times the taps, so that g is seldom computed twice
   const int64_t bands = ceil_div(p.H, kBand), g_rows = (kBand + p.R - 2) / h.stride + 1;
   const int64_t g_size = std::min(g_rows, p.OH) * split.g_length;
@@ -197,9 +200,13 @@ void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> diviso
                           phases + q * split.phase_length);
         if (p.stride_w > 1) split.merge(phases, merged);
         const T* row = p.stride_w > 1 ? merged : phases;
-        __builtin_memcpy(dx + (plane * p.H + ih) * p.W * pixel, row + p.pad_w * pixel, p.W * pixel * sizeof(T));
+        T* const to = dx + (plane * p.H + ih) * length;
+        for_each_vec<T>(length, [&](int64_t i, auto lanes) {
+          write_n<streams>(to + i, load_n(row + p.pad_w * pixel + i, lanes), lanes);
+        });
       }
     });
+    if constexpr (streams) drain_streams();
   });
 }
 
@@ -215,13 +222,17 @@ T sum_of(const T* x, int64_t n) {
   }
   constexpr int kVecs = 4;  // chains of additions, which do not wait for each other
   constexpr int64_t kRun = kVecs * kLanes<T>;
+  const auto sum_from = [&](int64_t begin) {
+    return sum_vecs<1, T>(n - begin,
+                          [&](int64_t i, auto lanes, auto& chain) { chain.of[0] += load_n(x + begin + i, lanes); })
+        .of[0];
+  };
+  if (n <= LongSum<T, kVecs>::kBlock * kRun) return reduce_sum(sum_from(0));
   LongSum<T, kVecs> sum;
-  const int64_t whole = n <= LongSum<T, kVecs>::kBlock * kRun ? 0 : n / kRun * kRun;
+  const int64_t whole = n / kRun * kRun;
   for (int64_t i = 0; i < whole; i += kRun) sum.add(x + i, std::integral_constant<int, kLanes<T>>{});
-  Vec<T> total = sum_vecs<1, T>(n - whole, [&](int64_t i, auto lanes, auto& chain) {
-                   chain.of[0] += load_n(x + whole + i, lanes);
-                 }).of[0];
-  for (int k = 0; k < kVecs && whole > 0; ++k) total += sum.value(k);
+  Vec<T> total = sum_from(whole);
+  for (int k = 0; k < kVecs; ++k) total += sum.value(k);
   return reduce_sum(total);
 }
 
@@ -267,16 +278,34 @@ void forward_by_window(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisor
   });
 }
 
+/// Whether there is one window, the whole image.
+bool is_global(const AvgPool2d& p) {
+  const Range h = vertical_windows(p).inputs(0), w = horizontal_windows(p).inputs(0);
+  return p.OH * p.OW == 1 && h.end - h.begin == p.H && w.end - w.begin == p.W;
+}
+
+/// Writes a number to each plane.
+template <bool streams, class T>
+void backward_global(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors) {
+  const int64_t plane_size = p.H * p.W;
+  parallel_for<streams>(p.N * p.C, plane_size, [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const Vec<T> g = splat(dy[plane] / divisors.at(0, 0));
+      for_each_vec<T>(plane_size,
+                      [&](int64_t i, auto lanes) { write_n<streams>(dx + plane * plane_size + i, g, lanes); });
+    }
+  });
+}
+
 /// Adds to the rows of each row of windows what these give its columns.
 template <class T>
 void backward_by_window(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
   const Range* ih = inputs_of(vertical_windows(p), context);
   const Range* iw = inputs_of(horizontal_windows(p), context);
   for_each_plane<T>(p, context, [&](int64_t plane, T* columns) {
-    T *dx_plane = dx + plane * p.H * p.W, *dx_end = dx_plane + p.H * p.W;
-    const bool global = p.OH * p.OW == 1 && ih[0].end - ih[0].begin == p.H && iw[0].end - iw[0].begin == p.W;
-    std::fill(dx_plane, dx_end, global ? dy[plane] / divisors.at(0, 0) : T(0));
-    for (int64_t oh = 0; oh < p.OH && !global; ++oh) {
+    T* const dx_plane = dx + plane * p.H * p.W;
+    std::fill(dx_plane, dx_plane + p.H * p.W, T(0));
+    for (int64_t oh = 0; oh < p.OH; ++oh) {
       std::fill(columns, columns + p.W, T(0));
       for (int64_t ow = 0; ow < p.OW; ++ow) {
         const T g = dy[(plane * p.OH + oh) * p.OW + ow] / divisors.at(oh, ow);
@@ -367,7 +396,10 @@ void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
   if (p.channels_last) return forward_channels_last(p, x, y, divisors);
-  if (slides(p)) return forward_sliding(p, x, y, divisors, context);
+  if (slides(p)) {
+    const auto run = p.S == 2 ? forward_sliding<T, 2> : p.S == 3 ? forward_sliding<T, 3> : forward_sliding<T, 0>;
+    return run(p, x, y, divisors, context);
+  }
   forward_by_window(p, x, y, divisors, context);
 }
 
@@ -375,8 +407,13 @@ template <class T>
 void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
-  if (slides(p) || few_channels<T>(p)) return backward_sliding(p, dy, dx, divisors, context);
+  const int64_t bytes = p.N * p.C * (p.H * p.W + p.OH * p.OW) * int64_t{sizeof(T)};
+  if (slides(p) || few_channels<T>(p))
+    return with_streaming(dx, p.W * elements_of_pixel(p), bytes,
+                          [&](auto streams) { backward_sliding<streams>(p, dy, dx, divisors, context); });
   if (p.channels_last) return backward_channels_last(p, dy, dx, divisors);
+  if (is_global(p))
+    return with_streaming(dx, p.H * p.W, bytes, [&](auto streams) { backward_global<streams>(p, dy, dx, divisors); });
   backward_by_window(p, dy, dx, divisors, context);
 }
 

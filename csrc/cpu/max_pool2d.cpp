@@ -6,12 +6,13 @@
 //
 // NCHW: vectors along OW, from split rows (pool_windows.h); a task is a band of output rows of one plane.
 // channels_last: vectors along C; a task is a row. Backward: dy is added to each position's element one by one (NCHW,
-// few channels, large windows), or each row of dx gathers what the windows over it found there, with vectors along C.
+// few channels, large windows), or rows of dx gather what the windows over them found there, with vectors along C.
 #include <limits>
 
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/pool_windows.h"
+#include "csrc/cpu/streaming.h"
 
 namespace dlk::cpu {
 namespace {
@@ -27,9 +28,12 @@ constexpr bool kBytesOfFloats = sizeof(P) == 1 && sizeof(T) == 4;
 
 template <class T, class P, class Count>
 DLK_INLINE void store_positions(P* to, Vec<IntOf<T>> position, Count lanes) {
-  if constexpr (kBytesOfFloats<T, P> && std::is_same_v<Count, int>) return store_bytes_partial(to, position, lanes);
-  const auto narrow = __builtin_convertvector(position, PositionVec<T, P, kLanes<T>>);
-  __builtin_memcpy(to, &narrow, lanes * sizeof(P));
+  if constexpr (kBytesOfFloats<T, P>) {
+    store_bytes_partial(to, position, lanes);
+  } else {
+    const auto narrow = __builtin_convertvector(position, PositionVec<T, P, kLanes<T>>);
+    __builtin_memcpy(to, &narrow, lanes * sizeof(P));
+  }
 }
 
 template <class T, class P, class Count>
@@ -62,8 +66,8 @@ P first_position(Range r, Range s, int64_t S) {
   return r.begin < r.end && s.begin < s.end ? static_cast<P>(r.begin * S + s.begin) : kNone<P>;
 }
 
-/// `positions` is null if they are not wanted; P is then any type.
-template <class T, class P, bool kPositions>
+/// `positions` is null if they are not wanted; P is then any type. kS: the width of the window as a constant, or 0.
+template <class T, class P, bool kPositions, int kS>
 void forward_nchw(const Pool2d& p, const T* x, T* y, P* positions, Context& context) {
   const Axis h = vertical(p), w = horizontal(p);
   const int64_t* offsets = tap_offsets<T>(p, context);
@@ -72,21 +76,34 @@ void forward_nchw(const Pool2d& p, const T* x, T* y, P* positions, Context& cont
   for_each_output_row(p, x, -std::numeric_limits<T>::infinity(), context, [&](OutputRow<T> row) {
     const Range r_taps = h.taps(row.oh);
     const int64_t row_at = (row.plane * p.OH + row.oh) * p.OW;
+    // In variables of their own: stores of bytes might change what `p` and `offsets` refer to, for all the compiler
+    // knows.
+    const int64_t S = kS ? kS : p.S, down = h.dilation * row.size, rows = r_taps.end - r_taps.begin;
+    const T* const input = row.input(r_taps.begin * h.dilation);
+    const IntOf<T> first = static_cast<IntOf<T>>(r_taps.begin * S);
+    int64_t at[kS ? kS : 1];
+    for (int s = 0; s < kS; ++s) at[s] = offsets[s];
     for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
-      Best<T> best(static_cast<IntOf<T>>(r_taps.begin * p.S));
-      for (int64_t r = r_taps.begin; r < r_taps.end; ++r) {
-        const T* input = row.input(r * h.dilation) + ow;
-        for (int64_t s = 0; s < p.S; ++s) best.take(load(input + offsets[s]), r * p.S + s);
+      Best<T> best(first);
+      const T* from = input + ow;
+      IntOf<T> position = first;
+      for (int64_t r = 0; r < rows; ++r, from += down) {
+        if constexpr (kS > 0) {
+#pragma GCC unroll 4
+          for (int s = 0; s < kS; ++s) best.take(load(from + at[s]), position++);
+        } else {
+          for (int64_t s = 0; s < S; ++s) best.take(load(from + offsets[s]), position++);
+        }
       }
       store_n(y + row_at + ow, best.value, lanes);
       if constexpr (kPositions) store_positions<T>(positions + row_at + ow, best.position, lanes);
     });
     if constexpr (kPositions) {
       // A window where nothing won points to (r_taps.begin, 0): right unless that is padding.
-      const int64_t doubtful = r_taps.begin < r_taps.end && edge < p.OW ? edge : p.OW;
+      const int64_t doubtful = rows > 0 && edge < p.OW ? edge : p.OW;
       for (int64_t ow = 0; ow < doubtful; ++ow) {
         P& position = positions[row_at + ow];
-        if (position == static_cast<P>(r_taps.begin * p.S)) position = first_position<P>(r_taps, w.taps(ow), p.S);
+        if (position == static_cast<P>(first)) position = first_position<P>(r_taps, w.taps(ow), S);
       }
     }
   });
@@ -99,16 +116,20 @@ void forward_channels_last(const Pool2d& p, const T* x, T* y, P* positions) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / p.OH, oh = row % p.OH;
       const Range r_taps = h.taps(oh);
+      const int64_t C = p.C, S = p.S, down = p.dilation_h * p.W * C, right = p.dilation_w * C;  // as in forward_nchw
       for (int64_t ow = 0; ow < p.OW; ++ow) {
         const Range s_taps = w.taps(ow);
-        const T* window = x + ((n * p.H + h.start(oh)) * p.W + w.start(ow)) * p.C;
-        const int64_t at = (row * p.OW + ow) * p.C;
-        const P first = first_position<P>(r_taps, s_taps, p.S);
-        for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+        const T* window = x + ((n * p.H + h.start(oh)) * p.W + w.start(ow)) * C;
+        const int64_t at = (row * p.OW + ow) * C;
+        const P first = first_position<P>(r_taps, s_taps, S);
+        for_each_vec<T>(C, [&](int64_t c, auto lanes) {
           Best<T> best(first);
-          for (int64_t r = r_taps.begin; r < r_taps.end; ++r)
-            for (int64_t s = s_taps.begin; s < s_taps.end; ++s)
-              best.take(load_n(window + (r * p.dilation_h * p.W + s * p.dilation_w) * p.C + c, lanes), r * p.S + s);
+          for (int64_t r = r_taps.begin; r < r_taps.end; ++r) {
+            const T* from = window + r * down + s_taps.begin * right + c;
+            IntOf<T> position = static_cast<IntOf<T>>(r * S + s_taps.begin);
+            for (int64_t s = s_taps.begin; s < s_taps.end; ++s, from += right)
+              best.take(load_n(from, lanes), position++);
+          }
           store_n(y + at + c, best.value, lanes);
           if constexpr (kPositions) store_positions<T>(positions + at + c, best.position, lanes);
         });
@@ -161,8 +182,9 @@ void backward_scattered(const Pool2d& p, Pixel pixel, const T* dy, const P* posi
   });
 }
 
+/// channels_last: adds to each row of dx what the windows over it found there.
 template <class T, class P>
-void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T* dx) {
+void backward_overlapping(const Pool2d& p, const T* dy, const P* positions, T* dx) {
   const Axis h = vertical(p), w = horizontal(p);
   parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -190,10 +212,57 @@ void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T*
   });
 }
 
+/// channels_last, where no windows overlap: each pixel of dx is written once, from the one window over it or as zeros.
+template <bool streams, class T, class P>
+void backward_disjoint(const Pool2d& p, const T* dy, const P* positions, T* dx, const Range* columns) {
+  const Axis h = vertical(p), w = horizontal(p);
+  const auto tap_of = [](Axis axis, int64_t o, int64_t i) {  // the tap of output o that input i is, or -1
+    const int64_t distance = i - axis.start(o);
+    if (axis.dilation == 1) return distance;
+    return distance % axis.dilation == 0 ? distance / axis.dilation : -1;
+  };
+  parallel_for<streams>(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
+    const int64_t C = p.C;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / p.H, ih = row % p.H;
+      const Range rows = h.outputs(ih);
+      const int64_t oh = rows.begin, r = oh < rows.end ? tap_of(h, oh, ih) : -1;
+      T* to = dx + row * p.W * C;
+      for (int64_t iw = 0; iw < p.W; ++iw, to += C) {
+        const int64_t ow = columns[iw].begin, s = ow < columns[iw].end ? tap_of(w, ow, iw) : -1;
+        const int64_t at = ((n * p.OH + oh) * p.OW + ow) * C;
+        const auto position = static_cast<IntOf<T>>(r < 0 || s < 0 ? -1 : r * p.S + s);
+        for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+          Vec<T> g{};
+          if (position >= 0) {
+            const auto here = load_positions<T>(positions + at + c, lanes) == position;
+            g = here ? load_n(dy + at + c, lanes) : Vec<T>{};
+          }
+          write_n<streams>(to + c, g, lanes);
+        });
+      }
+    }
+  });
+}
+
+template <class T, class P>
+void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T* dx, Context& context) {
+  const auto extent = [](Axis axis) { return (axis.kernel - 1) * axis.dilation + 1; };
+  if (extent(vertical(p)) > p.stride_h || extent(horizontal(p)) > p.stride_w)
+    return backward_overlapping(p, dy, positions, dx);
+  Range* columns = context.array<Range>(p.W);
+  for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = horizontal(p).outputs(iw);
+  const int64_t bytes = (p.H * p.W * sizeof(T) + p.OH * p.OW * (sizeof(T) + sizeof(P))) * p.N * p.C;
+  with_streaming(dx, p.C, bytes, [&](auto streams) { backward_disjoint<streams>(p, dy, positions, dx, columns); });
+}
+
 template <class T, class P, bool kPositions>
 void forward_in_layout(const Pool2d& p, const T* x, T* y, P* positions, Context& context) {
   if (p.channels_last) return forward_channels_last<T, P, kPositions>(p, x, y, positions);
-  forward_nchw<T, P, kPositions>(p, x, y, positions, context);
+  const auto run = p.S == 2   ? forward_nchw<T, P, kPositions, 2>
+                   : p.S == 3 ? forward_nchw<T, P, kPositions, 3>
+                              : forward_nchw<T, P, kPositions, 0>;
+  run(p, x, y, positions, context);
 }
 
 template <class T>
@@ -204,18 +273,18 @@ void forward(const Pool2d& p, const T* x, T* y, Positions positions, Context& co
 }
 
 template <class T, class P>
-void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx) {
+void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx, Context& context) {
   if (!p.channels_last) return backward_scattered(p, std::integral_constant<int, 1>{}, dy, positions, dx);
   // Gathering takes a step per tap and vector, about what scattering an output takes; a part of a vector takes two.
   const int64_t steps = p.C / kLanes<T> + (p.C % kLanes<T> ? 2 : 0);
   if (p.R * p.S * steps > p.C) return backward_scattered(p, p.C, dy, positions, dx);
-  backward_channels_last(p, dy, positions, dx);
+  backward_channels_last(p, dy, positions, dx, context);
 }
 
 template <class T>
-void backward(const Pool2d& p, const T* dy, Positions positions, T* dx, Context&) {
-  if (positions.narrow) return backward_in_layout(p, dy, positions.narrow, dx);
-  backward_in_layout(p, dy, positions.wide, dx);
+void backward(const Pool2d& p, const T* dy, Positions positions, T* dx, Context& context) {
+  if (positions.narrow) return backward_in_layout(p, dy, positions.narrow, dx, context);
+  backward_in_layout(p, dy, positions.wide, dx, context);
 }
 
 template <class P>

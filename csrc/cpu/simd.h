@@ -221,6 +221,19 @@ DLK_INLINE Vec<int32_t> widen_bytes(typename VecOf<uint8_t, kLanes<int32_t>>::ty
 #endif
 }
 
+/// The low bytes of the lanes: the inverse, which GCC 12 does lane by lane.
+DLK_INLINE typename VecOf<uint8_t, kLanes<int32_t>>::type narrow_to_bytes(Vec<int32_t> v) {
+  using Bytes = typename VecOf<uint8_t, kLanes<int32_t>>::type;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i low_bytes = _mm256_set1_epi32(0x0C080400);  // of each half, to its first four bytes
+  const __m256i halves = _mm256_shuffle_epi8((__m256i)v, low_bytes);
+  const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+  return __builtin_bit_cast(Bytes, _mm_cvtsi128_si64(both));
+#else
+  return __builtin_convertvector(v, Bytes);
+#endif
+}
+
 /// The first n of kLanes<float> bytes (0 <= n <= kLanes<float>) as 32-bit integers, the rest 0; never reads past p + n.
 DLK_INLINE Vec<int32_t> load_bytes_partial(const uint8_t* p, int64_t n) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -237,7 +250,11 @@ DLK_INLINE void store_bytes_partial(uint8_t* p, Vec<int32_t> v, int64_t n) {
 #if defined(__AVX512F__)
   _mm512_mask_cvtepi32_storeu_epi8(p, (__mmask16)((1u << n) - 1), (__m512i)v);
 #else
-  for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(v[i]);
+  const auto bytes = narrow_to_bytes(v);
+  if (n == kLanes<int32_t>)
+    __builtin_memcpy(p, &bytes, sizeof(bytes));
+  else
+    store_halves(p, bytes, n);
 #endif
 }
 
