@@ -72,17 +72,27 @@ void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, int6
   }
 }
 
+/// Rows that sum_rows adds among themselves.
+constexpr int64_t kRowGroup = 8;
+
+/// For `add` below: fetches what column c of the group of rows after that of row n will need. A group's rows are more
+/// streams than the hardware follows.
+template <class T>
+DLK_INLINE void prefetch_rows(const T* x, int64_t n, int64_t C, int64_t c) {
+  __builtin_prefetch(x + (n + kRowGroup) * C + c);
+}
+
 /// Rows that sum_rows should be given at a time: longer sums in T lose digits, shorter ones cost more to combine.
 constexpr int64_t kSumRows = 128;
 
-/// Adds to sums (count, C), over rows [begin, end), what add(n, c, lanes, sum) adds to sum[0..count) for row n. Eight
-/// rows are added among themselves first: fewer loads and stores of the sums, and fewer roundings.
+/// Adds to sums (count, C), over rows [begin, end), what add(n, c, lanes, sum) adds to sum[0..count) for row n. A group
+/// of rows is added among themselves first: fewer loads and stores of the sums, and fewer roundings.
 template <int count, class T, class Add>
 DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add) {
-  for (int64_t n = begin; n < end; n += 8)
+  for (int64_t n = begin; n < end; n += kRowGroup)
     for_each_vec<T>(C, [&](int64_t c, auto lanes) {
       Vec<T> sum[count] = {};
-      for (int64_t row = n; row < std::min(end, n + 8); ++row) add(row, c, lanes, sum);
+      for (int64_t row = n; row < std::min(end, n + kRowGroup); ++row) add(row, c, lanes, sum);
       for (int k = 0; k < count; ++k) store_n(sums + k * C + c, load_n(sums + k * C + c, lanes) + sum[k], lanes);
     });
 }
