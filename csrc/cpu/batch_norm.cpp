@@ -77,10 +77,8 @@ void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& c
       const int64_t begin = k * kSumRows, end = std::min(s.N, begin + kSumRows);
       T* shift = partial + k * 3 * C;
       std::fill(shift, shift + 3 * C, T(0));
-      sum_rows<1>(C, begin, end, shift, [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) {
-        prefetch_rows(x, n, C, c);
-        sum[0] += load_n(x + n * C + c, lanes);
-      });
+      sum_rows<1>(C, begin, end, shift,
+                  [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_row(x, n, C, c, lanes); });
       for (int64_t c = 0; c < C; ++c) shift[c] /= static_cast<T>(end - begin);
       sum_rows<2>(C, begin, end, shift + C, [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) {
         const Vec<T> d = load_n(x + n * C + c, lanes) - load_n(shift + c, lanes);
@@ -215,11 +213,9 @@ struct Backward {
         std::fill(sums, sums + 2 * C, T(0));
         sum_rows<2>(C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), sums,
                     [=, this](int64_t n, int64_t c, auto lanes, V* sum) {
-                      const V g = load_n(dy + n * C + c, lanes);
-                      prefetch_rows(dy, n, C, c);
-                      prefetch_rows(x, n, C, c);
+                      const V g = load_row(dy, n, C, c, lanes);
                       sum[0] += g;
-                      sum[1] += g * (load_n(x + n * C + c, lanes) - load_n(mean + c, lanes));
+                      sum[1] += g * (load_row(x, n, C, c, lanes) - load_n(mean + c, lanes));
                     });
       }
     });

@@ -406,7 +406,7 @@ int64_t band_rows(const Correlation& q) {
 /// Whether tiles read patches where they lie: each within one grid row, so short rows would leave them few sums.
 template <class T>
 bool reads_rows(const Correlation& q) {
-  constexpr int64_t kFewTerms = 128;  // of NCHW: transposing its tiles would take longer than summing them
+  constexpr int64_t kFewTerms = 160;  // of NCHW: transposing its tiles would take longer than summing them
   if (!q.channels_last && (q.taps == 1 || q.CI * q.taps < kFewTerms)) return false;
   return 2 * q.cols >= Block<T>::MR && PixelRows<T>::pays(q, band_rows<T>(q));
 }

@@ -9,6 +9,7 @@
 #include "csrc/core/layer_norm.h"
 #include "csrc/cpu/moments.h"
 #include "csrc/cpu/parallel.h"
+#include "csrc/cpu/streaming.h"
 
 namespace dlk::cpu {
 namespace {
@@ -68,9 +69,9 @@ struct PixelBlocks {
   }
 
   /// f(sample, pixel) for each pixel, over the threads.
-  template <class F>
+  template <bool streams, class F>
   void for_each_pixel(F f) const {
-    parallel_for(samples * s.inner, C, [=, this](int64_t begin, int64_t end) {
+    parallel_for<streams>(samples * s.inner, C, [=, this](int64_t begin, int64_t end) {
       for (int64_t pixel = begin; pixel < end; ++pixel) f(pixel / s.inner, pixel);
     });
   }
@@ -84,7 +85,7 @@ void block_moments(RowNormShape s, const T* x, int64_t begin, int64_t end, T* su
   const double count = static_cast<double>((end - begin) * s.channels);
   std::fill(sums, sums + 3 * C, T(0));
   sum_rows<1>(C, begin, end, shift,
-              [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_n(x + row * C + c, lanes); });
+              [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_row(x, row, C, c, lanes); });
   for (int64_t first = 0; first < C; first += s.channels) {
     double total = 0;
     for (int64_t k = 0; k < s.channels; ++k) total += shift[first + k];
@@ -134,11 +135,14 @@ void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T*
     }
   });
 
-  blocks.for_each_pixel([=](int64_t sample, int64_t pixel) {
-    const T *m = constants + sample * 3 * C, *a = m + C, *b = a + C;
-    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-      const Vec<T> d = load_n(x + pixel * C + c, lanes) - load_n(m + c, lanes);
-      store_n(y + pixel * C + c, d * load_n(a + c, lanes) + load_n(b + c, lanes), lanes);
+  const int64_t bytes = 2 * s.rows * s.channels * s.inner * int64_t{sizeof(T)};
+  with_streaming(y, C, bytes, [=](auto streams) {
+    blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
+      const T *m = constants + sample * 3 * C, *a = m + C, *b = a + C;
+      for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+        const Vec<T> d = load_n(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+        write_n<streams>(y + pixel * C + c, d * load_n(a + c, lanes) + load_n(b + c, lanes), lanes);
+      });
     });
   });
 }
@@ -156,9 +160,9 @@ GradientSums* plane_sums(PixelBlocks blocks, const T* dy, const T* x, const T* m
     T* sums = partial + block * 2 * C;
     std::fill(sums, sums + 2 * C, T(0));
     sum_rows<2>(C, begin, end, sums, [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) {
-      const Vec<T> g = load_n(dy + row * C + c, lanes);
+      const Vec<T> g = load_row(dy, row, C, c, lanes);
       sum[0] += g;
-      sum[1] += g * (load_n(x + row * C + c, lanes) - load_n(m + c, lanes));
+      sum[1] += g * (load_row(x, row, C, c, lanes) - load_n(m + c, lanes));
     });
   });
   GradientSums* sums = context.array<GradientSums>(blocks.samples * C);
@@ -195,12 +199,15 @@ void backward_channels_last(RowNormShape s, const T* dy, const T* x, const T* me
       }
     }
   });
-  blocks.for_each_pixel([=](int64_t sample, int64_t pixel) {
-    const T *m = constants + sample * 4 * C, *a = m + C, *b = a + C, *k = b + C;
-    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-      const Vec<T> d = load_n(x + pixel * C + c, lanes) - load_n(m + c, lanes);
-      const Vec<T> g = load_n(dy + pixel * C + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
-      store_n(dx + pixel * C + c, g - d * load_n(k + c, lanes), lanes);
+  const int64_t bytes = 3 * s.rows * s.channels * s.inner * int64_t{sizeof(T)};
+  with_streaming(dx, C, bytes, [=](auto streams) {
+    blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
+      const T *m = constants + sample * 4 * C, *a = m + C, *b = a + C, *k = b + C;
+      for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+        const Vec<T> d = load_n(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+        const Vec<T> g = load_n(dy + pixel * C + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
+        write_n<streams>(dx + pixel * C + c, g - d * load_n(k + c, lanes), lanes);
+      });
     });
   });
   weight_gradients(s, sums, rstd, dweight, dbias);

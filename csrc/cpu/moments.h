@@ -75,11 +75,12 @@ void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, int6
 /// Rows that sum_rows adds among themselves.
 constexpr int64_t kRowGroup = 8;
 
-/// For `add` below: fetches what column c of the group of rows after that of row n will need. A group's rows are more
-/// streams than the hardware follows.
-template <class T>
-DLK_INLINE void prefetch_rows(const T* x, int64_t n, int64_t C, int64_t c) {
+/// For `add` below: column c of row n, whose next group is fetched ahead: a group's rows are more streams than the
+/// hardware follows (batch norm's gradient, 144 channels: from 0.73 to 1.1 of PyTorch's speed on Zen 3).
+template <class T, class Count>
+DLK_INLINE Vec<T> load_row(const T* x, int64_t n, int64_t C, int64_t c, Count lanes) {
   __builtin_prefetch(x + (n + kRowGroup) * C + c);
+  return load_n(x + n * C + c, lanes);
 }
 
 /// Rows that sum_rows should be given at a time: longer sums in T lose digits, shorter ones cost more to combine.

@@ -9,6 +9,7 @@
 
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/softmax_passes.h"
+#include "csrc/cpu/streaming.h"
 
 namespace dlk::cpu {
 namespace {
@@ -28,7 +29,7 @@ void forward_row(int64_t C, const T* x, T* y) {
   });
 }
 
-template <bool log, class T>
+template <bool log, bool streams, class T>
 void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
   using V = Vec<T>;
   const auto sums = sum_vecs<1, T>(C, [&](int64_t c, auto lanes, auto& chain) {
@@ -38,7 +39,7 @@ void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
   const T sum = reduce_sum(sums.of[0]);
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     const V g = load_n(dy + c, lanes), v = load_n(y + c, lanes);
-    store_n(dx + c, log ? g - exp(v) * sum : v * (g - sum), lanes);
+    write_n<streams>(dx + c, log ? g - exp(v) * sum : v * (g - sum), lanes);
   });
 }
 
@@ -60,7 +61,7 @@ void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* y) {
     });
 }
 
-template <bool log, class T>
+template <bool log, bool streams, class T>
 void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T* y, T* dx) {
   using V = Vec<T>;
   T sum[kTile] = {};
@@ -73,7 +74,7 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = c * inner + j;
       const V g = load_n(dy + at, lanes), v = load_n(y + at, lanes), total = load(sum + j);
-      store_n(dx + at, log ? g - exp(v) * total : v * (g - total), lanes);
+      write_n<streams>(dx + at, log ? g - exp(v) * total : v * (g - total), lanes);
     });
 }
 
@@ -89,12 +90,15 @@ void forward_as(SoftmaxShape s, const T* x, T* y) {
 
 template <bool log, class T>
 void backward_as(SoftmaxShape s, const T* dy, const T* y, T* dx) {
-  for_each_row_or_tile<T>(
-      s, [=](int64_t i) { backward_row<log>(s.C, dy + i * s.C, y + i * s.C, dx + i * s.C); },
-      [=](int64_t i, int64_t j, int64_t width) {
-        const int64_t at = i * s.C * s.inner + j;
-        backward_tile<log>(s.C, s.inner, width, dy + at, y + at, dx + at);
-      });
+  const int64_t bytes = 3 * s.outer * s.C * s.inner * int64_t{sizeof(T)};
+  with_streaming(dx, s.inner == 1 ? s.C : s.inner, bytes, [=](auto streams) {
+    for_each_row_or_tile<T, streams>(
+        s, [=](int64_t i) { backward_row<log, streams>(s.C, dy + i * s.C, y + i * s.C, dx + i * s.C); },
+        [=](int64_t i, int64_t j, int64_t width) {
+          const int64_t at = i * s.C * s.inner + j;
+          backward_tile<log, streams>(s.C, s.inner, width, dy + at, y + at, dx + at);
+        });
+  });
 }
 
 template <class T>

@@ -31,16 +31,16 @@ int64_t tile_width(int64_t C) {
 }
 
 /// row(i) for each of the `outer` rows, or tile(i, j, width) for columns [j, j + width) of each i, over the threads.
-template <class T, class Row, class Tile>
+template <class T, bool streams = false, class Row, class Tile>
 void for_each_row_or_tile(SoftmaxShape s, Row row, Tile tile) {
   if (s.inner == 1) {
-    parallel_for(s.outer, s.C * kExpCost, [&](int64_t begin, int64_t end) {
+    parallel_for<streams>(s.outer, s.C * kExpCost, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) row(i);
     });
     return;
   }
   const int64_t width = tile_width<T>(s.C), tiles = ceil_div(s.inner, width);
-  parallel_for(s.outer * tiles, s.C * std::min(s.inner, width) * kExpCost, [&](int64_t begin, int64_t end) {
+  parallel_for<streams>(s.outer * tiles, s.C * std::min(s.inner, width) * kExpCost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t j = i % tiles * width;
       tile(i / tiles, j, std::min(width, s.inner - j));
