@@ -462,12 +462,21 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
 /// Output pixels that no tap reaches (stride larger than the filter): bias alone.
 template <class T>
 void fill_grid(const Correlation& q, const T* bias, T* out) {
-  const int64_t K = q.groups * q.CO, channel = q.channels_last ? 1 : q.OH * q.OW, pixel = q.channels_last ? K : 1;
-  for (int64_t p = 0; p < q.pixels(); ++p) {
-    int64_t offset;
-    output_offsets(q, {p, p + 1}, K * q.OH * q.OW, pixel, &offset);
-    for (int64_t k = 0; k < K; ++k) out[offset + k * channel] = bias ? bias[k] : T(0);
-  }
+  const int64_t K = q.groups * q.CO, plane = q.OH * q.OW;
+  parallel_for(q.N * q.rows, q.cols * K, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t i = row % q.rows;
+      T* const image = out + row / q.rows * K * plane;
+      for (int64_t j = 0; j < q.cols && q.channels_last; ++j) {
+        T* const pixel = image + q.output_pixel(i, j) * K;
+        bias ? copy(bias, K, pixel) : zero(K, pixel);
+      }
+      for (int64_t k = 0; k < K && !q.channels_last; ++k) {
+        T* const first = image + k * plane + q.output_pixel(i, 0);
+        for (int64_t j = 0; j < q.cols; ++j) first[j * q.col_step] = bias ? bias[k] : T(0);
+      }
+    }
+  });
 }
 
 /// Whether out is a product of matrices in memory: NHWC, the pixels times W^T; NCHW, W times the planes of each image,

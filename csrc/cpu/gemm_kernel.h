@@ -94,7 +94,8 @@ struct Ahead {
   int64_t stride = 0;
 };
 
-/// Elements of panels that stay in L1 together: half of it.
+/// Elements of panels that stay in L1 together: half of it. (40 KiB with AVX2 on Zen 3 gained nothing with 16 to 64
+/// terms, and with 147 took 1.3 times as long.)
 template <class T>
 constexpr int64_t kNearElements = (kIsa == Isa::avx512 ? 24 << 10 : 16 << 10) / sizeof(T);
 
