@@ -48,9 +48,9 @@ without parameters.
 
 
 TARGETS_METHOD = """\
-The targets were set on another machine, two cores of an AMD Zen 3 with AVX2. "The roofline allows": the ratio of the
-case that has least room, if our time were the least in which this machine could do it (for 3 x 3 filters with stride 1,
-by Winograd's algorithm, in a quarter of the operations); in bold where the target is out of reach here.
+The targets were set on two cores of an AMD Zen 3 with AVX2. "The roofline allows": the ratio of the case that has
+least room, if our time were the least in which this machine could do it (for 3 x 3 filters with stride 1, by Winograd's
+algorithm, in a quarter of the operations); in bold where the target is out of reach here.
 """
 
 
