@@ -5,7 +5,9 @@ import time
 import pytest
 import torch
 from cases import FUNCTIONS, functions_of
-from util import DTYPES, check_threads
+from util import DTYPES, check_threads, rand
+
+import dlkernels.functional
 
 N = 140  # samples: every case has then more than four times the elements or multiplications that one thread takes
 
@@ -14,6 +16,13 @@ N = 140  # samples: every case has then more than four times the elements or mul
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_bitwise_equal(case, dtype):
     check_threads(FUNCTIONS[case].bind(functions_of(case)[0]), FUNCTIONS[case].inputs(N, dtype))
+
+
+@pytest.mark.parametrize("groups", [1, 65])
+def test_group_norm_with_a_last_vector_of_one(groups):
+    """Where two copies of a loop once contracted different products and sums."""
+    x = rand(2, 65, 13, 40, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    check_threads(lambda x: dlkernels.functional.group_norm(x, groups), [x])
 
 
 def others_seconds():

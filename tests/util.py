@@ -138,20 +138,22 @@ def check_gradients(function, inputs):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+def check_same_bits(function, inputs, settings, change):
+    """Outputs and gradients are bitwise the same for all settings; change(setting) makes one the current one."""
+    expected = None
+    for setting in settings:
+        change(setting)
+        outputs, gradients = _run(function, inputs, None)
+        expected = expected or [*outputs, *gradients]
+        for a, b in zip(expected, [*outputs, *gradients], strict=True):
+            same = torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+            assert same, f"differs with {setting}"
+
+
 def check_threads(function, inputs, max_threads=4):
     """Outputs and gradients are bitwise the same for 1 to max_threads threads."""
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        expected = _run(function, inputs, None)
-        for threads in range(2, max_threads + 1):
-            torch.set_num_threads(threads)
-            actual = _run(function, inputs, None)
-            for a, b in zip([*expected[0], *expected[1]], [*actual[0], *actual[1]], strict=True):
-                assert (
-                    torch.equal(a, b)
-                    or torch.equal(a.isnan(), b.isnan())
-                    and torch.equal(a.nan_to_num(), b.nan_to_num())
-                ), f"differs at {threads} threads"
+        check_same_bits(function, inputs, range(1, max_threads + 1), torch.set_num_threads)
     finally:
         torch.set_num_threads(before)

@@ -72,6 +72,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("isa", [] { return std::string(dlk::cpu::kIsaNames[static_cast<int>(dlk::cpu::active_isa())]); });
   m.def("available_isas", &available_isas);
+  m.def("last_level_cache", &dlk::cpu::last_level_cache);
+  m.def("set_last_level_cache", &dlk::cpu::set_last_level_cache);
   m.def("counts", &counts_as_dict);
   m.def("reset_counts", &reset_counts);
   m.def("use_simt", &use_simt);

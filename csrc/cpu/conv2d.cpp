@@ -3,7 +3,561 @@
 //
 // Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
 // whose rows are transposed on the way in and tiles on the way out. Pixels as columns: out[CO x pixels] = W Patches,
-// for the rest of NCHW. 1 x 1 filters over NHWC or large images are a product in memory (gemm.h). The weights are
-// packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of threads: each
-// makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out is summed by
-// one thread, in an order that depends on the shape alone.
+// for the rest of NCHW. Of 1 x 1 filters over NHWC or large images that is a product in memory (gemm.h). The weights
+// are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of threads:
+// each makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out is summed
+// by one thread, in an order that depends on the shape alone.
+#include "csrc/core/conv2d.h"
+
+#include "csrc/core/gemm.h"
+#include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/narrow_groups.h"
+#include "csrc/cpu/patches.h"
+#include "csrc/cpu/winograd.h"
+
+namespace dlk::cpu {
+namespace {
+
+using namespace DLK_ISA;
+
+/// Whether threads share the outputs rather than the pixels, because there is more of weights than of the input: a line
+/// that another core has just packed takes longer to fetch than to pack, and so each packs the weights of its outputs.
+inline bool shares_outputs(const Correlation& q) { return q.CO * q.taps > q.N * q.IH * q.IW; }
+
+/// Tasks: groups x parts of CO x pixel blocks.
+struct Tiling {
+  int64_t pixels, pixel_blocks;  // per block; count
+  int64_t outputs, output_parts;
+
+  Tiling(const Correlation& q, int64_t most_pixels, int64_t pixel_multiple, int64_t output_multiple) {
+    pixel_blocks = ceil_div(q.pixels(), most_pixels);
+    pixels = round_up(ceil_div(q.pixels(), pixel_blocks), pixel_multiple);
+    pixel_blocks = ceil_div(q.pixels(), pixels);
+    constexpr int64_t kEnough = 4;  // tasks per thread; with fewer, CO is cut too
+    const int64_t threads = max_threads(), most = ceil_div(q.CO, 4 * output_multiple);
+    const bool cut = shares_outputs(q) || q.groups * pixel_blocks < kEnough * threads;
+    output_parts = !cut ? 1 : threads < most ? threads : most;
+    outputs = round_up(ceil_div(q.CO, output_parts), output_multiple);
+    output_parts = ceil_div(q.CO, outputs);
+  }
+
+  int64_t count(const Correlation& q) const { return q.groups * pixel_blocks * output_parts; }
+
+  Range pixel_range(const Correlation& q, int64_t block) const { return block_range(block, pixels, q.pixels()); }
+
+  struct Task {
+    int64_t group;
+    Range pixels, outputs;
+  };
+  Task task(const Correlation& q, int64_t i) const {
+    return {i / pixel_blocks / output_parts, pixel_range(q, i % pixel_blocks),
+            block_range(i / pixel_blocks % output_parts, outputs, q.CO)};
+  }
+};
+
+/// Terms of a partial sum where a sum's error would otherwise exceed twice PyTorch's.
+constexpr int64_t kRun = 64;
+
+template <class T>
+const T* weight_at(const Correlation& q, const T* w, int64_t g, int64_t m, int64_t c, int64_t t) {
+  return w + g * q.w_group + m * q.w_out + c * q.w_in + q.weight[t];
+}
+
+/// Output offsets of a block of pixels, the images `image_stride` and the pixels of one `pixel_stride` apart.
+void output_offsets(const Correlation& q, Range pixels, int64_t image_stride, int64_t pixel_stride, int64_t* offsets) {
+  Pixel pixel(q, pixels.begin);
+  for (int64_t p = pixels.begin; p < pixels.end; ++p, pixel.next(q))
+    *offsets++ = pixel.n * image_stride + q.output_pixel(pixel.i, pixel.j) * pixel_stride;
+}
+
+// ---- Pixels as columns: NCHW
+
+/// Whether the weights of an output are contiguous in the order of the sum, (c, t): (CO, CI, R, S) in memory.
+inline bool weights_in_order(const Correlation& q) { return q.w_in == q.taps && taps_in_order(q, 1); }
+
+/// Row m of the packed weights of one block of the sum: terms (c, t), taps innermost.
+template <class T>
+void pack_weight_row(const Correlation& q, const T* w, int64_t g, int64_t m, Range channels, Range taps, T* row) {
+  const T* from = weight_at(q, w, g, m, channels.begin, taps.begin);
+  if (taps.size() == q.taps && weights_in_order(q)) return copy(from, channels.size() * q.taps, row);
+  for (int64_t c = channels.begin; c < channels.end; ++c)
+    for (int64_t t = taps.begin; t < taps.end; ++t) *row++ = *weight_at(q, w, g, m, c, t);
+}
+
+/// The rows of `outputs`, `stride` apart.
+template <class T>
+void pack_weight_rows(const Correlation& q, const T* w, int64_t g, Range outputs, Range channels, Range taps, T* rows,
+                      int64_t stride) {
+  if (q.taps == 1 && q.w_out == 1)
+    return store_transposed(weight_at(q, w, g, outputs.begin, channels.begin, 0), q.w_in, channels.size(),
+                            outputs.size(), rows, stride);
+  for (int64_t m = outputs.begin; m < outputs.end; ++m, rows += stride)
+    pack_weight_row(q, w, g, m, channels, taps, rows);
+}
+
+/// The weights of all groups, [group][block of the sum][m][terms], or where they lie in that order anyway.
+template <class T>
+class PlanarWeights {
+ public:
+  PlanarWeights(const Correlation& q, const SumBlocks<T>& sums, const T* w, Context& context)
+      : q_(q), sums_(sums), w_(w), stride_(packed_row_stride<T>(sums.terms())) {
+    // The MR rows that a tile reads must not share cache sets: a multiple of half a page between them leaves two of 64.
+    const bool spread = q.w_out * sizeof(T) % 2048 != 0;
+    in_place_ = weights_in_order(q) && sums.tap_blocks == 1 && spread;
+    if (!in_place_) data_ = context.array<T>(q.groups * sums.count() * q.CO * stride_);
+  }
+
+  void pack(const Team& team) const {
+    if (in_place_) return;
+    constexpr int64_t L = kLanes<T>;
+    const int64_t parts = ceil_div(q_.CO, L);
+    team.for_each(q_.groups * parts, [&](int64_t i) {
+      const int64_t g = i / parts;
+      const Range outputs = block_range(i % parts, L, q_.CO);
+      for (int64_t block = 0; block < sums_.count(); ++block)
+        pack_weight_rows(q_, w_, g, outputs, sums_.channel_range(block), sums_.tap_range(block),
+                         data_ + ((g * sums_.count() + block) * q_.CO + outputs.begin) * stride_, stride_);
+    });
+  }
+  AView<T> view(int64_t g, int64_t block) const {
+    if (in_place_) return {weight_at(q_, w_, g, 0, sums_.channel_range(block).begin, 0), q_.w_out, true};
+    return {data_ + (g * sums_.count() + block) * q_.CO * stride_, stride_, true};
+  }
+
+ private:
+  const Correlation& q_;
+  const SumBlocks<T>& sums_;
+  const T* w_;
+  int64_t stride_;
+  bool in_place_;
+  T* data_ = nullptr;
+};
+
+template <class T>
+void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  using B = Block<T>;
+  const SumBlocks<T> sums(q);
+  const Tiling tiling(q, kBlockPixels, B::NR, B::MR);
+  const PlanarWeights<T> weights(q, sums, w, context);
+  // A panel of patches is packed just before its products, which find it in L1. Patches that several tasks need are
+  // packed first, all of them.
+  const bool shared = tiling.output_parts > 1 && !shares_outputs(q);
+  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, tiling.pixels, sums.channels);
+  const int64_t panel_size = sums.terms() * B::NR + kLanes<T>, panels_per_block = ceil_div(tiling.pixels, B::NR);
+  const int64_t near = panels_at_once<T>(sums.terms());
+  const int64_t blocks = q.groups * tiling.pixel_blocks * sums.count(), threads = max_threads();
+  const int64_t runs_size = 2 * tiling.pixels + 1;
+  T* stages = context.array<T>(threads * stage_size);
+  T* panels = context.array<T>((shared ? blocks * panels_per_block : threads * near) * panel_size);
+  Run* runs = context.array<Run>(threads * runs_size);
+  int64_t* all_columns = context.array<int64_t>(threads * tiling.pixels);
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    weights.pack(team);
+    const auto patches_of = [&](Range pixels) {
+      return PlanarPatches<T>(q, pixels, B::NR, runs + team.rank * runs_size, stages + team.rank * stage_size);
+    };
+    // Blocks of taps of the same channels follow each other and share what is staged.
+    const auto stage = [&](PlanarPatches<T>& patches, int64_t g, int64_t block) {
+      if (sums.tap_range(block).begin == 0) patches.stage(in, g, sums.channel_range(block));
+    };
+    const auto pack = [&](const PlanarPatches<T>& patches, Range pixels, int64_t block, int64_t first, T* panel) {
+      const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
+      if (pixels.size() - first < B::NR) zero(channels.size() * taps.size() * B::NR, panel);
+      patches.template read_panel<B::NR>(first, channels.size(), taps, panel);
+    };
+    if (shared)
+      team.for_each(blocks / sums.tap_blocks, [&](int64_t i) {
+        const int64_t first_block = i * sums.tap_blocks;
+        const int64_t g = first_block / sums.count() / tiling.pixel_blocks;
+        const Range pixels = tiling.pixel_range(q, first_block / sums.count() % tiling.pixel_blocks);
+        PlanarPatches<T> patches = patches_of(pixels);
+        for (int64_t block = first_block; block < first_block + sums.tap_blocks; ++block) {
+          T* panel = panels + block * panels_per_block * panel_size;
+          stage(patches, g, block % sums.count());
+          for (int64_t p = 0; p < pixels.size(); p += B::NR, panel += panel_size)
+            pack(patches, pixels, block % sums.count(), p, panel);
+        }
+      });
+    int64_t* columns = all_columns + team.rank * tiling.pixels;
+    team.for_each(tiling.count(q), [&](int64_t i) {
+      const auto [g, pixels, outputs] = tiling.task(q, i);
+      PlanarPatches<T> patches = patches_of(pixels);
+      output_offsets(q, pixels, q.groups * q.CO * q.OH * q.OW, 1, columns);
+      for (int64_t block = 0; block < sums.count(); ++block) {
+        const int64_t terms = sums.channel_range(block).size() * sums.tap_range(block).size();
+        CView<T> c{.data = out + g * q.CO * q.OH * q.OW,
+                   .row_stride = q.OH * q.OW,
+                   .columns = columns,
+                   .accumulate = block > 0};
+        if (bias) c.row_bias = bias + g * q.CO;
+        if (!shared) stage(patches, g, block);
+        const int64_t of_block =
+            ((g * tiling.pixel_blocks + i % tiling.pixel_blocks) * sums.count() + block) * panels_per_block;
+        for (int64_t p = 0, n; p < pixels.size(); p += n) {
+          n = pixels.size() - p < near * B::NR ? pixels.size() - p : near * B::NR;
+          T* const panel = panels + (shared ? of_block + p / B::NR : team.rank * near) * panel_size;
+          for (int64_t r = 0; r < n && !shared; r += B::NR)
+            pack(patches, pixels, block, p + r, panel + r / B::NR * panel_size);
+          multiply_block(outputs.size(), n, terms, weights.view(g, block).from_row(outputs.begin), panel, panel_size,
+                         B::NR, c.from(outputs.begin, p), kRun,
+                         shared || near > 1 ? Ahead<T>{} : patches.after(p, B::NR));
+        }
+      }
+    });
+  });
+}
+
+// ---- Few outputs: packing would cost more than it saves, so the tiles read the staged rows themselves.
+
+/// Elements of staged rows that one task reads: they stay in L2.
+constexpr int64_t kBandElements = 32 << 10;
+
+template <class T>
+bool few_outputs(const Correlation& q) {
+  constexpr int64_t L = kLanes<T>;
+  if (q.CI * q.taps > Block<T>::kDepth) return false;
+  // NHWC images are transposed on the way, in and out: worth it where the outputs of a pixel would fill less than half
+  // of a vector. NCHW rows must fill their vectors where outputs would.
+  if (q.channels_last) return q.step_w == 1 && q.CO < L / 2;
+  return q.CO <= 3 * Block<T>::MR && (q.CO < L || 4 * q.cols > 3 * round_up(q.cols, L));
+}
+
+/// Writes `outputs` channels from m on of n <= kLanes adjacent pixels, a row of `tile` each, to pixel (i, j) of the
+/// grid and on.
+template <class T>
+void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, const T* tile, int64_t i, int64_t j,
+                  T* image) {
+  constexpr int64_t NR = Block<T>::NR;
+  const int64_t pixel = q.output_pixel(i, j);
+  if (q.channels_last) {
+    const int64_t C = q.groups * q.CO;
+    return store_transposed(tile, NR, outputs, n, image + pixel * C + m, q.col_step * C);
+  }
+  T* to = image + m * q.OH * q.OW + pixel;
+  for (int64_t r = 0; r < outputs; ++r, to += q.OH * q.OW, tile += NR) {
+    if (q.col_step == 1) {
+      store_partial(to, load(tile), n);
+    } else {
+      for (int64_t l = 0; l < n; ++l) to[l * q.col_step] = tile[l];
+    }
+  }
+}
+
+template <class T>
+void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  constexpr int64_t NR = Block<T>::NR, L = kLanes<T>;
+  const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
+  const int64_t fit = kBandElements / row_elements > 1 ? kBandElements / row_elements : 1;
+  const int64_t bands = ceil_div(q.rows, fit), band = ceil_div(q.rows, bands), terms = q.CI * q.taps;
+  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, band * q.cols, q.CI, true) + NR, runs_size = band + 1;
+  const int64_t stride = packed_row_stride<T>(terms), threads = max_threads();
+  T* weights = context.array<T>(q.groups * q.CO * stride);
+  T* stages = context.array<T>(threads * stage_size);
+  T* tiles = context.array<T>(threads * q.CO * NR);
+  Run* runs = context.array<Run>(threads * runs_size);
+  int64_t* all_offsets = context.array<int64_t>(threads * terms);
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    team.for_each(q.groups * q.CO, [&](int64_t i) {
+      pack_weight_row(q, w, i / q.CO, i % q.CO, {0, q.CI}, {0, q.taps}, weights + i * stride);
+    });
+    int64_t* offsets = all_offsets + team.rank * terms;
+    T* tile = tiles + team.rank * q.CO * NR;
+    team.for_each(q.N * q.groups * bands, [&](int64_t task) {
+      const int64_t g = task % q.groups, n = task / q.groups / bands, i0 = task / q.groups % bands * band;
+      const int64_t i1 = i0 + band < q.rows ? i0 + band : q.rows, first = n * q.rows * q.cols;
+      PlanarPatches<T> patches(q, {first + i0 * q.cols, first + i1 * q.cols}, band * q.cols,
+                               runs + team.rank * runs_size, stages + team.rank * stage_size, /*always=*/true);
+      patches.stage(in, g, {0, q.CI});
+      const T* origin = patches.source(0, 0);
+      for (int64_t c = 0; c < q.CI; ++c)
+        for (int64_t t = 0; t < q.taps; ++t) offsets[c * q.taps + t] = patches.source(c, t) - origin;
+      origin += patches.run(0).from;
+      const AView<T> a{weights + g * q.CO * stride, stride, true};
+      T* image = out + (n * q.OH * q.OW * q.groups + (q.channels_last ? g : g * q.OH * q.OW)) * q.CO;
+      // A tile takes any two vectors of the band's rows: those of short rows too.
+      const int64_t row_vectors = ceil_div(q.cols, L), vectors = (i1 - i0) * row_vectors;
+      const auto source = [&](int64_t v) {
+        return origin + v / row_vectors * patches.row_stride() + v % row_vectors * L;
+      };
+      // A tile's rows of outputs pass all vectors before the next rows come, which writes NCHW planes in long runs.
+      const int64_t step = q.channels_last ? q.CO : even_part(q.CO, Block<T>::MR);
+      for (int64_t m = 0; m < q.CO; m += step) {
+        const int64_t outputs = q.CO - m < step ? q.CO - m : step;
+        for (int64_t v = 0; v < vectors; v += Block<T>::NV) {
+          const int64_t count = vectors - v < Block<T>::NV ? vectors - v : Block<T>::NV;
+          CView<T> c{.data = tile, .row_stride = NR};
+          if (bias) c.row_bias = bias + g * q.CO + m;
+          multiply_scattered(outputs, count * L, terms, a.from_row(m), source(v), offsets,
+                             source(v + count - 1) - source(v), c, kRun);
+          for (int64_t u = v; u < v + count; ++u) {
+            const int64_t j = u % row_vectors * L;
+            write_pixels(q, m, outputs, q.cols - j < L ? q.cols - j : L, tile + (u - v) * L, i0 + u / row_vectors, j,
+                         image);
+          }
+        }
+      }
+    });
+  });
+}
+
+// ---- Pixels as rows
+
+/// Packs the panel of output channels [m, m + NR) for one block of the sum: terms (t, c), channels innermost.
+template <class T>
+void pack_weight_panel(const Correlation& q, const T* w, int64_t g, int64_t m, Range channels, Range taps, T* panel) {
+  constexpr int64_t NR = Block<T>::NR;
+  const int64_t n = q.CO - m < NR ? q.CO - m : NR;
+  if (q.taps > 1 && taps.size() == q.taps && weights_in_order(q)) {
+    const T* from = weight_at(q, w, g, m, channels.begin, 0);
+    int64_t rows[Block<T>::kDepth], *row = rows;  // where term (c, t) goes
+    for (int64_t c = 0; c < channels.size(); ++c)
+      for (int64_t t = 0; t < q.taps; ++t) *row++ = t * channels.size() + c;
+    return pack_panel_transposed<T>(
+        row - rows, n, [&](int64_t j) { return from + j * q.w_out; }, panel, [&](int64_t k) { return rows[k]; });
+  }
+  for (int64_t t = taps.begin; t < taps.end; ++t, panel += channels.size() * NR) {
+    const T* from = weight_at(q, w, g, m, channels.begin, t);
+    if (q.w_in == 1) {
+      pack_panel_transposed<T>(channels.size(), n, [&](int64_t j) { return from + j * q.w_out; }, panel);
+    } else if (q.w_out == 1) {
+      pack_panel(channels.size(), n, from, q.w_in, panel);
+    } else {
+      for (int64_t c = 0; c < channels.size(); ++c)
+        for (int64_t j = 0; j < NR; ++j) panel[c * NR + j] = j < n ? from[c * q.w_in + j * q.w_out] : T(0);
+    }
+  }
+}
+
+/// The weights of all groups in panels, [group][block of the sum][panel of outputs].
+template <class T>
+class WeightPanels {
+ public:
+  WeightPanels(const Correlation& q, const SumBlocks<T>& sums, const T* w, Context& context)
+      : q_(q), sums_(sums), w_(w), panels_(ceil_div(q.CO, Block<T>::NR)) {
+    data_ = context.array<T>(q.groups * sums.count() * panels_ * stride());
+  }
+
+  void pack(const Team& team) const {
+    team.for_each(q_.groups * panels_, [&](int64_t i) {
+      const int64_t g = i / panels_, panel = i % panels_;
+      for (int64_t block = 0; block < sums_.count(); ++block)
+        pack_weight_panel(q_, w_, g, panel * Block<T>::NR, sums_.channel_range(block), sums_.tap_range(block),
+                          data_ + ((g * sums_.count() + block) * panels_ + panel) * stride());
+    });
+  }
+  int64_t stride() const { return sums_.terms() * Block<T>::NR; }
+  /// The panels from output m, a multiple of NR, on.
+  const T* from(int64_t g, int64_t block, int64_t m) const {
+    return data_ + ((g * sums_.count() + block) * panels_ + m / Block<T>::NR) * stride();
+  }
+
+ private:
+  const Correlation& q_;
+  const SumBlocks<T>& sums_;
+  const T* w_;
+  int64_t panels_;
+  T* data_;
+};
+
+/// Blocks of pixels whose patches are packed.
+template <class T>
+void correlate_patches(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  using B = Block<T>;
+  const SumBlocks<T> sums(q);
+  const Tiling tiling(q, B::MC, B::MR, B::NR);
+  const WeightPanels<T> weights(q, sums, w, context);
+  const bool rows_adjacent = q.row_step == 1 && q.col_step == 1;
+  const int64_t K = q.groups * q.CO, stride = packed_row_stride<T>(sums.terms());
+  const int64_t patches_size = tiling.pixels * stride;
+  T* all_patches = context.array<T>(max_threads() * patches_size);
+  int64_t* all_rows = context.array<int64_t>(max_threads() * tiling.pixels);
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    weights.pack(team);
+    T* patches = all_patches + team.rank * patches_size;
+    int64_t* rows = all_rows + team.rank * tiling.pixels;
+    team.for_each(tiling.count(q), [&](int64_t i) {
+      const auto [g, pixels, outputs] = tiling.task(q, i);
+      if (!rows_adjacent) output_offsets(q, pixels, q.OH * q.OW * K, K, rows);
+      for (int64_t block = 0; block < sums.count(); ++block) {
+        const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
+        read_channels_last(q, in, g, pixels, taps, channels, patches, stride);
+        CView<T> c{.data = out + g * q.CO + (rows_adjacent ? pixels.begin * K : 0),
+                   .row_stride = K,
+                   .rows = rows_adjacent ? nullptr : rows,
+                   .accumulate = block > 0};
+        if (bias) c.column_bias = bias + g * q.CO;
+        multiply_block(pixels.size(), outputs.size(), channels.size() * taps.size(), AView<T>{patches, stride, true},
+                       weights.from(g, block, outputs.begin), weights.stride(), B::NR, c.from(0, outputs.begin));
+      }
+    });
+  });
+}
+
+/// Rows of the grid that one task takes: about MC pixels.
+template <class T>
+int64_t band_rows(const Correlation& q) {
+  const int64_t rows = q.N * q.rows;
+  return ceil_div(rows, ceil_div(rows * q.cols, Block<T>::MC));
+}
+
+/// Whether tiles read patches where they lie: each within one grid row, so short rows would leave them few sums.
+template <class T>
+bool reads_rows(const Correlation& q) {
+  constexpr int64_t kFewTerms = 160;  // of NCHW: transposing its tiles would take longer than summing them
+  if (!q.channels_last && (q.taps == 1 || q.CI * q.taps < kFewTerms)) return false;
+  return 2 * q.cols >= Block<T>::MR && PixelRows<T>::pays(q, band_rows<T>(q));
+}
+
+/// Bands of grid rows, whose patches tiles read where they lie.
+template <class T>
+void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  using B = Block<T>;
+  const SumBlocks<T> sums(q, B::kDepth);
+  const WeightPanels<T> weights(q, sums, w, context);
+  const int64_t rows = q.N * q.rows, band = band_rows<T>(q), bands = ceil_div(rows, band);
+  const int64_t K = q.groups * q.CO, plane = q.OH * q.OW, threads = max_threads();
+  const int64_t pixel = q.channels_last ? K : 1, channel = q.channels_last ? 1 : plane;
+  const int64_t stage_size = PixelRows<T>::stage_elements(q, band);
+  T* stages = context.array<T>(threads * stage_size);
+  const T** all_starts = context.array<const T*>(threads * band);
+  int64_t* all_offsets = context.array<int64_t>(threads * sums.terms());
+  const int64_t part_outputs = round_up(ceil_div(q.CO, shares_outputs(q) ? threads : 1), B::NR);
+  const int64_t parts = ceil_div(q.CO, part_outputs);
+  const int64_t run = q.channels_last ? B::KC : kRun;  // PyTorch is the more accurate in NCHW
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    weights.pack(team);
+    int64_t* offsets = all_offsets + team.rank * sums.terms();
+    team.for_each(q.groups * parts * bands, [&](int64_t task) {
+      const int64_t g = task / bands / parts;
+      const Range outputs = block_range(task / bands % parts, part_outputs, q.CO);
+      const Range part = block_range(task % bands, band, rows);
+      const PixelRows<T> patches(q, in, g, part, stages + team.rank * stage_size, all_starts + team.rank * band);
+      for (int64_t block = 0; block < sums.count(); ++block) {
+        const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
+        patches.offsets(taps, channels, offsets);
+        const int64_t terms = channels.size() * taps.size(), near = panels_at_once<T>(terms) * B::NR;
+        for (int64_t m = outputs.begin; m < outputs.end; m += near)
+          for (int64_t r = part.begin; r < part.end; ++r) {
+            const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, offsets};
+            CView<T> c{
+                .data = out + r / q.rows * K * plane + q.output_pixel(r % q.rows, 0) * pixel + g * q.CO * channel,
+                .row_stride = q.col_step * pixel,
+                .column_stride = channel,
+                .accumulate = block > 0};
+            if (bias) c.column_bias = bias + g * q.CO;
+            multiply_block(q.cols, outputs.end - m < near ? outputs.end - m : near, terms, a, weights.from(g, block, m),
+                           weights.stride(), B::NR, c.from(0, m), run);
+          }
+      }
+    });
+  });
+}
+
+// ---- All
+
+/// Output pixels that no tap reaches (stride larger than the filter): bias alone.
+template <class T>
+void fill_grid(const Correlation& q, const T* bias, T* out) {
+  const int64_t K = q.groups * q.CO, plane = q.OH * q.OW;
+  parallel_for(q.N * q.rows, q.cols * K, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t i = row % q.rows;
+      T* const image = out + row / q.rows * K * plane;
+      for (int64_t j = 0; j < q.cols && q.channels_last; ++j) {
+        T* const pixel = image + q.output_pixel(i, j) * K;
+        bias ? copy(bias, K, pixel) : zero(K, pixel);
+      }
+      for (int64_t k = 0; k < K && !q.channels_last; ++k) {
+        T* const first = image + k * plane + q.output_pixel(i, 0);
+        for (int64_t j = 0; j < q.cols; ++j) first[j * q.col_step] = bias ? bias[k] : T(0);
+      }
+    }
+  });
+}
+
+/// Whether out is a product of matrices in memory: NHWC, the pixels times W^T; NCHW, W times the planes of each image,
+/// which are long enough to fill the panels. (A phase of a strided backward pass writes only some of its pixels.)
+template <class T>
+bool is_product(const Correlation& q) {
+  return reads_same_pixel(q) && q.OH == q.IH && q.OW == q.IW && q.groups == 1 && (q.w_in == 1 || q.w_out == 1) &&
+         (q.channels_last || q.IH * q.IW >= 16 * Block<T>::NR);
+}
+
+template <class T>
+void multiply(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  const auto& gemm = kernel_table<GemmKernels<T>, kIsa>();
+  const int64_t plane = q.IH * q.IW;
+  if (q.channels_last) {
+    const Gemm product{.M = q.pixels(),
+                       .N = q.CO,
+                       .K = q.CI,
+                       .a_row = q.CI,
+                       .a_col = 1,
+                       .b_row = q.w_in,
+                       .b_col = q.w_out,
+                       .c_row = q.CO};
+    return gemm.multiply(product, in, w, bias, out, context);
+  }
+  const Gemm product{.M = q.CO,
+                     .N = plane,
+                     .K = q.CI,
+                     .a_row = q.w_out,
+                     .a_col = q.w_in,
+                     .b_row = plane,
+                     .b_col = 1,
+                     .c_row = plane,
+                     .batch = q.N,
+                     .run = kRun,
+                     .bias_per_row = true,
+                     .b_batch = q.CI * plane,
+                     .c_batch = q.CO * plane};
+  gemm.multiply(product, w, in, bias, out, context);
+}
+
+template <class T>
+void correlate(Correlation q, Pass pass, const T* in, const T* w, const T* bias, T* out, Context& context) {
+  if (q.pixels() == 0 || q.CO == 0) return;
+  if (q.taps == 0 || q.CI == 0) return fill_grid(q, bias, out);
+  if (is_depthwise_pixels(q)) return depthwise_pixels(q, in, w, bias, out, context);
+  if constexpr (std::is_same_v<T, float>)
+    if (const int tile = winograd_tile(q, pass)) return winograd(q, tile, in, w, bias, out, context);
+  if (is_product<T>(q)) return multiply(q, in, w, bias, out, context);
+  if (q.groups == 1) q = flattened(q);
+  if (few_outputs<T>(q)) return correlate_few(q, in, w, bias, out, context);
+  if (reads_rows<T>(q)) return correlate_rows(q, in, w, bias, out, context);
+  q.channels_last ? correlate_patches(q, in, w, bias, out, context) : correlate_planar(q, in, w, bias, out, context);
+}
+
+template <class T>
+void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
+  const Correlation q = forward_correlation(p, context);
+  if (q.pixels() > 0 && prefers_narrow<T>(q)) return correlate_narrow(&q, 1, x, w, bias, y, context);
+  correlate(q, Pass::forward, x, w, bias, y, context);
+}
+
+template <class T>
+void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
+  const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H, phases_w = p.stride_w < p.W ? p.stride_w : p.W;
+  Correlation* phases = context.array<Correlation>(phases_h * phases_w);
+  int64_t* taps = context.array<int64_t>(3 * p.R * p.S);  // one list for all phases: each tap belongs to one
+  int64_t count = 0, used = 0;
+  for (int64_t phase_h = 0; phase_h < phases_h; ++phase_h)
+    for (int64_t phase_w = 0; phase_w < phases_w; ++phase_w) {
+      phases[count] = backward_correlation(p, phase_h, phase_w, taps + used);
+      used += phases[count++].taps;
+    }
+  if (count == 0) return;
+  if (phases->pixels() > 0 && used > 0 && prefers_narrow<T>(*phases))
+    return correlate_narrow(phases, count, dy, w, bias, dx, context);
+  for (int64_t i = 0; i < count; ++i) correlate(phases[i], Pass::backward_input, dy, w, bias, dx, context);
+}
+
+}  // namespace
+}  // namespace dlk::cpu
+
+DLK_KERNEL_TABLE(Conv2dKernels<float>, {forward<float>, backward_input<float>})
+DLK_KERNEL_TABLE(Conv2dKernels<double>, {forward<double>, backward_input<double>})

@@ -1,5 +1,6 @@
 #include "csrc/cpu/isa.h"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -37,6 +38,11 @@ int64_t read_last_level_cache() {
   }
 }
 
+std::atomic<int64_t>& cache_bytes() {
+  static std::atomic<int64_t> bytes = read_last_level_cache();
+  return bytes;
+}
+
 }  // namespace
 
 bool isa_available(Isa isa) {
@@ -64,9 +70,8 @@ Isa active_isa() {
   return isa;
 }
 
-int64_t last_level_cache() {
-  static const int64_t bytes = read_last_level_cache();
-  return bytes;
-}
+int64_t last_level_cache() { return cache_bytes().load(std::memory_order_relaxed); }
+
+void set_last_level_cache(int64_t bytes) { cache_bytes() = bytes; }
 
 }  // namespace dlk::cpu

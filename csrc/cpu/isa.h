@@ -21,4 +21,7 @@ Isa active_isa();
 /// Bytes of the last level of cache that a core has a part in, as Linux tells; 0 where it does not.
 int64_t last_level_cache();
 
+/// For tests: what that returns from now on.
+void set_last_level_cache(int64_t bytes);
+
 }  // namespace dlk::cpu
