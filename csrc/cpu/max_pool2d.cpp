@@ -164,9 +164,9 @@ class ElementOffset {
 /// constant, or all of channels_last.
 template <class T, class P, class Pixel>
 void backward_scattered(const Pool2d& p, Pixel pixel, const T* dy, const P* positions, T* dx) {
-  const ElementOffset<P> offset(p);
   const int64_t image = p.H * p.W * pixel, row = p.OW * pixel;
-  parallel_for(p.N * p.C / pixel, image, [&](int64_t begin, int64_t end) {
+  parallel_for(p.N * p.C / pixel, image, [=](int64_t begin, int64_t end) {
+    const ElementOffset<P> offset(p);  // a thread's own: what it is read through, stores might change otherwise
     for (int64_t n = begin; n < end; ++n) {
       T* dx_image = dx + n * image;
       for (int64_t i = 0; i < image; ++i) dx_image[i] = 0;
