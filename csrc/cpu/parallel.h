@@ -87,13 +87,17 @@ class Team {
 };
 
 /// Code of which there must be one copy for any number of threads: in another the compiler may contract other products
-/// and sums to FMAs (seen with group norm in float64).
+/// and sums to FMAs (seen with group norm in float64). It starts with a copy of the lambda, whose captures may then
+/// stay in registers: through a pointer, stores might change them.
 #define DLK_ONE_COPY __attribute__((noinline, noclone))
 
 /// f(team) on that many threads; one is the caller alone.
 template <class F>
 inline void run_threads(int64_t threads, F&& of_team) {
-  const auto f = [&](const Team& team) DLK_ONE_COPY { of_team(team); };
+  const auto f = [&](const Team& team) DLK_ONE_COPY {
+    auto own = of_team;
+    own(team);
+  };
   if (threads <= 1) return f(Team(0, 1, nullptr));
   std::vector<Share> shares(threads);
 #pragma omp parallel num_threads(static_cast<int>(threads))
@@ -119,7 +123,8 @@ template <bool streams = false, class F>
 inline void parallel_for(int64_t n, int64_t cost, F&& range) {
   if (n <= 0) return;
   const auto f = [&](int64_t begin, int64_t end) DLK_ONE_COPY {
-    range(begin, end);
+    auto own = range;
+    own(begin, end);
     if constexpr (streams) drain_streams();
   };
   const int64_t work = n * (cost > 0 ? cost : 1);
