@@ -423,14 +423,14 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
   const int64_t stage_size = PixelRows<T>::stage_elements(q, band);
   T* stages = context.array<T>(threads * stage_size);
   const T** all_starts = context.array<const T*>(threads * band);
-  int64_t* all_offsets = context.array<int64_t>(threads * sums.terms());
+  Stretch* all_stretches = context.array<Stretch>(threads * sums.taps);
   const int64_t part_outputs = round_up(ceil_div(q.CO, shares_outputs(q) ? threads : 1), B::NR);
   const int64_t parts = ceil_div(q.CO, part_outputs);
   const int64_t run = q.channels_last ? B::KC : kRun;  // PyTorch is the more accurate in NCHW
 
   run_team(worth_threads(q), [&](const Team& team) {
     weights.pack(team);
-    int64_t* offsets = all_offsets + team.rank * sums.terms();
+    Stretch* stretches = all_stretches + team.rank * sums.taps;
     team.for_each(q.groups * parts * bands, [&](int64_t task) {
       const int64_t g = task / bands / parts;
       const Range outputs = block_range(task / bands % parts, part_outputs, q.CO);
@@ -438,11 +438,11 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
       const PixelRows<T> patches(q, in, g, part, stages + team.rank * stage_size, all_starts + team.rank * band);
       for (int64_t block = 0; block < sums.count(); ++block) {
         const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
-        patches.offsets(taps, channels, offsets);
+        patches.stretches(taps, channels, stretches);
         const int64_t terms = channels.size() * taps.size(), near = panels_at_once<T>(terms) * B::NR;
         for (int64_t m = outputs.begin; m < outputs.end; m += near)
           for (int64_t r = part.begin; r < part.end; ++r) {
-            const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, offsets};
+            const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, stretches};
             CView<T> c{
                 .data = out + r / q.rows * K * plane + q.output_pixel(r % q.rows, 0) * pixel + g * q.CO * channel,
                 .row_stride = q.col_step * pixel,

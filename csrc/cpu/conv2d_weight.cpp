@@ -92,10 +92,10 @@ void pack_gradient(const Correlation& q, const T* dy, int64_t g, Range pixels, T
 template <class T>
 struct Buffers {
   T *gradient, *patches, *stage;
-  Run* runs;         // NCHW
-  bool reads_rows;   // NHWC, instead of packed patches; then:
-  int64_t* offsets;  // of the pixels of a block
-  const T** starts;  // of its rows
+  Run* runs;           // NCHW
+  bool reads_rows;     // NHWC, instead of packed patches; then:
+  Stretch* stretches;  // the rows of a block
+  const T** starts;    // where they are
 };
 
 /// Grid rows that a block of pixels may touch.
@@ -129,12 +129,11 @@ void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, 
     const Range rows{pixels.begin / q.cols, ceil_div(pixels.end, q.cols)};
     const PixelRows<T> patches(q, in, g, rows, buffers.stage, buffers.starts);
     const T* const origin = patches.row(0);
-    int64_t* offset = buffers.offsets;
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const int64_t begin = r * q.cols < pixels.begin ? pixels.begin - r * q.cols : 0;
       const int64_t end = (r + 1) * q.cols < pixels.end ? q.cols : pixels.end - r * q.cols;
-      const int64_t row = patches.row(r - rows.begin) - origin;
-      for (int64_t j = begin; j < end; ++j) *offset++ = row + j * patches.pixel_stride();
+      const int64_t at = patches.row(r - rows.begin) - origin + begin * patches.pixel_stride();
+      buffers.stretches[r - rows.begin] = {at, end - begin};
     }
     for (int64_t block = row_blocks.begin; block < row_blocks.end; ++block) {
       const Range channels = cut.rows.channel_range(block), taps = cut.rows.tap_range(block);
@@ -145,7 +144,7 @@ void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, 
                                               patches.offset(t, channels.begin) + adjacent * channels.size())
           ++adjacent;
         multiply_rows(t * q.CI + channels.begin, adjacent * channels.size(),
-                      {origin + patches.offset(t, channels.begin), /*stride=*/1, true, buffers.offsets});
+                      {origin + patches.offset(t, channels.begin), patches.pixel_stride(), false, buffers.stretches});
       }
     }
     return;
@@ -252,7 +251,7 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   T* patches = context.array<T>(threads * patches_size);
   T* stages = context.array<T>(threads * stage_size);
   Run* runs = context.array<Run>(threads * (cut.block_pixels + 2));
-  int64_t* offsets = context.array<int64_t>(threads * cut.block_pixels);
+  Stretch* stretches = context.array<Stretch>(threads * most_rows(q, cut));
   const T** starts = context.array<const T*>(threads * most_rows(q, cut));
 
   run_team(worth_threads(q), [&](const Team& team) {
@@ -261,7 +260,7 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
                              stages + team.rank * stage_size,
                              runs + team.rank * (cut.block_pixels + 2),
                              rows,
-                             offsets + team.rank * cut.block_pixels,
+                             stretches + team.rank * most_rows(q, cut),
                              starts + team.rank * most_rows(q, cut)};
     team.for_each(q.groups * cut.splits * cut.row_parts, [&](int64_t task) {
       const int64_t split = task / cut.row_parts % cut.splits, g = task / cut.row_parts / cut.splits;

@@ -91,97 +91,121 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
   }
 }
 
-/// Where term k lies: in A along its rows, along its columns, or at offsets[k] from the start of the row; in B at row
-/// k, `stride` from the last, or at offsets[k].
-enum class Walk { a_rows, a_columns, a_table, b_table };
+/// Where the next term lies: in A one element further (rows contiguous) or `stride`; in B one row further, or, with a
+/// table, at offsets[k].
+enum class Walk { a_rows, a_columns, b_table };
 
 template <class T>
 struct Terms {
   int64_t a_stride, b_stride;
-  const int64_t* offsets = nullptr;
-  Ahead<T> ahead = {};     // what to prefetch meanwhile
-  int64_t ahead_rate = 0;  // rows per 256 prefetches
+  const Stretch* stretches;          // of A
+  const int64_t* offsets = nullptr;  // of rows of B
+  Ahead<T> ahead = {};               // what to prefetch meanwhile
+  int64_t ahead_period = 0;          // steps from one row of it to the next
 };
 
 /// Terms by which B is fetched into L1 before its use, far enough for L2 to answer (15 cycles). The hardware does it
 /// where rows of B are adjacent; rows of a matrix read in place are not, and cost up to 12 % more without.
 constexpr int64_t kTermsAhead = 12;
-/// Elements by which A is fetched ahead where terms come by a table: those lines of a pixel that later groups of rows
-/// (channels, in weight gradients) or later terms read, which lie too far from each other for the hardware to notice.
-constexpr int64_t kTableAhead = 48;
-/// Terms between two prefetches of `ahead`, for which one per term would cost as many instructions as the loads, and of
-/// as many rows of C.
-constexpr int kTermsPerPrefetch = 4;
+/// Terms of a step of the micro-kernel, between which it may prefetch: a prefetch per term would cost as many
+/// instructions as the loads. Also the rows of C that a step prefetches.
+constexpr int kStep = 4;
+
+/// What a tile prefetches, a little per step, since a core waits for 16 lines at most, and more would stall the loads
+/// of the terms: its rows of C, which are needed only at the end and by then must not be waited for, then rows ahead.
+/// A step that has none to fetch costs one instruction.
+template <class T, int vectors>
+struct Prefetches {
+  const T* c;
+  int64_t c_stride, c_left;
+  const T* ahead;
+  int64_t ahead_stride, period;
+  int64_t wait = 1;  // steps
+
+  DLK_INLINE void step() {
+    if (--wait == 0) [[unlikely]]
+      fetch();
+  }
+
+ private:
+  static DLK_INLINE void fetch_row(const T* row, auto... how) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(row + v * kLanes<T>, how...);
+  }
+  DLK_INLINE void fetch() {
+    wait = 1;
+    if (c_left > 0) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kStep; ++i, c += c_stride) fetch_row(c, /*write=*/1);
+      c_left -= kStep;
+    } else if (ahead != nullptr) {
+      fetch_row(ahead, 0, /*L2*/ 2);
+      ahead += ahead_stride;
+      wait = period;
+    } else {
+      wait = INT64_MAX;
+    }
+  }
+};
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
 template <class T, int rows, int nv, Walk walk>
 void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms, int64_t n, const CView<T>& c) {
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
   const int64_t row = walk == Walk::a_columns ? 1 : terms.a_stride;
-  const int64_t step = walk == Walk::a_table ? 0 : walk == Walk::a_columns ? terms.a_stride : 1;
+  const int64_t term = walk == Walk::a_columns ? terms.a_stride : 1;
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
   const bool in_rows = c.column_stride == 1 && !c.rows && (!c.columns || c.columns[n - 1] - c.columns[0] == n - 1);
-  // C is needed only at the end, and by then must not be waited for: its rows are fetched a few at a time, since a core
-  // waits for 16 lines at most, and more would stall the loads of the terms.
-  const T* c_ahead = first;
-  int c_left = in_rows ? rows : 0;
-  const T* const ahead = terms.ahead.data ? terms.ahead.data : b;
-  int64_t ahead_cursor = 0;
+  Prefetches<T, nv> prefetches{
+      first, c.row_stride, in_rows ? rows : 0, terms.ahead.data, terms.ahead.stride, terms.ahead_period};
   Vec<T> sum[rows][nv] = {};
   alignas(64) T earlier[rows][NR];  // the sum of earlier runs
   // A pointer for each kReach rows, which the compiler may not derive from each other: one offset per row would take
   // more registers than there are.
   constexpr int kReach = 5, kPointers = (rows + kReach - 1) / kReach;
   const T* pa[kPointers];
-#pragma GCC unroll 4
-  for (int q = 0; q < kPointers; ++q) {
-    pa[q] = a + q * kReach * row;
-    asm("" : "+r"(pa[q]));
-  }
-  int64_t k = 0;
+  const int64_t* offsets = terms.offsets;
   const auto add_term = [&]() __attribute__((always_inline)) {
     Vec<T> bk[nv];
 #pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v)
-      bk[v] = load(b + (walk == Walk::b_table ? terms.offsets[k] + v * terms.b_stride : v * L));
-    const int64_t at = walk == Walk::a_table ? terms.offsets[k] : 0;
-    if constexpr (walk == Walk::a_table) __builtin_prefetch(pa[0] + at + kTableAhead);
-    if constexpr (walk == Walk::a_rows || walk == Walk::a_columns) {
+    for (int v = 0; v < nv; ++v) bk[v] = load(b + (walk == Walk::b_table ? *offsets + v * terms.b_stride : v * L));
+    if constexpr (walk != Walk::b_table) {
 #pragma GCC unroll 2
       for (int at = 0; at < nv * L; at += 64 / sizeof(T)) __builtin_prefetch(b + kTermsAhead * terms.b_stride + at);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const Vec<T> ak = splat(pa[i / kReach][i % kReach * row + at]);
+      const Vec<T> ak = splat(pa[i / kReach][i % kReach * row]);
 #pragma GCC unroll 2
       for (int v = 0; v < nv; ++v) add_product<T>(sum[i][v], bk[v], ak);
     }
 #pragma GCC unroll 4
-    for (int q = 0; q < kPointers; ++q) pa[q] += step;
-    ++k;
-    if constexpr (walk != Walk::b_table) b += terms.b_stride;
+    for (int q = 0; q < kPointers; ++q) pa[q] += term;
+    walk == Walk::b_table ? (void)++offsets : (void)(b += terms.b_stride);
   };
-  for (int64_t begin = 0;; begin += run) {
-    const int64_t end = begin + run < K ? begin + run : K;
-    while (k + kTermsPerPrefetch <= end) {
-      if constexpr (walk != Walk::b_table) {
-        const T* const later = ahead + (ahead_cursor >> 8) * terms.ahead.stride;
-#pragma GCC unroll 2
-        for (int v = 0; v < nv; ++v) __builtin_prefetch(later + v * L, 0, /*L2*/ 2);
-        ahead_cursor += terms.ahead_rate;
-      }
-      if (c_left > 0) {
+  const Stretch* stretch = terms.stretches;
+  int64_t left = 0;  // terms of the stretch
+  for (int64_t k = 0, end = 0;;) {
+    end = end + run < K ? end + run : K;
+    while (k < end) {
+      if (left == 0) {
+        left = stretch->terms;
 #pragma GCC unroll 4
-        for (int i = 0; i < kTermsPerPrefetch; ++i, c_ahead += c.row_stride) {
-#pragma GCC unroll 2
-          for (int v = 0; v < nv; ++v) __builtin_prefetch(c_ahead + v * L, /*write=*/1);
+        for (int q = 0; q < kPointers; ++q) {
+          pa[q] = a + stretch->offset + q * kReach * row;
+          asm("" : "+r"(pa[q]));
         }
-        c_left -= kTermsPerPrefetch;
+        ++stretch;
       }
-      add_term(), add_term(), add_term(), add_term();
+      int64_t count = end - k < left ? end - k : left;
+      k += count, left -= count;
+      for (; count >= kStep; count -= kStep) {
+        prefetches.step();
+        add_term(), add_term(), add_term(), add_term();
+      }
+      for (; count > 0; --count) add_term();
     }
-    while (k < end) add_term();
-    if (begin > 0) {
+    if (end > run) {
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
@@ -227,9 +251,7 @@ const TileFunction<T>* tiles(int64_t n) {
 
 template <class T>
 TileFunction<T> tile_function(const AView<T>& a, int64_t rows, int64_t n) {
-  return (a.offsets           ? tiles<T, Walk::a_table>(n)
-          : a.rows_contiguous ? tiles<T, Walk::a_rows>(n)
-                              : tiles<T, Walk::a_columns>(n))[rows - 1];
+  return (a.rows_contiguous ? tiles<T, Walk::a_rows>(n) : tiles<T, Walk::a_columns>(n))[rows - 1];
 }
 
 /// f(first, rows) for the groups of rows of A, as even as can be, since a last one of few rows would keep few sums in
@@ -246,11 +268,11 @@ template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
                     int64_t b_stride, const CView<T>& c, int64_t run, Ahead<T> ahead) {
   constexpr int64_t NR = Block<T>::NR;
-  Terms<T> terms{a.stride, b_stride, a.offsets, ahead};
-  // Each group of rows prefetches its share of the rows ahead, evenly over its own K: a core waits for about 16 lines
-  // at once, and more would stall its loads.
-  const int64_t share = ceil_div(K, ceil_div(M, Block<T>::MR)), steps = K / kTermsPerPrefetch;
-  if (ahead.data && steps > 0) terms.ahead_rate = ceil_div(256 * share, steps);
+  const Stretch all{0, K};
+  Terms<T> terms{a.stride, b_stride, a.stretches ? a.stretches : &all, nullptr, ahead};
+  // Each group of rows prefetches its share of the rows ahead, evenly over its own steps.
+  const int64_t share = ceil_div(K, ceil_div(M, Block<T>::MR));
+  if (ahead.data) terms.ahead_period = K > kStep * share ? K / kStep / share : 1;
   const int64_t near = panels_at_once<T>(K) * NR;
   for (int64_t begin = 0; begin < N; begin += near) {
     const int64_t end = begin + near < N ? begin + near : N;
@@ -268,8 +290,10 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
 template <class T>
 void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
                         int64_t next, const CView<T>& c, int64_t run) {
+  const Stretch all{0, K};
   for_each_group<T>(M, [&](int64_t i, int64_t rows) {
-    tiles<T, Walk::b_table>(n)[rows - 1](K, run, a.from_row(i).data, b, {a.stride, next, offsets}, n, c.from(i, 0));
+    tiles<T, Walk::b_table>(n)[rows - 1](K, run, a.from_row(i).data, b, {a.stride, next, &all, offsets}, n,
+                                         c.from(i, 0));
   });
 }
 

@@ -49,17 +49,22 @@ constexpr Range block_range(int64_t i, int64_t size, int64_t n) { return block_r
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-/// A, by its layout: rows contiguous (element (i, k) at data[i * stride + k], or, with a table, at data[i * stride +
-/// offsets[k]]), or columns contiguous (i + k * stride).
+/// Terms that lie side by side in A, from `offset` on.
+struct Stretch {
+  int64_t offset, terms;
+};
+
+/// A, by its layout: rows contiguous (element (i, k) at data[i * stride + k]) or columns contiguous (i + k * stride).
+/// If the terms come in stretches, k counts from the beginning of its own, and its offset is added.
 template <class T>
 struct AView {
   const T* data;
   int64_t stride;
   bool rows_contiguous;
-  const int64_t* offsets = nullptr;
+  const Stretch* stretches = nullptr;  // together K terms
 
   DLK_INLINE AView from_row(int64_t i) const {
-    return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous, offsets};
+    return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous, stretches};
   }
 };
 

@@ -384,10 +384,17 @@ class PixelRows {
     return (dh * width_ + dw) * pixel_ + c;
   }
 
-  /// The same for one block of the sum.
-  void offsets(Range taps, Range channels, int64_t* to) const {
-    for (int64_t t = taps.begin; t < taps.end; ++t)
-      for (int64_t c = channels.begin; c < channels.end; ++c) *to++ = offset(t, c);
+  /// The same for one block of the sum, in as few stretches as can be: at most one per tap. Returns their end.
+  Stretch* stretches(Range taps, Range channels, Stretch* to) const {
+    Stretch* const first = to;
+    for (int64_t t = taps.begin; t < taps.end; ++t) {
+      const int64_t at = offset(t, channels.begin);
+      if (to > first && to[-1].offset + to[-1].terms == at)
+        to[-1].terms += channels.size();
+      else
+        *to++ = {at, channels.size()};
+    }
+    return to;
   }
 
  private:
