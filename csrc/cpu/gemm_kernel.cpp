@@ -91,9 +91,10 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
   }
 }
 
-/// Where the next term lies: in A one element further (rows contiguous) or `stride`; in B one row further, or, with a
-/// table, at offsets[k].
-enum class Walk { a_rows, a_columns, b_table };
+/// Where the next term lies: in A, one element further (rows contiguous) or `a_stride`; in B, NR elements further (a
+/// packed panel), `b_stride`, or at offsets[k].
+enum class A { rows, columns };
+enum class B { packed, strided, table };
 
 template <class T>
 struct Terms {
@@ -104,8 +105,9 @@ struct Terms {
   int64_t ahead_period = 0;          // steps from one row of it to the next
 };
 
-/// Terms by which B is fetched into L1 before its use, far enough for L2 to answer (15 cycles). The hardware does it
-/// where rows of B are adjacent; rows of a matrix read in place are not, and cost up to 12 % more without.
+/// Terms by which a strided B is fetched into L1 before its use, far enough for L2 to answer (15 cycles): it takes up
+/// to 12 % more without. The hardware does it where rows of B are adjacent, and one more instruction per term costs 5
+/// %.
 constexpr int64_t kTermsAhead = 12;
 /// Terms of a step of the micro-kernel, between which it may prefetch: a prefetch per term would cost as many
 /// instructions as the loads. Also the rows of C that a step prefetches.
@@ -149,11 +151,11 @@ struct Prefetches {
 };
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
-template <class T, int rows, int nv, Walk walk>
+template <class T, int rows, int nv, A a_walk, B b_walk>
 void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms, int64_t n, const CView<T>& c) {
   constexpr int L = kLanes<T>, NR = Block<T>::NR;
-  const int64_t row = walk == Walk::a_columns ? 1 : terms.a_stride;
-  const int64_t term = walk == Walk::a_columns ? terms.a_stride : 1;
+  const int64_t row = a_walk == A::rows ? terms.a_stride : 1, term = a_walk == A::rows ? 1 : terms.a_stride;
+  const int64_t b_stride = b_walk == B::packed ? NR : terms.b_stride;
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
   const bool in_rows = c.column_stride == 1 && !c.rows && (!c.columns || c.columns[n - 1] - c.columns[0] == n - 1);
   Prefetches<T, nv> prefetches{
@@ -168,10 +170,10 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
   const auto add_term = [&]() __attribute__((always_inline)) {
     Vec<T> bk[nv];
 #pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) bk[v] = load(b + (walk == Walk::b_table ? *offsets + v * terms.b_stride : v * L));
-    if constexpr (walk != Walk::b_table) {
+    for (int v = 0; v < nv; ++v) bk[v] = load(b + (b_walk == B::table ? *offsets + v * b_stride : v * L));
+    if constexpr (b_walk == B::strided) {
 #pragma GCC unroll 2
-      for (int at = 0; at < nv * L; at += 64 / sizeof(T)) __builtin_prefetch(b + kTermsAhead * terms.b_stride + at);
+      for (int at = 0; at < nv * L; at += 64 / sizeof(T)) __builtin_prefetch(b + kTermsAhead * b_stride + at);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
@@ -181,7 +183,7 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kPointers; ++q) pa[q] += term;
-    walk == Walk::b_table ? (void)++offsets : (void)(b += terms.b_stride);
+    b_walk == B::table ? (void)++offsets : (void)(b += b_stride);
   };
   const Stretch* stretch = terms.stretches;
   int64_t left = 0;  // terms of the stretch
@@ -236,22 +238,25 @@ template <class T>
 using TileFunction = void (*)(int64_t, int64_t, const T*, const T*, const Terms<T>&, int64_t, const CView<T>&);
 
 /// tile<> for 1 .. MR rows, so that a ragged last group of rows costs no wasted work.
-template <class T, int nv, Walk walk, class = std::make_integer_sequence<int, Block<T>::MR>>
+template <class T, int nv, A a_walk, B b_walk, class = std::make_integer_sequence<int, Block<T>::MR>>
 struct Tiles;
-template <class T, int nv, Walk walk, int... i>
-struct Tiles<T, nv, walk, std::integer_sequence<int, i...>> {
-  static constexpr TileFunction<T> by_rows[] = {tile<T, i + 1, nv, walk>...};
+template <class T, int nv, A a_walk, B b_walk, int... i>
+struct Tiles<T, nv, a_walk, b_walk, std::integer_sequence<int, i...>> {
+  static constexpr TileFunction<T> by_rows[] = {tile<T, i + 1, nv, a_walk, b_walk>...};
 };
 
-template <class T, Walk walk>
+/// By the number of rows less one, for n columns.
+template <class T, A a_walk, B b_walk>
 const TileFunction<T>* tiles(int64_t n) {
-  if (n <= kLanes<T>) return Tiles<T, 1, walk>::by_rows;
-  return Tiles<T, Block<T>::NV, walk>::by_rows;
+  if (n <= kLanes<T>) return Tiles<T, 1, a_walk, b_walk>::by_rows;
+  return Tiles<T, Block<T>::NV, a_walk, b_walk>::by_rows;
 }
 
 template <class T>
-TileFunction<T> tile_function(const AView<T>& a, int64_t rows, int64_t n) {
-  return (a.rows_contiguous ? tiles<T, Walk::a_rows>(n) : tiles<T, Walk::a_columns>(n))[rows - 1];
+const TileFunction<T>* tiles(const AView<T>& a, int64_t b_stride, int64_t n) {
+  if (b_stride == Block<T>::NR)
+    return a.rows_contiguous ? tiles<T, A::rows, B::packed>(n) : tiles<T, A::columns, B::packed>(n);
+  return a.rows_contiguous ? tiles<T, A::rows, B::strided>(n) : tiles<T, A::columns, B::strided>(n);
 }
 
 /// f(first, rows) for the groups of rows of A, as even as can be, since a last one of few rows would keep few sums in
@@ -280,7 +285,7 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
       const T* const a_rows = a.from_row(i).data;
       for (int64_t j = begin; j < end; j += NR) {
         const int64_t n = end - j < NR ? end - j : NR;
-        tile_function(a, rows, n)(K, run, a_rows, b + j / NR * panel_stride, terms, n, c.from(i, j));
+        tiles(a, b_stride, n)[rows - 1](K, run, a_rows, b + j / NR * panel_stride, terms, n, c.from(i, j));
       }
       if (ahead.data) terms.ahead.data += share * ahead.stride;
     });
@@ -292,8 +297,8 @@ void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, cons
                         int64_t next, const CView<T>& c, int64_t run) {
   const Stretch all{0, K};
   for_each_group<T>(M, [&](int64_t i, int64_t rows) {
-    tiles<T, Walk::b_table>(n)[rows - 1](K, run, a.from_row(i).data, b, {a.stride, next, &all, offsets}, n,
-                                         c.from(i, 0));
+    tiles<T, A::rows, B::table>(n)[rows - 1](K, run, a.from_row(i).data, b, {a.stride, next, &all, offsets}, n,
+                                             c.from(i, 0));
   });
 }
 
