@@ -411,7 +411,27 @@ bool reads_rows(const Correlation& q) {
   return 2 * q.cols >= Block<T>::MR && PixelRows<T>::pays(q, band_rows<T>(q));
 }
 
-/// Bands of grid rows, whose patches tiles read where they lie.
+/// Writes the sums of a band of grid rows, pixel by pixel `stride` apart, to the planes of NCHW outputs from `out` on.
+template <class T>
+void write_planes(const Correlation& q, Range band, int64_t outputs, const T* sums, int64_t stride, T* out) {
+  const int64_t plane = q.OH * q.OW;
+  const bool adjacent = q.row_step == 1 && q.col_step == 1 && q.cols == q.OW;  // rows follow each other
+  for (int64_t r = band.begin, rows; r < band.end; r += rows) {
+    const int64_t n = r / q.rows, i = r % q.rows, left = band.end - r;
+    rows = !adjacent ? 1 : q.rows - i < left ? q.rows - i : left;
+    T* const to = out + n * q.groups * q.CO * plane + q.output_pixel(i, 0);
+    if (q.col_step == 1) {
+      store_transposed(sums, stride, rows * q.cols, outputs, to, plane);
+    } else {
+      for (int64_t m = 0; m < outputs; ++m)
+        for (int64_t j = 0; j < q.cols; ++j) to[m * plane + j * q.col_step] = sums[j * stride + m];
+    }
+    sums += rows * q.cols * stride;
+  }
+}
+
+/// Bands of grid rows, whose patches tiles read where they lie. The sums of NCHW outputs are kept by pixels and
+/// transposed at the end.
 template <class T>
 void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   using B = Block<T>;
@@ -419,22 +439,26 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
   const WeightPanels<T> weights(q, sums, w, context);
   const int64_t rows = q.N * q.rows, band = band_rows<T>(q), bands = ceil_div(rows, band);
   const int64_t K = q.groups * q.CO, plane = q.OH * q.OW, threads = max_threads();
-  const int64_t pixel = q.channels_last ? K : 1, channel = q.channels_last ? 1 : plane;
   const int64_t stage_size = PixelRows<T>::stage_elements(q, band);
   T* stages = context.array<T>(threads * stage_size);
   const T** all_starts = context.array<const T*>(threads * band);
   Stretch* all_stretches = context.array<Stretch>(threads * sums.taps);
   const int64_t part_outputs = round_up(ceil_div(q.CO, shares_outputs(q) ? threads : 1), B::NR);
   const int64_t parts = ceil_div(q.CO, part_outputs);
+  const int64_t sums_stride = packed_row_stride<T>(part_outputs);
+  const int64_t sums_size = q.channels_last ? 0 : band * q.cols * sums_stride;
+  T* all_sums = context.array<T>(threads * sums_size);
   const int64_t run = q.channels_last ? B::KC : kRun;  // PyTorch is the more accurate in NCHW
 
   run_team(worth_threads(q), [&](const Team& team) {
     weights.pack(team);
     Stretch* stretches = all_stretches + team.rank * sums.taps;
+    T* const pixels = all_sums + team.rank * sums_size;
     team.for_each(q.groups * parts * bands, [&](int64_t task) {
       const int64_t g = task / bands / parts;
       const Range outputs = block_range(task / bands % parts, part_outputs, q.CO);
       const Range part = block_range(task % bands, band, rows);
+      const int64_t channel = g * q.CO + outputs.begin;
       const PixelRows<T> patches(q, in, g, part, stages + team.rank * stage_size, all_starts + team.rank * band);
       for (int64_t block = 0; block < sums.count(); ++block) {
         const Range channels = sums.channel_range(block), taps = sums.tap_range(block);
@@ -443,16 +467,19 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
         for (int64_t m = outputs.begin; m < outputs.end; m += near)
           for (int64_t r = part.begin; r < part.end; ++r) {
             const AView<T> a{patches.row(r - part.begin), patches.pixel_stride(), true, stretches};
-            CView<T> c{
-                .data = out + r / q.rows * K * plane + q.output_pixel(r % q.rows, 0) * pixel + g * q.CO * channel,
-                .row_stride = q.col_step * pixel,
-                .column_stride = channel,
-                .accumulate = block > 0};
-            if (bias) c.column_bias = bias + g * q.CO;
+            CView<T> c{.data = pixels + (r - part.begin) * q.cols * sums_stride,
+                       .row_stride = sums_stride,
+                       .accumulate = block > 0};
+            if (q.channels_last) {
+              c.data = out + (r / q.rows * plane + q.output_pixel(r % q.rows, 0)) * K + channel;
+              c.row_stride = q.col_step * K;
+            }
+            if (bias) c.column_bias = bias + channel;
             multiply_block(q.cols, outputs.end - m < near ? outputs.end - m : near, terms, a, weights.from(g, block, m),
-                           weights.stride(), B::NR, c.from(0, m), run);
+                           weights.stride(), B::NR, c.from(0, m - outputs.begin), run);
           }
       }
+      if (!q.channels_last) write_planes(q, part, outputs.size(), pixels, sums_stride, out + channel * plane);
     });
   });
 }
