@@ -49,6 +49,8 @@ CASES = {
     "1x1_strided_large": ((2, 12, 65, 65), (8, 12, 1, 1), {"stride": 2}),  # at 64 x 66 PyTorch 2.13 itself crashes
     "1x1_strided": ((2, 12, 9, 9), (8, 12, 1, 1), {"stride": 2}),
     "7x7_stride_2": ((2, 3, 31, 29), (10, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "joint_phases_of_rows": ((2, 2, 13, 10), (9, 2, 5, 4), {"stride": (2, 1), "padding": (2, 1)}),
+    "joint_phases_one_channel": ((3, 1, 10, 13), (5, 1, 3, 5), {"stride": (2, 3), "padding": (1, 2)}),
     "lenet_1": ((4, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}),
     "lenet_2": ((4, 6, 14, 14), (16, 6, 5, 5), {}),
     "same_even_kernel": ((2, 5, 10, 12), (7, 5, 4, 2), {"padding": "same", "dilation": (1, 3)}),
@@ -205,6 +207,8 @@ TRANSPOSED = {
     "dilated_groups": ((2, 6, 6, 7), (6, 4, 3, 2), {"dilation": (2, 3), "groups": 2, "output_padding": 1}),
     "strides_past_kernel": ((1, 3, 4, 4), (3, 2, 2, 2), {"stride": 4, "output_padding": 3}),
     "depthwise": ((2, 20, 5, 6), (20, 1, 3, 3), {"groups": 20, "stride": 2}),
+    "few_outputs": ((2, 9, 6, 7), (9, 2, 4, 4), {"stride": 2, "padding": 1}),
+    "few_outputs_odd": ((2, 9, 6, 7), (9, 1, 5, 5), {"stride": (2, 3), "padding": 2, "output_padding": (1, 0)}),
     "unbatched": ((5, 6, 7), (5, 8, 3, 3), {}),
     "empty_batch": ((0, 5, 6, 7), (5, 8, 3, 3), {}),
 }

@@ -11,6 +11,7 @@
 
 #include "csrc/core/gemm.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/joint_phases.h"
 #include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
 #include "csrc/cpu/winograd.h"
@@ -580,6 +581,12 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
   if (count == 0) return;
   if (phases->pixels() > 0 && used > 0 && prefers_narrow<T>(*phases))
     return correlate_narrow(phases, count, dy, w, bias, dx, context);
+  const Phases all{phases, phases_h, phases_w};
+  if (phases->pixels() > 0 && used > 0 && prefers_joint<T>(all)) {
+    const JointPhases<T> joint(all, w, bias, context);
+    correlate(joint.correlation(), Pass::backward_input, dy, joint.weights(), joint.bias(), joint.out(), context);
+    return joint.spread(dx);
+  }
   for (int64_t i = 0; i < count; ++i) correlate(phases[i], Pass::backward_input, dy, w, bias, dx, context);
 }
 
