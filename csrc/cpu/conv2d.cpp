@@ -407,8 +407,10 @@ int64_t band_rows(const Correlation& q) {
 /// Whether tiles read patches where they lie: each within one grid row, so short rows would leave them few sums.
 template <class T>
 bool reads_rows(const Correlation& q) {
-  constexpr int64_t kFewTerms = 160;  // of NCHW: transposing its tiles would take longer than summing them
-  if (!q.channels_last && (q.taps == 1 || q.CI * q.taps < kFewTerms)) return false;
+  // NCHW transposes its sums, which takes longer than packing patches where outputs are many beside the terms.
+  constexpr int64_t kManyTerms = 160;
+  const int64_t terms = q.CI * q.taps;
+  if (!q.channels_last && (q.taps == 1 || (terms < kManyTerms && 2 * terms < 5 * q.CO))) return false;
   return 2 * q.cols >= Block<T>::MR && PixelRows<T>::pays(q, band_rows<T>(q));
 }
 
