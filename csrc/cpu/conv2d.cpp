@@ -216,27 +216,34 @@ constexpr int64_t kBandElements = 32 << 10;
 
 template <class T>
 bool few_outputs(const Correlation& q) {
-  constexpr int64_t L = kLanes<T>;
-  if (q.CI * q.taps > Block<T>::kDepth) return false;
+  constexpr int64_t L = kLanes<T>, kMostTerms = 1024;  // a tile reads as many rows, in one pass
+  if (q.CI * q.taps > kMostTerms) return false;
   // NHWC images are transposed on the way, in and out: worth it where the outputs of a pixel would fill less than half
   // of a vector. NCHW rows must fill their vectors where outputs would.
   if (q.channels_last) return q.step_w == 1 && q.CO < L / 2;
   return q.CO <= 3 * Block<T>::MR && (q.CO < L || 4 * q.cols > 3 * round_up(q.cols, L));
 }
 
-/// Writes `outputs` channels from m on of n <= kLanes adjacent pixels, a row of `tile` each, to pixel (i, j) of the
+/// Taps that may read rows of the image from the rows [first, last] of the grid.
+inline Range taps_inside(const Correlation& q, int64_t first, int64_t last) {
+  Range taps{0, q.taps};
+  while (taps.size() > 0 && last * q.step_h + q.dh[taps.begin] < 0) ++taps.begin;
+  while (taps.size() > 0 && first * q.step_h + q.dh[taps.end - 1] >= q.IH) --taps.end;
+  return taps;
+}
+
+/// Writes `outputs` channels from m on of n <= kLanes adjacent pixels, `stride` apart in `tile`, to pixel (i, j) of the
 /// grid and on.
 template <class T>
-void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, const T* tile, int64_t i, int64_t j,
-                  T* image) {
-  constexpr int64_t NR = Block<T>::NR;
+void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, const T* tile, int64_t stride, int64_t i,
+                  int64_t j, T* image) {
   const int64_t pixel = q.output_pixel(i, j);
   if (q.channels_last) {
     const int64_t C = q.groups * q.CO;
-    return store_transposed(tile, NR, outputs, n, image + pixel * C + m, q.col_step * C);
+    return store_transposed(tile, stride, outputs, n, image + pixel * C + m, q.col_step * C);
   }
   T* to = image + m * q.OH * q.OW + pixel;
-  for (int64_t r = 0; r < outputs; ++r, to += q.OH * q.OW, tile += NR) {
+  for (int64_t r = 0; r < outputs; ++r, to += q.OH * q.OW, tile += stride) {
     if (q.col_step == 1) {
       store_partial(to, load(tile), n);
     } else {
@@ -245,26 +252,29 @@ void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, c
   }
 }
 
+/// The sum runs over (t, c), taps outermost: those that only read rows of padding are a part of it, and left out.
 template <class T>
 void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
-  constexpr int64_t NR = Block<T>::NR, L = kLanes<T>;
+  constexpr int64_t L = kLanes<T>, kWidth = kMostScattered * L;
   const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
   const int64_t fit = kBandElements / row_elements > 1 ? kBandElements / row_elements : 1;
   const int64_t bands = ceil_div(q.rows, fit), band = ceil_div(q.rows, bands), terms = q.CI * q.taps;
-  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, band * q.cols, q.CI, true) + NR, runs_size = band + 1;
+  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, band * q.cols, q.CI, true) + L, runs_size = band + 1;
   const int64_t stride = packed_row_stride<T>(terms), threads = max_threads();
   T* weights = context.array<T>(q.groups * q.CO * stride);
   T* stages = context.array<T>(threads * stage_size);
-  T* tiles = context.array<T>(threads * q.CO * NR);
+  T* tiles = context.array<T>(threads * q.CO * kWidth);
   Run* runs = context.array<Run>(threads * runs_size);
   int64_t* all_offsets = context.array<int64_t>(threads * terms);
 
   run_team(worth_threads(q), [&](const Team& team) {
     team.for_each(q.groups * q.CO, [&](int64_t i) {
-      pack_weight_row(q, w, i / q.CO, i % q.CO, {0, q.CI}, {0, q.taps}, weights + i * stride);
+      T* to = weights + i * stride;
+      for (int64_t t = 0; t < q.taps; ++t)
+        for (int64_t c = 0; c < q.CI; ++c) *to++ = *weight_at(q, w, i / q.CO, i % q.CO, c, t);
     });
     int64_t* offsets = all_offsets + team.rank * terms;
-    T* tile = tiles + team.rank * q.CO * NR;
+    T* tile = tiles + team.rank * q.CO * kWidth;
     team.for_each(q.N * q.groups * bands, [&](int64_t task) {
       const int64_t g = task % q.groups, n = task / q.groups / bands, i0 = task / q.groups % bands * band;
       const int64_t i1 = i0 + band < q.rows ? i0 + band : q.rows, first = n * q.rows * q.cols;
@@ -272,30 +282,31 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
                                runs + team.rank * runs_size, stages + team.rank * stage_size, /*always=*/true);
       patches.stage(in, g, {0, q.CI});
       const T* origin = patches.source(0, 0);
-      for (int64_t c = 0; c < q.CI; ++c)
-        for (int64_t t = 0; t < q.taps; ++t) offsets[c * q.taps + t] = patches.source(c, t) - origin;
+      for (int64_t t = 0; t < q.taps; ++t)
+        for (int64_t c = 0; c < q.CI; ++c) offsets[t * q.CI + c] = patches.source(c, t) - origin;
       origin += patches.run(0).from;
       const AView<T> a{weights + g * q.CO * stride, stride, true};
       T* image = out + (n * q.OH * q.OW * q.groups + (q.channels_last ? g : g * q.OH * q.OW)) * q.CO;
-      // A tile takes any two vectors of the band's rows: those of short rows too.
+      // A tile takes any vectors of the band's rows: those of short rows too.
       const int64_t row_vectors = ceil_div(q.cols, L), vectors = (i1 - i0) * row_vectors;
-      const auto source = [&](int64_t v) {
-        return origin + v / row_vectors * patches.row_stride() + v % row_vectors * L;
-      };
       // A tile's rows of outputs pass all vectors before the next rows come, which writes NCHW planes in long runs.
-      const int64_t step = q.channels_last ? q.CO : even_part(q.CO, Block<T>::MR);
+      const int64_t step = even_part(q.CO, Block<T>::MR);
       for (int64_t m = 0; m < q.CO; m += step) {
-        const int64_t outputs = q.CO - m < step ? q.CO - m : step;
-        for (int64_t v = 0; v < vectors; v += Block<T>::NV) {
-          const int64_t count = vectors - v < Block<T>::NV ? vectors - v : Block<T>::NV;
-          CView<T> c{.data = tile, .row_stride = NR};
+        const int64_t outputs = q.CO - m < step ? q.CO - m : step, most = scattered_vectors<T>(outputs);
+        for (int64_t v = 0; v < vectors; v += most) {
+          const int64_t count = vectors - v < most ? vectors - v : most;
+          int64_t positions[kMostScattered];
+          for (int64_t u = 0; u < count; ++u)
+            positions[u] = (v + u) / row_vectors * patches.row_stride() + (v + u) % row_vectors * L;
+          const Range taps = taps_inside(q, i0 + v / row_vectors, i0 + (v + count - 1) / row_vectors);
+          CView<T> c{.data = tile, .row_stride = kWidth};
           if (bias) c.row_bias = bias + g * q.CO + m;
-          multiply_scattered(outputs, count * L, terms, a.from_row(m), source(v), offsets,
-                             source(v + count - 1) - source(v), c, kRun);
-          for (int64_t u = v; u < v + count; ++u) {
-            const int64_t j = u % row_vectors * L;
-            write_pixels(q, m, outputs, q.cols - j < L ? q.cols - j : L, tile + (u - v) * L, i0 + u / row_vectors, j,
-                         image);
+          const AView<T> of_taps{a.from_row(m).data + taps.begin * q.CI, stride, true};
+          multiply_scattered(outputs, count, taps.size() * q.CI, of_taps, origin, offsets + taps.begin * q.CI,
+                             positions, c, kRun);
+          for (int64_t u = 0; u < count; ++u) {
+            const int64_t i = i0 + (v + u) / row_vectors, j = (v + u) % row_vectors * L;
+            write_pixels(q, m, outputs, q.cols - j < L ? q.cols - j : L, tile + u * L, kWidth, i, j, image);
           }
         }
       }

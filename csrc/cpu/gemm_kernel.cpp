@@ -1,6 +1,8 @@
 // The micro-kernel of gemm_kernel.h and the loop over tiles around it.
 #include "csrc/cpu/gemm_kernel.h"
 
+#include <cassert>
+
 namespace dlk::cpu::DLK_ISA {
 namespace {
 
@@ -64,13 +66,13 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const T* const y = first + i * row_stride;
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int v = 0; v < nv; ++v) sum[i][v] += whole ? load(y + v * L) : load_partial(y + v * L, count[v]);
     }
   } else if (c.row_bias) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int v = 0; v < nv; ++v) sum[i][v] += c.row_bias[i];
     }
   } else if (c.column_bias) {
@@ -79,14 +81,14 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
       bias[v] = whole ? load(c.column_bias + v * L) : load_partial(c.column_bias + v * L, count[v]);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int v = 0; v < nv; ++v) sum[i][v] += bias[v];
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     T* const y = first + i * row_stride;
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int v = 0; v < nv; ++v) whole ? store(y + v * L, sum[i][v]) : store_partial(y + v * L, sum[i][v], count[v]);
   }
 }
@@ -99,10 +101,11 @@ enum class B { packed, strided, table };
 template <class T>
 struct Terms {
   int64_t a_stride, b_stride;
-  const Stretch* stretches;          // of A
-  const int64_t* offsets = nullptr;  // of rows of B
-  Ahead<T> ahead = {};               // what to prefetch meanwhile
-  int64_t ahead_period = 0;          // steps from one row of it to the next
+  const Stretch* stretches;            // of A
+  const int64_t* offsets = nullptr;    // of rows of B
+  const int64_t* positions = nullptr;  // of its vectors
+  Ahead<T> ahead = {};                 // what to prefetch meanwhile
+  int64_t ahead_period = 0;            // steps from one row of it to the next
 };
 
 /// Terms by which a strided B is fetched into L1 before its use, far enough for L2 to answer (15 cycles): it takes up
@@ -131,7 +134,7 @@ struct Prefetches {
 
  private:
   static DLK_INLINE void fetch_row(const T* row, auto... how) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) __builtin_prefetch(row + v * kLanes<T>, how...);
   }
   DLK_INLINE void fetch() {
@@ -153,9 +156,9 @@ struct Prefetches {
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
 template <class T, int rows, int nv, A a_walk, B b_walk>
 void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms, int64_t n, const CView<T>& c) {
-  constexpr int L = kLanes<T>, NR = Block<T>::NR;
+  constexpr int L = kLanes<T>, NR = nv * L;
   const int64_t row = a_walk == A::rows ? terms.a_stride : 1, term = a_walk == A::rows ? 1 : terms.a_stride;
-  const int64_t b_stride = b_walk == B::packed ? NR : terms.b_stride;
+  const int64_t b_stride = b_walk == B::packed ? Block<T>::NR : terms.b_stride;
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
   const bool in_rows = c.column_stride == 1 && !c.rows && (!c.columns || c.columns[n - 1] - c.columns[0] == n - 1);
   Prefetches<T, nv> prefetches{
@@ -167,18 +170,20 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
   constexpr int kReach = 5, kPointers = (rows + kReach - 1) / kReach;
   const T* pa[kPointers];
   const int64_t* offsets = terms.offsets;
+  const T* scattered[nv];
+  for (int v = 0; v < nv && b_walk == B::table; ++v) scattered[v] = b + terms.positions[v];
   const auto add_term = [&]() __attribute__((always_inline)) {
     Vec<T> bk[nv];
-#pragma GCC unroll 2
-    for (int v = 0; v < nv; ++v) bk[v] = load(b + (b_walk == B::table ? *offsets + v * b_stride : v * L));
+#pragma GCC unroll 8
+    for (int v = 0; v < nv; ++v) bk[v] = load(b_walk == B::table ? scattered[v] + *offsets : b + v * L);
     if constexpr (b_walk == B::strided) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int at = 0; at < nv * L; at += 64 / sizeof(T)) __builtin_prefetch(b + kTermsAhead * b_stride + at);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const Vec<T> ak = splat(pa[i / kReach][i % kReach * row]);
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int v = 0; v < nv; ++v) add_product<T>(sum[i][v], bk[v], ak);
     }
 #pragma GCC unroll 4
@@ -210,22 +215,22 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
     if (end > run) {
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
         for (int v = 0; v < nv; ++v) sum[i][v] += load(&earlier[i][v * L]);
       }
     }
     if (end == K) break;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int v = 0; v < nv; ++v) store(&earlier[i][v * L], sum[i][v]), sum[i][v] = Vec<T>{};
     }
   }
-  if (!in_rows) {
-    T out[rows][NR];
+  if (b_walk != B::table && !in_rows) {
+    T out[rows][Block<T>::NR];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int v = 0; v < nv; ++v) store(&out[i][v * L], sum[i][v]);
     }
     const auto store_out = c.column_stride == 1 ? store_tile<T> : store_tile_transposed<T>;
@@ -237,8 +242,11 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
 template <class T>
 using TileFunction = void (*)(int64_t, int64_t, const T*, const T*, const Terms<T>&, int64_t, const CView<T>&);
 
-/// tile<> for 1 .. MR rows, so that a ragged last group of rows costs no wasted work.
-template <class T, int nv, A a_walk, B b_walk, class = std::make_integer_sequence<int, Block<T>::MR>>
+/// tile<> for 1 .. MR rows, or as many as there are registers for, so that a ragged last group of rows costs no wasted
+/// work.
+template <class T, int nv>
+constexpr int kMostRows = nv <= Block<T>::NV ? Block<T>::MR : Block<T>::MR * Block<T>::NV / nv;
+template <class T, int nv, A a_walk, B b_walk, class = std::make_integer_sequence<int, kMostRows<T, nv>>>
 struct Tiles;
 template <class T, int nv, A a_walk, B b_walk, int... i>
 struct Tiles<T, nv, a_walk, b_walk, std::integer_sequence<int, i...>> {
@@ -274,7 +282,7 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
                     int64_t b_stride, const CView<T>& c, int64_t run, Ahead<T> ahead) {
   constexpr int64_t NR = Block<T>::NR;
   const Stretch all{0, K};
-  Terms<T> terms{a.stride, b_stride, a.stretches ? a.stretches : &all, nullptr, ahead};
+  Terms<T> terms{a.stride, b_stride, a.stretches ? a.stretches : &all, nullptr, nullptr, ahead};
   // Each group of rows prefetches its share of the rows ahead, evenly over its own steps.
   const int64_t share = ceil_div(K, ceil_div(M, Block<T>::MR));
   if (ahead.data) terms.ahead_period = K > kStep * share ? K / kStep / share : 1;
@@ -293,19 +301,23 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
 }
 
 template <class T>
-void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
-                        int64_t next, const CView<T>& c, int64_t run) {
+void multiply_scattered(int64_t M, int64_t vectors, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
+                        const int64_t* positions, const CView<T>& c, int64_t run) {
+  static constexpr const TileFunction<T>* by_rows[] = {Tiles<T, 2, A::rows, B::table>::by_rows,
+                                                       Tiles<T, 4, A::rows, B::table>::by_rows,
+                                                       Tiles<T, 8, A::rows, B::table>::by_rows};
+  const int64_t most = scattered_vectors<T>(M);
+  assert(M <= Block<T>::MR && vectors <= most);
+  int64_t all_positions[kMostScattered];  // a tile reads all of its vectors
+  for (int64_t v = 0; v < most; ++v) all_positions[v] = positions[v < vectors ? v : 0];
   const Stretch all{0, K};
-  for_each_group<T>(M, [&](int64_t i, int64_t rows) {
-    tiles<T, A::rows, B::table>(n)[rows - 1](K, run, a.from_row(i).data, b, {a.stride, next, &all, offsets}, n,
-                                             c.from(i, 0));
-  });
+  by_rows[most / 4][M - 1](K, run, a.data, b, {a.stride, 0, &all, offsets, all_positions}, vectors * kLanes<T>, c);
 }
 
-template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&, const float*, const int64_t*, int64_t,
-                                 const CView<float>&, int64_t);
+template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&, const float*, const int64_t*,
+                                 const int64_t*, const CView<float>&, int64_t);
 template void multiply_scattered(int64_t, int64_t, int64_t, const AView<double>&, const double*, const int64_t*,
-                                 int64_t, const CView<double>&, int64_t);
+                                 const int64_t*, const CView<double>&, int64_t);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<float>&, const float*, int64_t, int64_t,
                              const CView<float>&, int64_t, Ahead<float>);
 template void multiply_block(int64_t, int64_t, int64_t, const AView<double>&, const double*, int64_t, int64_t,

@@ -120,11 +120,19 @@ template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
                     int64_t b_stride, const CView<T>& c, int64_t run = Block<T>::KC, Ahead<T> ahead = {});
 
-/// One panel whose rows lie at b + offsets[k], n <= NR columns of them in vectors that are `next` apart, all readable;
-/// rows of A contiguous.
+/// Vectors of C that a tile of `rows` rows takes where B is scattered: the fewer rows, the more vectors it takes to
+/// keep the units busy, and the more products there are to a broadcast.
 template <class T>
-void multiply_scattered(int64_t M, int64_t n, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
-                        int64_t next, const CView<T>& c, int64_t run);
+constexpr int64_t scattered_vectors(int64_t rows) {
+  return rows == 1 ? 8 : 4 * rows <= Block<T>::MR * Block<T>::NV ? 4 : 2;
+}
+constexpr int64_t kMostScattered = 8;
+
+/// One tile of M <= MR rows and `vectors` <= scattered_vectors(M) vectors of columns, c's first: row k of vector v lies
+/// at b + positions[v] + offsets[k]. Rows of A and of C are contiguous.
+template <class T>
+void multiply_scattered(int64_t M, int64_t vectors, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
+                        const int64_t* positions, const CView<T>& c, int64_t run);
 
 /// Row stride of a packed block of A with contiguous rows: an odd number of cache lines, so that the MR rows that a
 /// tile reads at once fall into different cache sets.
