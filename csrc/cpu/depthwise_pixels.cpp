@@ -61,7 +61,8 @@ void for_each_run(const Correlation& q, const Span& span, int64_t i, TapList tap
 }
 
 /// `pixels` outputs, out_step apart, of all C channels, whose inputs are `step` apart. The inputs that the next row of
-/// the grid reads first, `ahead` of these, are fetched into L2: the hardware does not look across rows.
+/// the grid reads first, `ahead` of these, are fetched into L2, and the next pixels' outputs into L1: the hardware does
+/// not look across rows, and is slow to follow as many runs as this has.
 template <class T, int pixels>
 void sum_taps(const TapList& taps, int64_t C, const T* weights, const T* in, int64_t step, int64_t ahead, const T* bias,
               T* out, int64_t out_step) {
@@ -74,6 +75,7 @@ void sum_taps(const TapList& taps, int64_t C, const T* weights, const T* in, int
     }
     for (int o = 0; o < pixels; ++o) {
       __builtin_prefetch(in + ahead + o * step + c, 0, /*L2*/ 2);
+      __builtin_prefetch(out + (o + pixels) * out_step + c, 1);
       store_n(out + o * out_step + c, sum[o], lanes);
     }
   });
@@ -90,7 +92,8 @@ void correlate_row(const Correlation& q, const Span& span, int64_t n, int64_t i,
   for_each_run(q, span, i, list, [&](int64_t j, int64_t end, const TapList& taps) {
     for (; j + kPixels <= end; j += kPixels)
       sum_taps<T, kPixels>(taps, C, weights, image + j * step, step, ahead, bias, to + j * out_step, out_step);
-    for (; j < end; ++j) sum_taps<T, 1>(taps, C, weights, image + j * step, step, ahead, bias, to + j * out_step, out_step);
+    for (; j < end; ++j)
+      sum_taps<T, 1>(taps, C, weights, image + j * step, step, ahead, bias, to + j * out_step, out_step);
   });
 }
 
