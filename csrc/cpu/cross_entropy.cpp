@@ -13,6 +13,8 @@
 // passed check().
 #include "csrc/core/cross_entropy.h"
 
+#include <cstring>
+
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/reduce.h"
 #include "csrc/cpu/softmax_passes.h"
@@ -201,9 +203,8 @@ void backward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>
   if (a.has_dense) for_each_vec<T>(p.C, [&](int64_t c, auto lanes) { sums += a.along_row(row, c, lanes); });
   const T A = here.picked + reduce_sum(sums);
   for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-    V d = {};
-    if (p.logits) d = (exp((load_n(x + row + c, lanes) - m) - log_sum) * A - a.along_row(row, c, lanes)) * here.dloss;
-    store_n(dx + row + c, d, lanes);
+    const V probability = exp((load_n(x + row + c, lanes) - m) - log_sum);
+    store_n(dx + row + c, (probability * A - a.along_row(row, c, lanes)) * here.dloss, lanes);
   });
   if (here.target >= 0) dx[row + here.target] -= here.dloss * here.picked;
 }
@@ -219,7 +220,6 @@ void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T
     here[j] = position(p, a, i + j, dloss[(i + j) * step] * scale);
     g[j] = here[j].dloss;
     A[j] = here[j].picked;
-    if (!p.logits) continue;
     m[j] = maximum[i + j];
     log[j] = log_sum[i + j];
   }
@@ -230,15 +230,35 @@ void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T
   for (int64_t c = 0; c < p.C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = start + c * p.inner + j;
-      V d = {};
-      if (p.logits) {
-        const V probability = exp((load_n(x + at, lanes) - load(m + j)) - load(log + j));
-        d = (probability * load(A + j) - a.along_columns(at, c, lanes)) * load(g + j);
-      }
-      store_n(dx + at, d, lanes);
+      const V probability = exp((load_n(x + at, lanes) - load(m + j)) - load(log + j));
+      store_n(dx + at, (probability * load(A + j) - a.along_columns(at, c, lanes)) * load(g + j), lanes);
     });
   for (int64_t j = 0; j < width; ++j)
     if (here[j].target >= 0) dx[start + here[j].target * p.inner + j] -= g[j] * here[j].picked;
+}
+
+/// Of log-probabilities: zeros, and one element per position. memset is the fastest way to write zeros: it need not
+/// read the lines before.
+template <class T>
+void backward_picked(const CrossEntropyParams& p, const Coefficients<T>& a, const T* dloss, int64_t step, T scale,
+                     T* dx) {
+  constexpr int64_t kBlock = 16 << 10;  // elements
+  const int64_t size = p.N * p.C * p.inner, positions = p.N * p.inner;
+  run_team(size >= 2 * kGrainElements, [&](const Team& team) {
+    team.for_each(ceil_div(size, kBlock), [&](int64_t block) {
+      const int64_t begin = block * kBlock, n = std::min(kBlock, size - begin);
+      std::memset(dx + begin, 0, n * sizeof(T));
+    });
+    team.for_each(ceil_div(positions, kSumBlock), [&](int64_t block) {
+      const int64_t begin = block * kSumBlock, end = std::min(positions, begin + kSumBlock);
+      int64_t n = begin / p.inner, j = begin % p.inner;
+      for (int64_t i = begin; i < end; ++i) {
+        const Position<T> here = position(p, a, i, dloss[i * step] * scale);
+        if (here.target >= 0) dx[(n * p.C + here.target) * p.inner + j] = T(0) - here.dloss * here.picked;
+        if (++j == p.inner) j = 0, ++n;
+      }
+    });
+  });
 }
 
 template <class T>
@@ -246,12 +266,10 @@ void backward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets
               const T* log_sum, const T* dloss, int64_t step, const double* divisor, T* dx, Context&) {
   const Coefficients<T> a(p, targets);
   const T s = static_cast<T>(divisor ? 1 / *divisor : 1);
+  if (!p.logits) return backward_picked(p, a, dloss, step, s, dx);
   for_each_row_or_tile<T>(
       {p.N, p.C, p.inner},
-      [&](int64_t i) {
-        const T m = p.logits ? maximum[i] : T(0), log = p.logits ? log_sum[i] : T(0);
-        backward_row(p, x, a, i, m, log, dloss[i * step] * s, dx);
-      },
+      [&](int64_t i) { backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx); },
       [&](int64_t n, int64_t j, int64_t width) {
         backward_tile(p, x, a, n, j, width, maximum, log_sum, dloss, step, s, dx);
       });
