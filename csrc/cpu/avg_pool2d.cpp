@@ -284,6 +284,16 @@ bool is_global(const AvgPool2d& p) {
   return p.OH * p.OW == 1 && h.end - h.begin == p.H && w.end - w.begin == p.W;
 }
 
+/// The mean of each plane.
+template <class T>
+void forward_global(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
+  const int64_t plane_size = p.H * p.W;
+  const T divisor = divisors.at(0, 0);
+  parallel_for(p.N * p.C, plane_size, [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) y[plane] = sum_of(x + plane * plane_size, plane_size) / divisor;
+  });
+}
+
 /// Writes a number to each plane.
 template <bool streams, class T>
 void backward_global(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors) {
@@ -396,6 +406,7 @@ void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
   if (p.channels_last) return forward_channels_last(p, x, y, divisors);
+  if (is_global(p)) return forward_global(p, x, y, divisors);
   if (slides(p)) {
     const auto run = p.S == 2 ? forward_sliding<T, 2> : p.S == 3 ? forward_sliding<T, 3> : forward_sliding<T, 0>;
     return run(p, x, y, divisors, context);
