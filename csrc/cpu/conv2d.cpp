@@ -462,7 +462,7 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
   const int64_t sums_stride = packed_row_stride<T>(part_outputs);
   const int64_t sums_size = q.channels_last ? 0 : band * q.cols * sums_stride;
   T* all_sums = context.array<T>(threads * sums_size);
-  const int64_t run = q.channels_last ? B::KC : kRun;  // PyTorch is the more accurate in NCHW
+  const int64_t run = q.channels_last ? B::kSum : kRun;  // PyTorch is the more accurate in NCHW
 
   run_team(worth_threads(q), [&](const Team& team) {
     weights.pack(team);

@@ -27,6 +27,7 @@ struct Plan {
   bool keeps_b;  // a thread keeps all its packed panels of B, for more than one block of A
   int64_t kc, mc, nc;
   int64_t a_stride;  // of the packed block of A: from row to row, or from column to column
+  int64_t run;       // terms after which sums restart
 
   Plan(const Gemm& p, int64_t threads) {
     a_rows_contiguous = p.a_col == 1 || p.K == 1;
@@ -43,6 +44,7 @@ struct Plan {
     mc = p.M <= most ? p.M : round_up(even_part(p.M, most), B::MR);
     keeps_b = p.M > mc;
     a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : packed_row_stride<T>(mc);
+    run = p.run ? p.run : p.N > B::NR ? B::kSum : B::kSum / 2;  // PyTorch sums few columns in more chains
   }
 
   /// Columns of B that are packed before A's first block comes again.
@@ -112,7 +114,7 @@ void multiply_rows(const Plan<T>& plan, const Gemm& p, const Part& part, const T
         ahead = {packed + NR * K, NR};
       panel = packed, stride = NR, panel_stride = K * NR;
     }
-    multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), p.run ? p.run : B::KC, ahead);
+    multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), plan.run, ahead);
   }
 }
 

@@ -18,9 +18,9 @@
 namespace dlk::cpu::DLK_ISA {
 
 /// Block sizes. Registers: MR * NV accumulators + NV of B + 1 broadcast must fit in 16 (AVX2, SSE) or 32 (AVX-512,
-/// NEON). KC: the B panel (KC x NR) and MR rows of A (MR x KC) together stay in a 32 KiB L1 (48 KiB with AVX-512), and
-/// sums restart every KC terms, which bounds their rounding error. MC: an MC x kDepth block of A takes about two fifths
-/// of a 512 KiB L2 (a third of the 2 MiB that go with AVX-512), which it shares with panels of B.
+/// NEON). KC: the B panel (KC x NR) and MR rows of A (MR x KC) together stay in a 32 KiB L1 (48 KiB with AVX-512). MC:
+/// an MC x kDepth block of A takes about two fifths of a 512 KiB L2 (a third of the 2 MiB that go with AVX-512), which
+/// it shares with panels of B.
 template <class T>
 struct Block {
   static constexpr int MR = kIsa == Isa::avx512 ? 14 : kIsa == Isa::baseline ? 4 : 6;
@@ -32,6 +32,9 @@ struct Block {
   /// away if C is large, but A's block and a panel of B must stay in L2: four times KC made products of 1024 and 2048
   /// 5 % faster than KC with 2 MiB of L2, and twice KC 8 % faster than either with 512 KiB.
   static constexpr int64_t kDepth = (kIsa == Isa::avx512 ? 4 : 2) * KC;
+  /// Terms after which sums restart, which bounds their rounding error: with KC, the largest errors of products of 256
+  /// terms exceeded twice those of PyTorch. Costs 1.5 % of the instructions.
+  static constexpr int64_t kSum = KC / 2;
 };
 
 /// Of pixels, rows, terms, ...: begin, begin + 1, ..., end - 1.
@@ -118,7 +121,7 @@ constexpr int64_t panels_at_once(int64_t K) {
 /// order. Defined in gemm_kernel.cpp for float and double.
 template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
-                    int64_t b_stride, const CView<T>& c, int64_t run = Block<T>::KC, Ahead<T> ahead = {});
+                    int64_t b_stride, const CView<T>& c, int64_t run = Block<T>::kSum, Ahead<T> ahead = {});
 
 /// Vectors of C that a tile of `rows` rows takes where B is scattered: the fewer rows, the more vectors it takes to
 /// keep the units busy, and the more products there are to a broadcast.
