@@ -83,11 +83,11 @@ void forward(Loss loss, int64_t n, const LossInputs<T>& inputs, T* y, Context&) 
 template <class T>
 void sum(Loss loss, int64_t n, const LossInputs<T>& inputs, double scale, T* y, Context& context) {
   const double total = with_formula<T>(loss, inputs, [=, &context](auto formula) {
-    return sum_blocks<T>(n, formula.kCost, context, [=](int64_t begin, int64_t end) {
+    return sum_blocks<double>(n, formula.kCost, context, [=](int64_t begin, int64_t end) {
       const int64_t whole = begin + (end - begin) / kLanes<T> * kLanes<T>;
-      const auto total = sum_vecs<1, T>(
+      const auto total = sum_vecs_restarting<1, T>(
           whole - begin, [&](int64_t i, auto lanes, auto& sums) { sums.of[0] += formula.loss(begin + i, lanes); });
-      T sum = reduce_sum(total.of[0]);
+      double sum = reduce_sum_in_double(total.of[0]);
       if (whole < end) {  // the lanes beyond the end hold the loss of x = t = 0, which may not be 0
         const Vec<T> tail = formula.loss(whole, static_cast<int>(end - whole));
         for (int64_t i = 0; i < end - whole; ++i) sum += tail[i];

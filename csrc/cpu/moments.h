@@ -43,13 +43,13 @@ void add_moments(Moments& moments, const T* x, int64_t n) {
     const auto sum =
         sum_vecs<1, T>(count, [&](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(block + i, lanes); });
     const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
-    const auto powers = sum_vecs<2, T>(count, [&](int64_t i, auto lanes, auto& sums) {
+    const auto powers = sum_vecs_restarting<2, T>(count, [&](int64_t i, auto lanes, auto& sums) {
       const Vec<T> d = load_n(block + i, lanes, shift) - shift;
       sums.of[0] += d;
       sums.of[1] += d * d;
     });
-    moments.add(
-        Moments::shifted(static_cast<double>(count), shift, reduce_sum(powers.of[0]), reduce_sum(powers.of[1])));
+    moments.add(Moments::shifted(static_cast<double>(count), shift, reduce_sum_in_double(powers.of[0]),
+                                 reduce_sum_in_double(powers.of[1])));
   }
 }
 
