@@ -19,9 +19,6 @@ constexpr int L = kLanes<T>;
 /// Bytes of V and M of one block of tiles: they stay in L2 (1 MiB and more with AVX-512, else 512 KiB) with a plane of
 /// U.
 constexpr int64_t kBlockBytes = kIsa == Isa::avx512 ? 1 << 20 : 384 << 10;
-/// Images so small that PyTorch's kernels lose least to rounding, and that tiles of 3 cost nothing: with 14 x 14 pixels
-/// they are 5 to 14 % faster than tiles of 4, which waste more at the borders.
-bool is_small(const Correlation& q) { return q.pixels() < 512; }
 /// Channels after which sums restart, which bounds their rounding error.
 int64_t sum_channels(const Correlation& q) { return is_small(q) ? 12 : 24; }
 /// Channels of U that are transformed at once: their taps stay in L1.
@@ -229,11 +226,13 @@ bool applies(const Correlation& q) {
   return d.h > 0 && d.w > 0;
 }
 
+bool is_dilated(const Correlation& q) { return Dilation(q).h > 1 || Dilation(q).w > 1; }
+
 /// The largest tile whose error against float64 (RMS and maximum) stays within twice that of PyTorch's kernels for the
 /// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md). Those sum
 /// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
-/// pixels, the more accurately the fewer there are. Sums over few channels leave them little to lose (there tiles of 3
-/// cost 9 %, 32 channels of 14 x 14 pixels).
+/// pixels, the more accurately the fewer there are; AVX2 is most exact for dilated filters and single small images.
+/// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels).
 int accurate_tile(const Correlation& q, Pass pass) {
   if (q.less_accurate) return 4;
   constexpr bool avx512 = kIsa == Isa::avx512;
@@ -242,10 +241,11 @@ int accurate_tile(const Correlation& q, Pass pass) {
     case Pass::forward:
       return exact || (avx512 && !q.channels_last) ? 3 : 4;
     case Pass::backward_input:
+      if (!avx512 && q.pixels() < 256) return 2;
       return exact || !q.channels_last ? 3 : 4;
     default:
       if (avx512 && q.channels_last) return q.pixels() >= 1024 ? 3 : 2;
-      return is_small(q) ? 3 : 4;
+      return is_small(q) || (!avx512 && is_dilated(q)) ? 3 : 4;
   }
 }
 

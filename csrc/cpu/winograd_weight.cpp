@@ -22,11 +22,11 @@ constexpr int64_t kBlockBytes = 4 << 20;
 /// But so many tiles that M, which passes through the cache once per block, costs little next to the products.
 constexpr int64_t kLeastTiles = 128;
 /// Tiles after which sums restart, which bounds their rounding error: the sooner the smaller they are, since small ones
-/// are chosen for their accuracy.
+/// are chosen for their accuracy, and the fewer pixels the more accurately PyTorch adds them.
 template <int m>
-constexpr int64_t kSumTiles = m == 4   ? 64
-                              : m == 3 ? 32
-                                       : 12;
+int64_t sum_tiles(const Correlation& q) {
+  return m == 4 ? 64 : m == 2 ? 12 : q.pixels() < 256 ? 8 : 32;
+}
 
 /// The parts that M is cut into: task = (part of CI, part of CO, part of the planes).
 template <int m>
@@ -148,7 +148,7 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
         for (int64_t plane = planes.begin; plane < planes.end; ++plane) {
           const CView<T> c_view{.data = to + plane * cut.plane, .row_stride = cut.row, .accumulate = b > 0};
           multiply_block(c.size(), k.size(), blocks.size(b), AView<T>{v + plane * v_plane + c.begin, v_row, false},
-                         z + plane * z_plane + k.begin / NR * z_panel, z_panel, NR, c_view, kSumTiles<m>);
+                         z + plane * z_plane + k.begin / NR * z_panel, z_panel, NR, c_view, sum_tiles<m>(q));
         }
         if (at_once) finish_rows<m>(q, {0, c.size()}, c, k, to, cut, dw);
       });
