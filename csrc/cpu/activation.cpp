@@ -143,15 +143,9 @@ struct Softplus {
   }
 };
 
-/// Bytes of `tensors` tensors of n elements.
-template <class T>
-constexpr int64_t bytes_of(int64_t tensors, int64_t n) {
-  return tensors * n * int64_t{sizeof(T)};
-}
-
 template <class T, class F>
 void map(F f, int64_t n, const T* x, T* y) {
-  with_streaming(y, 0, bytes_of<T>(2, n), [=](auto streams) {
+  with_streaming(y, 0, 2 * n, [=](auto streams) {
     parallel_elements<streams>(n, [=](int64_t begin, int64_t end) {
       for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
         write_n<streams>(y + begin + i, f.forward(load_n(x + begin + i, lanes)), lanes);
@@ -162,7 +156,7 @@ void map(F f, int64_t n, const T* x, T* y) {
 
 template <class T, class F>
 void map_backward(F f, int64_t n, const T* dy, const T* saved, T* dx) {
-  with_streaming(dx, 0, bytes_of<T>(3, n), [=](auto streams) {
+  with_streaming(dx, 0, 3 * n, [=](auto streams) {
     parallel_elements<streams>(n, [=](int64_t begin, int64_t end) {
       for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
         const int64_t at = begin + i;
@@ -174,7 +168,7 @@ void map_backward(F f, int64_t n, const T* dy, const T* saved, T* dx) {
 
 template <class T, class F>
 void map_slopes(F f, int64_t n, const T* x, T* y, uint64_t* unit) {
-  with_streaming(y, 0, bytes_of<T>(2, n), [=](auto streams) {
+  with_streaming(y, 0, 2 * n, [=](auto streams) {
     parallel_words<streams>(n, [=](int64_t word, int64_t first, int64_t count) {
       uint64_t bits = 0;
       for_each_vec<T>(count, [&](int64_t i, auto lanes) {
@@ -235,7 +229,7 @@ void forward_slopes(Activation f, ActivationParams params, int64_t n, const T* x
 template <class T>
 void backward_slopes(double other_slope, int64_t n, const T* dy, const uint64_t* unit, T* dx, Context&) {
   const T slope = static_cast<T>(other_slope);
-  with_streaming(dx, 0, bytes_of<T>(2, n), [=](auto streams) {
+  with_streaming(dx, 0, 2 * n, [=](auto streams) {
     parallel_words<streams>(n, [=](int64_t word, int64_t first, int64_t count) {
       for_each_vec<T>(count, [&](int64_t i, auto lanes) {
         const Vec<T> d = load_n(dy + first + i, lanes);

@@ -418,13 +418,14 @@ template <class T>
 void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
-  const int64_t bytes = p.N * p.C * (p.H * p.W + p.OH * p.OW) * int64_t{sizeof(T)};
+  const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);
   if (slides(p) || few_channels<T>(p))
-    return with_streaming(dx, p.W * elements_of_pixel(p), bytes,
+    return with_streaming(dx, p.W * elements_of_pixel(p), elements,
                           [&](auto streams) { backward_sliding<streams>(p, dy, dx, divisors, context); });
   if (p.channels_last) return backward_channels_last(p, dy, dx, divisors);
   if (is_global(p))
-    return with_streaming(dx, p.H * p.W, bytes, [&](auto streams) { backward_global<streams>(p, dy, dx, divisors); });
+    return with_streaming(dx, p.H * p.W, elements,
+                          [&](auto streams) { backward_global<streams>(p, dy, dx, divisors); });
   backward_by_window(p, dy, dx, divisors, context);
 }
 

@@ -35,12 +35,6 @@ struct Affine {
   }
 };
 
-/// Bytes of `tensors` tensors of x's shape.
-template <class T>
-int64_t bytes_of(int64_t tensors, BatchNormShape s) {
-  return tensors * s.N * s.C * s.inner * int64_t{sizeof(T)};
-}
-
 /// Normalises the N planes of channel c.
 template <bool streams, class T>
 void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>& affine, T* y) {
@@ -56,7 +50,7 @@ void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>&
 /// Normalises rows of C channels.
 template <class T>
 void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y) {
-  with_streaming(y, s.C, bytes_of<T>(2, s), [=](auto streams) {
+  with_streaming(y, s.C, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.N, s.C, [=](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n)
         for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
@@ -110,7 +104,7 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
     for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
     return normalise_rows(s, x, affine, y);
   }
-  with_streaming(y, s.inner, bytes_of<T>(2, s), [=](auto streams) {
+  with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         Moments moments;
@@ -130,7 +124,7 @@ void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, con
   const Affine<T> affine(s.C, context);
   for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
   if (s.inner == 1) return normalise_rows(s, x, affine, y);
-  with_streaming(y, s.inner, bytes_of<T>(2, s), [=](auto streams) {
+  with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.C, s.N * s.inner, [=](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) normalise_channel<streams>(s, c, x, affine, y);
     });
@@ -194,7 +188,7 @@ struct Backward {
   }
 
   void by_channel() const {
-    with_streaming(dx, s.inner, bytes_of<T>(3, s), [this](auto streams) {
+    with_streaming(dx, s.inner, 3 * s.N * s.C * s.inner, [this](auto streams) {
       parallel_for<streams>(s.C, 4 * s.N * s.inner, [=, this](int64_t begin, int64_t end) {
         for (int64_t c = begin; c < end; ++c) {
           finish(c, needs_sums() ? channel_sums(c) : GradientSums{});
@@ -235,7 +229,7 @@ struct Backward {
         finish(c, sums);
       }
     });
-    with_streaming(dx, C, bytes_of<T>(3, s), [=, this](auto streams) {
+    with_streaming(dx, C, 3 * s.N * s.C * s.inner, [=, this](auto streams) {
       parallel_for<streams>(s.N, 2 * C, [=, this](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n)
           for_each_vec<T>(C, [&](int64_t c, auto lanes) {

@@ -87,7 +87,7 @@ void to_channels_last(DropoutShape shape, const uint64_t* logical, uint64_t* kee
 template <class T>
 void apply(int64_t n, const uint64_t* keep, double scale, const T* x, T* y, Context&) {
   const Vec<T> factor = splat(static_cast<T>(scale));
-  with_streaming(y, 0, 2 * n * int64_t{sizeof(T)}, [=](auto streams) {
+  with_streaming(y, 0, 2 * n, [=](auto streams) {
     parallel_words<streams>(n, [=](int64_t word, int64_t first, int64_t count) {
       for_each_vec<T>(count, [&](int64_t i, auto lanes) {
         const auto kept = lanes_of_bits<T>(keep[word] >> i);
@@ -103,9 +103,9 @@ void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, con
   T* factors = context.array<T>(planes);
   for (int64_t plane = 0; plane < planes; ++plane) factors[plane] = bit(keep, plane) ? static_cast<T>(scale) : T(0);
 
-  const int64_t bytes = 2 * planes * shape.P * int64_t{sizeof(T)};
+  const int64_t elements = 2 * planes * shape.P;
   if (!shape.channels_last) {
-    return with_streaming(y, shape.P, bytes, [=](auto streams) {
+    return with_streaming(y, shape.P, elements, [=](auto streams) {
       parallel_for<streams>(planes, shape.P, [=](int64_t begin, int64_t end) {
         for (int64_t plane = begin; plane < end; ++plane) {
           const int64_t at = plane * shape.P;
@@ -116,7 +116,7 @@ void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, con
       });
     });
   }
-  with_streaming(y, shape.C, bytes, [=](auto streams) {
+  with_streaming(y, shape.C, elements, [=](auto streams) {
     parallel_for<streams>(shape.N * shape.P, shape.C, [=](int64_t begin, int64_t end) {
       for (int64_t pixel = begin; pixel < end; ++pixel) {
         const int64_t at = pixel * shape.C;

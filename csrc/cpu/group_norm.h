@@ -135,8 +135,7 @@ void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T*
     }
   });
 
-  const int64_t bytes = 2 * s.rows * s.channels * s.inner * int64_t{sizeof(T)};
-  with_streaming(y, C, bytes, [=](auto streams) {
+  with_streaming(y, C, 2 * s.rows * s.channels * s.inner, [=](auto streams) {
     blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
       const T *m = constants + sample * 3 * C, *a = m + C, *b = a + C;
       for_each_vec<T>(C, [&](int64_t c, auto lanes) {
@@ -199,8 +198,7 @@ void backward_channels_last(RowNormShape s, const T* dy, const T* x, const T* me
       }
     }
   });
-  const int64_t bytes = 3 * s.rows * s.channels * s.inner * int64_t{sizeof(T)};
-  with_streaming(dx, C, bytes, [=](auto streams) {
+  with_streaming(dx, C, 3 * s.rows * s.channels * s.inner, [=](auto streams) {
     blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
       const T *m = constants + sample * 4 * C, *a = m + C, *b = a + C, *k = b + C;
       for_each_vec<T>(C, [&](int64_t c, auto lanes) {

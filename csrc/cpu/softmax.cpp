@@ -90,8 +90,8 @@ void forward_as(SoftmaxShape s, const T* x, T* y) {
 
 template <bool log, class T>
 void backward_as(SoftmaxShape s, const T* dy, const T* y, T* dx) {
-  const int64_t bytes = 3 * s.outer * s.C * s.inner * int64_t{sizeof(T)};
-  with_streaming(dx, s.inner == 1 ? s.C : s.inner, bytes, [=](auto streams) {
+  const int64_t elements = 3 * s.outer * s.C * s.inner;
+  with_streaming(dx, s.inner == 1 ? s.C : s.inner, elements, [=](auto streams) {
     for_each_row_or_tile<T, streams>(
         s, [=](int64_t i) { backward_row<log, streams>(s.C, dy + i * s.C, y + i * s.C, dx + i * s.C); },
         [=](int64_t i, int64_t j, int64_t width) {

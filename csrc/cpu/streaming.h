@@ -1,7 +1,7 @@
 // Non-temporal stores, for outputs that will not stay in the cache: they do not fetch the lines that they overwrite, so
 // a copy moves two bytes where plain stores move three.
 //
-// A kernel asks once per call, with_streaming(y, row, bytes, f), and writes with write_n<streams> within
+// A kernel asks once per call, with_streaming(y, row, elements, f), and writes with write_n<streams> within
 // parallel_for<streams>, which makes the stores visible before the threads meet.
 #pragma once
 
@@ -39,12 +39,13 @@ DLK_INLINE void write_n(T* p, Vec<T> v, Count lanes) {
 }
 
 /// f(std::bool_constant<streams>), where `streams` says whether to stream an output of rows of `row` elements, which
-/// are written from their beginning in whole vectors, by a kernel that reads and writes `bytes` in all. Beyond three
-/// quarters of the last cache it pays (1.3 to 1.6 times faster on Zen 3); below, the next layer finds the output there.
+/// are written from their beginning in whole vectors, by a kernel that reads and writes `elements` of T in all. Beyond
+/// three quarters of the last cache it pays (1.3 to 1.6 times faster on Zen 3); below, the next layer finds the output
+/// there.
 template <class T, class F>
-void with_streaming(const T* y, int64_t row, int64_t bytes, F&& f) {
+void with_streaming(const T* y, int64_t row, int64_t elements, F&& f) {
   const bool aligned = (reinterpret_cast<uintptr_t>(y) | static_cast<uintptr_t>(row * sizeof(T))) % kVecBytes == 0;
-  const int64_t cache = last_level_cache();
+  const int64_t cache = last_level_cache(), bytes = elements * int64_t{sizeof(T)};
   if (aligned && cache > 0 && bytes > cache / 4 * 3) return f(std::true_type{});
   f(std::false_type{});
 }
