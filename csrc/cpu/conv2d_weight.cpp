@@ -66,25 +66,30 @@ struct Cut {
   int64_t block_rows(int64_t block) const { return rows.channel_range(block).size() * rows.tap_range(block).size(); }
 };
 
+/// Pixels [pixels), counted through the images, of n <= NR adjacent channels of C from `from` on, NCHW, as a panel
+/// [pixels][NR].
+template <class T>
+void pack_planes(const T* from, int64_t C, int64_t plane, Range pixels, int64_t n, T* panel) {
+  for (int64_t p = pixels.begin; p < pixels.end;) {  // one image at a time
+    const int64_t image_end = (p / plane + 1) * plane, end = image_end < pixels.end ? image_end : pixels.end;
+    const T* first = from + p / plane * C * plane + p % plane;
+    pack_panel_transposed<T>(end - p, n, [&](int64_t j) { return first + j * plane; }, panel);
+    panel += (end - p) * Block<T>::NR;
+    p = end;
+  }
+}
+
 /// dy of one block of pixels, as panels [pixels][NR] of output channels.
 template <class T>
 void pack_gradient(const Correlation& q, const T* dy, int64_t g, Range pixels, T* panels) {
   constexpr int64_t NR = Block<T>::NR;
-  const int64_t K = q.groups * q.CO, image = q.OH * q.OW;
+  const int64_t K = q.groups * q.CO, plane = q.OH * q.OW;
   for (int64_t k = 0; k < q.CO; k += NR, panels += pixels.size() * NR) {
     const int64_t n = q.CO - k < NR ? q.CO - k : NR, channel = g * q.CO + k;
-    if (q.channels_last) {
+    if (q.channels_last)
       pack_panel(pixels.size(), n, dy + pixels.begin * K + channel, K, panels);
-      continue;
-    }
-    T* to = panels;
-    for (int64_t p = pixels.begin; p < pixels.end;) {  // one image at a time
-      const int64_t image_end = (p / image + 1) * image, end = image_end < pixels.end ? image_end : pixels.end;
-      const T* from = dy + (p / image * K + channel) * image + p % image;
-      pack_panel_transposed<T>(end - p, n, [&](int64_t j) { return from + j * image; }, to);
-      to += (end - p) * NR;
-      p = end;
-    }
+    else
+      pack_planes(dy + channel * plane, K, plane, pixels, n, panels);
   }
 }
 
@@ -199,16 +204,51 @@ void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64
   }
 }
 
-/// Whether dw is a product of matrices in memory, dy^T x: 1 x 1 filters over NHWC pixels, and enough tiles for a few
-/// threads, which cannot share a sum.
+/// Whether dw is a product of matrices, dy^T x: 1 x 1 filters, and enough tiles for a few threads, which cannot share a
+/// sum. NHWC pixels are such matrices in memory; of NCHW images it pays where they are small.
 template <class T>
 bool is_product(const Correlation& q) {
-  return reads_same_pixel(q) && q.channels_last && q.groups == 1 && q.w_in == 1 && q.CO > 1 &&
+  return reads_same_pixel(q) && q.groups == 1 && q.w_in == 1 && q.CO > 1 &&
+         (q.channels_last || q.IH * q.IW <= kOneBlock) &&
          ceil_div(q.CO, Block<T>::MR) * ceil_div(q.CI, Block<T>::NR) >= kTasks;
+}
+
+/// dw = the sum over images of dy x^T, whose planes are the rows: tiles read dy where it lies, each image a stretch of
+/// terms, and x from panels. Threads share the outputs; each packs x for itself.
+template <class T>
+void multiply_planes(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
+  using B = Block<T>;
+  const int64_t plane = q.IH * q.IW, images = even_part(q.N, kOneBlock / plane), threads = max_threads();
+  const int64_t panels_size = round_up(q.CI, B::NR) * images * plane;
+  T* all_panels = context.array<T>(threads * panels_size);
+  Stretch* all_stretches = context.array<Stretch>(threads * images);
+  const int64_t part = round_up(ceil_div(q.CO, threads), B::MR), parts = ceil_div(q.CO, part);
+
+  run_team(worth_threads(q), [&](const Team& team) {
+    T* const panels = all_panels + team.rank * panels_size;
+    Stretch* const stretches = all_stretches + team.rank * images;
+    for (int64_t n = 0; n < images; ++n) stretches[n] = {n * q.CO * plane, plane};
+    team.for_each(parts, [&](int64_t task) {
+      const Range outputs = block_range(task, part, q.CO);
+      for (int64_t first = 0; first < q.N; first += images) {
+        const int64_t pixels = (q.N - first < images ? q.N - first : images) * plane;
+        for (int64_t c = 0; c < q.CI; c += B::NR)
+          pack_planes(x + c * plane, q.CI, plane, {first * plane, first * plane + pixels},
+                      q.CI - c < B::NR ? q.CI - c : B::NR, panels + c * pixels);
+        for (int64_t m = outputs.begin; m < outputs.end; m += B::MC) {
+          const AView<T> a{dy + (first * q.CO + m) * plane, plane, true, stretches};
+          const CView<T> c{.data = dw + m * q.w_out, .row_stride = q.w_out, .accumulate = first > 0};
+          multiply_block(outputs.end - m < B::MC ? outputs.end - m : B::MC, q.CI, pixels, a, panels, pixels * B::NR,
+                         B::NR, c, kSum);
+        }
+      }
+    });
+  });
 }
 
 template <class T>
 void multiply(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
+  if (!q.channels_last) return multiply_planes(q, x, dy, dw, context);
   const Gemm product{.M = q.CO,
                      .N = q.CI,
                      .K = q.pixels(),
