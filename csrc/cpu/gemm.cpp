@@ -27,7 +27,6 @@ struct Plan {
   bool keeps_b;  // a thread keeps all its packed panels of B, for more than one block of A
   int64_t kc, mc, nc;
   int64_t a_stride;  // of the packed block of A: from row to row, or from column to column
-  int64_t run;       // terms after which sums restart
 
   Plan(const Gemm& p, int64_t threads) {
     a_rows_contiguous = p.a_col == 1 || p.K == 1;
@@ -44,7 +43,6 @@ struct Plan {
     mc = p.M <= most ? p.M : round_up(even_part(p.M, most), B::MR);
     keeps_b = p.M > mc;
     a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : packed_row_stride<T>(mc);
-    run = p.run ? p.run : p.N > B::NR ? B::kSum : B::kSum / 2;  // PyTorch sums few columns in more chains
   }
 
   /// Columns of B that are packed before A's first block comes again.
@@ -114,7 +112,7 @@ void multiply_rows(const Plan<T>& plan, const Gemm& p, const Part& part, const T
         ahead = {packed + NR * K, NR};
       panel = packed, stride = NR, panel_stride = K * NR;
     }
-    multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), plan.run, ahead);
+    multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), p.run, ahead);
   }
 }
 
@@ -156,7 +154,9 @@ inline Gemm transposed(const Gemm& p) {
 }
 
 template <class T>
-void multiply(const Gemm& p, const T* a, const T* b, const T* bias, T* c, Context& context) {
+void multiply(const Gemm& given, const T* a, const T* b, const T* bias, T* c, Context& context) {
+  Gemm p = given;
+  if (p.run == 0) p.run = p.N > Block<T>::NR ? Block<T>::kSum : Block<T>::kSum / 2;  // MKL: few columns, more chains
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
   if (is_gemv(p) && !p.bias_per_row) return gemv(p, a, b, bias, c);
