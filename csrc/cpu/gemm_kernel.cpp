@@ -108,9 +108,8 @@ struct Terms {
   int64_t ahead_period = 0;            // steps from one row of it to the next
 };
 
-/// Terms by which a strided B is fetched into L1 before its use, far enough for L2 to answer (15 cycles): it takes up
-/// to 12 % more without. The hardware does it where rows of B are adjacent, and one more instruction per term costs 5
-/// %.
+/// Terms by which a strided B is fetched into L1 before its use, far enough for L2 to answer (15 cycles): products take
+/// up to 12 % longer without. Rows of a packed B the hardware fetches, and the instruction would cost 5 %.
 constexpr int64_t kTermsAhead = 12;
 /// Terms of a step of the micro-kernel, between which it may prefetch: a prefetch per term would cost as many
 /// instructions as the loads. Also the rows of C that a step prefetches.
@@ -156,7 +155,7 @@ struct Prefetches {
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
 template <class T, int rows, int nv, A a_walk, B b_walk>
 void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms, int64_t n, const CView<T>& c) {
-  constexpr int L = kLanes<T>, NR = nv * L;
+  constexpr int L = kLanes<T>;
   const int64_t row = a_walk == A::rows ? terms.a_stride : 1, term = a_walk == A::rows ? 1 : terms.a_stride;
   const int64_t b_stride = b_walk == B::packed ? Block<T>::NR : terms.b_stride;
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
@@ -164,7 +163,7 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
   Prefetches<T, nv> prefetches{
       first, c.row_stride, in_rows ? rows : 0, terms.ahead.data, terms.ahead.stride, terms.ahead_period};
   Vec<T> sum[rows][nv] = {};
-  alignas(64) T earlier[rows][NR];  // the sum of earlier runs
+  alignas(64) T earlier[rows][nv * L];  // the sum of earlier runs
   // A pointer for each kReach rows, which the compiler may not derive from each other: one offset per row would take
   // more registers than there are.
   constexpr int kReach = 5, kPointers = (rows + kReach - 1) / kReach;

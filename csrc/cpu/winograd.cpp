@@ -231,7 +231,7 @@ bool is_dilated(const Correlation& q) { return Dilation(q).h > 1 || Dilation(q).
 /// The largest tile whose error against float64 (RMS and maximum) stays within twice that of PyTorch's kernels for the
 /// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md). Those sum
 /// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
-/// pixels, the more accurately the fewer there are; AVX2 is most exact for dilated filters and single small images.
+/// pixels, the more accurately the fewer there are; with AVX2 dilated filters and single small images are summed best.
 /// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels).
 int accurate_tile(const Correlation& q, Pass pass) {
   if (q.less_accurate) return 4;
