@@ -45,6 +45,7 @@ CASES = {
     "3x3": ((2, 16, 11, 13), (20, 16, 3, 3), {"padding": 1}),
     "3x3_wide": ((1, 35, 6, 40), (33, 35, 3, 3), {"padding": 1}),
     "1x1": ((3, 40, 7, 9), (70, 40, 1, 1), {}),
+    "1x1_small_planes": ((12, 70, 7, 7), (66, 70, 1, 1), {}),
     "1x1_large": ((2, 12, 33, 31), (20, 12, 1, 1), {}),
     "1x1_strided_large": ((2, 12, 65, 65), (8, 12, 1, 1), {"stride": 2}),  # at 64 x 66 PyTorch 2.13 itself crashes
     "1x1_strided": ((2, 12, 9, 9), (8, 12, 1, 1), {"stride": 2}),
@@ -270,7 +271,17 @@ def test_gradients_of_some(function, wanted):
     assert (inputs[0].data_ptr() in saved) == wanted[1]
 
 
-THREADED = ["3x3", "7x7_stride_2", "groups", "depthwise", "narrow_groups", "winograd", "winograd_few_tiles"]
+THREADED = [
+    "3x3",
+    "7x7_stride_2",
+    "1x1_small_planes",
+    "lenet_2",
+    "groups",
+    "depthwise",
+    "narrow_groups",
+    "winograd",
+    "winograd_few_tiles",
+]
 
 
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])

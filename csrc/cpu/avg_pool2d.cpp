@@ -2,11 +2,11 @@
 // that hold the element. The divisor is the number of the window's elements (the padding counted too, if asked) or
 // given.
 //
-// Three ways, forward and backward each:
+// Four ways, forward and backward each:
 //   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward) or W (backward),
 //                  from split rows (pool_windows.h); a task is a band of rows of one plane
-//   by window      NCHW, windows of any sizes or wider than the output (global pooling): vectors along W; a task is a
-//                  plane
+//   global         NCHW, one window: a plane is a run of memory
+//   by window      NCHW, windows of any sizes or wider than the output: vectors along W; a task is a plane
 //   channels_last  vectors along C
 // Each element is one gathered sum in a fixed order.
 #include <algorithm>

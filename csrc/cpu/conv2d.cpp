@@ -2,7 +2,7 @@
 // (winograd.cpp) or directly (narrow_groups.cpp; correlate_few below) where those are faster, else by implicit GEMM.
 //
 // Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
-// whose rows are transposed on the way in and tiles on the way out. Pixels as columns: out[CO x pixels] = W Patches,
+// whose rows are transposed on the way in and sums at the end. Pixels as columns: out[CO x pixels] = W Patches,
 // for the rest of NCHW. Of 1 x 1 filters over NHWC or large images that is a product in memory (gemm.h). The weights
 // are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of threads:
 // each makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out is summed
@@ -56,8 +56,9 @@ struct Tiling {
   }
 };
 
-/// Terms of a partial sum of NCHW, which oneDNN's AVX-512 kernels sum in shorter runs than others.
-constexpr int64_t kRun = kIsa == Isa::avx512 ? 64 : Block<float>::kSum;
+/// Terms of a partial sum of NCHW and of few outputs: oneDNN's AVX-512 kernels sum those in shorter runs than others.
+template <class T>
+constexpr int64_t kRun = kIsa == Isa::avx512 ? 64 : Block<T>::kSum;
 
 template <class T>
 const T* weight_at(const Correlation& q, const T* w, int64_t g, int64_t m, int64_t c, int64_t t) {
@@ -201,7 +202,7 @@ void correlate_planar(const Correlation& q, const T* in, const T* w, const T* bi
           for (int64_t r = 0; r < n && !shared; r += B::NR)
             pack(patches, pixels, block, p + r, panel + r / B::NR * panel_size);
           multiply_block(outputs.size(), n, terms, weights.view(g, block).from_row(outputs.begin), panel, panel_size,
-                         B::NR, c.from(outputs.begin, p), kRun,
+                         B::NR, c.from(outputs.begin, p), kRun<T>,
                          shared || near > 1 ? Ahead<T>{} : patches.after(p, B::NR));
         }
       }
@@ -252,7 +253,8 @@ void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, c
   }
 }
 
-/// The sum runs over (t, c), taps outermost: those that only read rows of padding are a part of it, and left out.
+/// The sum runs over (t, c), taps outermost: those that only read padding above or below the image are its first or
+/// last terms, and left out.
 template <class T>
 void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   constexpr int64_t L = kLanes<T>, kWidth = kMostScattered * L;
@@ -303,7 +305,7 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
           if (bias) c.row_bias = bias + g * q.CO + m;
           const AView<T> of_taps{a.from_row(m).data + taps.begin * q.CI, stride, true};
           multiply_scattered(outputs, count, taps.size() * q.CI, of_taps, origin, offsets + taps.begin * q.CI,
-                             positions, c, kRun);
+                             positions, c, kRun<T>);
           for (int64_t u = 0; u < count; ++u) {
             const int64_t i = i0 + (v + u) / row_vectors, j = (v + u) % row_vectors * L;
             write_pixels(q, m, outputs, q.cols - j < L ? q.cols - j : L, tile + u * L, kWidth, i, j, image);
@@ -462,7 +464,7 @@ void correlate_rows(const Correlation& q, const T* in, const T* w, const T* bias
   const int64_t sums_stride = packed_row_stride<T>(part_outputs);
   const int64_t sums_size = q.channels_last ? 0 : band * q.cols * sums_stride;
   T* all_sums = context.array<T>(threads * sums_size);
-  const int64_t run = q.channels_last ? B::kSum : kRun;  // PyTorch is the more accurate in NCHW
+  const int64_t run = q.channels_last ? B::kSum : kRun<T>;  // PyTorch is the more accurate in NCHW
 
   run_team(worth_threads(q), [&](const Team& team) {
     weights.pack(team);
@@ -552,7 +554,7 @@ void multiply(const Correlation& q, const T* in, const T* w, const T* bias, T* o
                      .b_col = 1,
                      .c_row = plane,
                      .batch = q.N,
-                     .run = kRun,
+                     .run = kRun<T>,
                      .bias_per_row = true,
                      .b_batch = q.CI * plane,
                      .c_batch = q.CO * plane};

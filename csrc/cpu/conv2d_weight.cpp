@@ -7,7 +7,8 @@
 // as a column, mostly where the pixels lie (PixelRows). Pixels are cut into a fixed number of splits, each with sums of
 // its own, which are then added in order: tasks (group, split, part of the rows) are cut by shape alone, so the result
 // does not depend on the threads, and sums restart every block, which bounds their rounding error. Few pixels are one
-// block, whose sums are stored as dw. 1 x 1 filters over NHWC pixels are a product of matrices in memory.
+// block, whose sums are stored as dw. 1 x 1 filters over NHWC pixels, or over small NCHW images, are a product of
+// matrices in memory.
 #include "csrc/core/conv2d.h"
 #include "csrc/core/gemm.h"
 #include "csrc/cpu/dispatch.h"
@@ -34,7 +35,7 @@ constexpr int64_t kRows = 128;
 constexpr int64_t kMostPartial = int64_t{8} << 20;
 /// Pixels after which sums restart within a block, which bounds their rounding error: few enough for images of which
 /// PyTorch sums all pixels accurately (7 x 7), and it costs 3 % at most.
-constexpr int64_t kSum = 64;
+constexpr int64_t kSumPixels = 64;
 
 /// How the work is cut. Rows (c, t) come in the blocks of SumBlocks, whose rows are adjacent in dwT.
 template <class T>
@@ -125,7 +126,8 @@ void add_block(const Correlation& q, const Cut<T>& cut, const T* in, int64_t g, 
                const Buffers<T>& buffers, const CView<T>& sums) {
   constexpr int64_t NR = Block<T>::NR;
   const auto multiply_rows = [&](int64_t first, int64_t count, const AView<T>& a) {
-    multiply_block(count, q.CO, pixels.size(), a, buffers.gradient, pixels.size() * NR, NR, sums.from(first, 0), kSum);
+    multiply_block(count, q.CO, pixels.size(), a, buffers.gradient, pixels.size() * NR, NR, sums.from(first, 0),
+                   kSumPixels);
   };
   const auto multiply = [&](int64_t block, const AView<T>& a) {
     multiply_rows(cut.first_row(q, block), cut.block_rows(block), a);
@@ -218,7 +220,8 @@ bool is_product(const Correlation& q) {
 template <class T>
 void multiply_planes(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
-  const int64_t plane = q.IH * q.IW, images = even_part(q.N, kOneBlock / plane), threads = max_threads();
+  const int64_t plane = q.IH * q.IW, images = even_part(q.N, kOneBlock / plane);
+  const int64_t threads = worth_threads(q) ? max_threads() : 1;
   const int64_t panels_size = round_up(q.CI, B::NR) * images * plane;
   T* all_panels = context.array<T>(threads * panels_size);
   Stretch* all_stretches = context.array<Stretch>(threads * images);
@@ -239,7 +242,7 @@ void multiply_planes(const Correlation& q, const T* x, const T* dy, T* dw, Conte
           const AView<T> a{dy + (first * q.CO + m) * plane, plane, true, stretches};
           const CView<T> c{.data = dw + m * q.w_out, .row_stride = q.w_out, .accumulate = first > 0};
           multiply_block(outputs.end - m < B::MC ? outputs.end - m : B::MC, q.CI, pixels, a, panels, pixels * B::NR,
-                         B::NR, c, kSum);
+                         B::NR, c, kSumPixels);
         }
       }
     });
@@ -257,7 +260,7 @@ void multiply(const Correlation& q, const T* x, const T* dy, T* dw, Context& con
                      .b_row = q.CI,
                      .b_col = 1,
                      .c_row = q.w_out,
-                     .run = kSum};
+                     .run = kSumPixels};
   kernel_table<GemmKernels<T>, kIsa>().multiply(product, dy, x, nullptr, dw, context);
 }
 

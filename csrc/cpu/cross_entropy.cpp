@@ -9,7 +9,8 @@
 // the sum. They are kept apart because their sum would lose the digits that matter where m is large.
 //
 // For class indices the one term of the target is picked and the rest, needed only with label smoothing, is the
-// "dense" part. A thread computes whole rows, or tiles of columns where inner > 1 (softmax_passes.h). Indices must have
+// "dense" part. A thread computes whole rows, or tiles of columns where inner > 1 (softmax_passes.h); of
+// log-probabilities, whose gradient is zeros but for one element per position, blocks of positions. Indices must have
 // passed check().
 #include "csrc/core/cross_entropy.h"
 

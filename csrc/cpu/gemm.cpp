@@ -156,7 +156,8 @@ inline Gemm transposed(const Gemm& p) {
 template <class T>
 void multiply(const Gemm& given, const T* a, const T* b, const T* bias, T* c, Context& context) {
   Gemm p = given;
-  if (p.run == 0) p.run = p.N > Block<T>::NR ? Block<T>::kSum : Block<T>::kSum / 2;  // MKL: few columns, more chains
+  // The columns of one panel in shorter runs, as MKL, whose errors were half of ours there.
+  if (p.run == 0) p.run = p.N > Block<T>::NR ? Block<T>::kSum : Block<T>::kSum / 2;
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
   if (is_gemv(p) && !p.bias_per_row) return gemv(p, a, b, bias, c);

@@ -31,30 +31,6 @@ __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n
   }
 }
 
-/// The same where C is transposed: each column is stored as vectors of rows.
-template <class T>
-__attribute__((noinline)) void store_tile_transposed(const CView<T>& c, int rows, int64_t n, const T* tile) {
-  constexpr int64_t L = kLanes<T>, NR = Block<T>::NR, kRows = round_up(Block<T>::MR, L);
-  T turned[L * kRows];
-  for (int64_t j = 0; j < n; j += L) {
-    const int64_t count = n - j < L ? n - j : L;
-    store_transposed(tile + j, NR, rows, count, turned, kRows);
-    for (int64_t l = 0; l < count; ++l) {
-      T* const y = c.data + (j + l) * c.column_stride;
-      const T* const sums = turned + l * kRows;
-      const T bias = c.column_bias ? c.column_bias[j + l] : T(0);
-      if (c.row_stride != 1) {
-        for (int64_t i = 0; i < rows; ++i) y[i * c.row_stride] = sums[i] + (c.accumulate ? y[i * c.row_stride] : bias);
-        continue;
-      }
-      for (int64_t i = 0; i < rows; i += L) {
-        const int64_t some = rows - i < L ? rows - i : L;
-        store_partial(y + i, (c.accumulate ? load_partial(y + i, some) : splat(bias)) + load(sums + i), some);
-      }
-    }
-  }
-}
-
 /// Adds a tile in registers to n contiguous columns of C from `first` on, rows row_stride apart.
 template <class T, int rows, int nv, bool whole>
 DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[rows][nv]) {
@@ -95,8 +71,8 @@ DLK_INLINE void add_tile(const CView<T>& c, T* first, int64_t n, Vec<T> (&sum)[r
 
 /// Where the next term lies: in A, one element further (rows contiguous) or `a_stride`; in B, NR elements further (a
 /// packed panel), `b_stride`, or at offsets[k].
-enum class A { rows, columns };
-enum class B { packed, strided, table };
+enum class AWalk { rows, columns };
+enum class BWalk { packed, strided, table };
 
 template <class T>
 struct Terms {
@@ -132,18 +108,19 @@ struct Prefetches {
   }
 
  private:
-  static DLK_INLINE void fetch_row(const T* row, auto... how) {
+  template <int write, int level>
+  static DLK_INLINE void fetch_row(const T* row) {
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) __builtin_prefetch(row + v * kLanes<T>, how...);
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(row + v * kLanes<T>, write, level);
   }
   DLK_INLINE void fetch() {
     wait = 1;
     if (c_left > 0) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kStep; ++i, c += c_stride) fetch_row(c, /*write=*/1);
+      for (int i = 0; i < kStep; ++i, c += c_stride) fetch_row</*write=*/1, /*L1*/ 3>(c);
       c_left -= kStep;
     } else if (ahead != nullptr) {
-      fetch_row(ahead, 0, /*L2*/ 2);
+      fetch_row</*write=*/0, /*L2*/ 2>(ahead);
       ahead += ahead_stride;
       wait = period;
     } else {
@@ -153,11 +130,11 @@ struct Prefetches {
 };
 
 /// The micro-kernel: a tile of `rows` x (nv vectors), of which n columns exist; sums restart every `run` terms.
-template <class T, int rows, int nv, A a_walk, B b_walk>
+template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
 void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms, int64_t n, const CView<T>& c) {
   constexpr int L = kLanes<T>;
-  const int64_t row = a_walk == A::rows ? terms.a_stride : 1, term = a_walk == A::rows ? 1 : terms.a_stride;
-  const int64_t b_stride = b_walk == B::packed ? Block<T>::NR : terms.b_stride;
+  const int64_t row = a_walk == AWalk::rows ? terms.a_stride : 1, term = a_walk == AWalk::rows ? 1 : terms.a_stride;
+  const int64_t b_stride = b_walk == BWalk::packed ? Block<T>::NR : terms.b_stride;
   T* const first = c.data + (c.columns ? c.columns[0] : 0);
   const bool in_rows = c.column_stride == 1 && !c.rows && (!c.columns || c.columns[n - 1] - c.columns[0] == n - 1);
   Prefetches<T, nv> prefetches{
@@ -170,12 +147,12 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
   const T* pa[kPointers];
   const int64_t* offsets = terms.offsets;
   const T* scattered[nv];
-  for (int v = 0; v < nv && b_walk == B::table; ++v) scattered[v] = b + terms.positions[v];
+  for (int v = 0; v < nv && b_walk == BWalk::table; ++v) scattered[v] = b + terms.positions[v];
   const auto add_term = [&]() __attribute__((always_inline)) {
     Vec<T> bk[nv];
 #pragma GCC unroll 8
-    for (int v = 0; v < nv; ++v) bk[v] = load(b_walk == B::table ? scattered[v] + *offsets : b + v * L);
-    if constexpr (b_walk == B::strided) {
+    for (int v = 0; v < nv; ++v) bk[v] = load(b_walk == BWalk::table ? scattered[v] + *offsets : b + v * L);
+    if constexpr (b_walk == BWalk::strided) {
 #pragma GCC unroll 8
       for (int at = 0; at < nv * L; at += 64 / sizeof(T)) __builtin_prefetch(b + kTermsAhead * b_stride + at);
     }
@@ -187,7 +164,7 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kPointers; ++q) pa[q] += term;
-    b_walk == B::table ? (void)++offsets : (void)(b += b_stride);
+    b_walk == BWalk::table ? (void)++offsets : (void)(b += b_stride);
   };
   const Stretch* stretch = terms.stretches;
   int64_t left = 0;  // terms of the stretch
@@ -206,6 +183,7 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
       int64_t count = end - k < left ? end - k : left;
       k += count, left -= count;
       for (; count >= kStep; count -= kStep) {
+        static_assert(kStep == 4);
         prefetches.step();
         add_term(), add_term(), add_term(), add_term();
       }
@@ -225,15 +203,16 @@ void tile(int64_t K, int64_t run, const T* a, const T* b, const Terms<T>& terms,
       for (int v = 0; v < nv; ++v) store(&earlier[i][v * L], sum[i][v]), sum[i][v] = Vec<T>{};
     }
   }
-  if (b_walk != B::table && !in_rows) {
+  if (b_walk != BWalk::table && !in_rows) {
     T out[rows][Block<T>::NR];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
       for (int v = 0; v < nv; ++v) store(&out[i][v * L], sum[i][v]);
     }
-    const auto store_out = c.column_stride == 1 ? store_tile<T> : store_tile_transposed<T>;
-    return store_out(c, rows, n, &out[0][0]);
+    if (c.column_stride == 1) return store_tile(c, rows, n, &out[0][0]);
+    assert(c.row_stride == 1 && !c.accumulate && !c.row_bias && !c.column_bias);
+    return store_transposed(&out[0][0], Block<T>::NR, rows, n, c.data, c.column_stride);
   }
   n == nv* L ? add_tile<T, rows, nv, true>(c, first, n, sum) : add_tile<T, rows, nv, false>(c, first, n, sum);
 }
@@ -245,15 +224,15 @@ using TileFunction = void (*)(int64_t, int64_t, const T*, const T*, const Terms<
 /// work.
 template <class T, int nv>
 constexpr int kMostRows = nv <= Block<T>::NV ? Block<T>::MR : Block<T>::MR * Block<T>::NV / nv;
-template <class T, int nv, A a_walk, B b_walk, class = std::make_integer_sequence<int, kMostRows<T, nv>>>
+template <class T, int nv, AWalk a_walk, BWalk b_walk, class = std::make_integer_sequence<int, kMostRows<T, nv>>>
 struct Tiles;
-template <class T, int nv, A a_walk, B b_walk, int... i>
+template <class T, int nv, AWalk a_walk, BWalk b_walk, int... i>
 struct Tiles<T, nv, a_walk, b_walk, std::integer_sequence<int, i...>> {
   static constexpr TileFunction<T> by_rows[] = {tile<T, i + 1, nv, a_walk, b_walk>...};
 };
 
 /// By the number of rows less one, for n columns.
-template <class T, A a_walk, B b_walk>
+template <class T, AWalk a_walk, BWalk b_walk>
 const TileFunction<T>* tiles(int64_t n) {
   if (n <= kLanes<T>) return Tiles<T, 1, a_walk, b_walk>::by_rows;
   return Tiles<T, Block<T>::NV, a_walk, b_walk>::by_rows;
@@ -262,8 +241,8 @@ const TileFunction<T>* tiles(int64_t n) {
 template <class T>
 const TileFunction<T>* tiles(const AView<T>& a, int64_t b_stride, int64_t n) {
   if (b_stride == Block<T>::NR)
-    return a.rows_contiguous ? tiles<T, A::rows, B::packed>(n) : tiles<T, A::columns, B::packed>(n);
-  return a.rows_contiguous ? tiles<T, A::rows, B::strided>(n) : tiles<T, A::columns, B::strided>(n);
+    return a.rows_contiguous ? tiles<T, AWalk::rows, BWalk::packed>(n) : tiles<T, AWalk::columns, BWalk::packed>(n);
+  return a.rows_contiguous ? tiles<T, AWalk::rows, BWalk::strided>(n) : tiles<T, AWalk::columns, BWalk::strided>(n);
 }
 
 /// f(first, rows) for the groups of rows of A, as even as can be, since a last one of few rows would keep few sums in
@@ -282,7 +261,7 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
   constexpr int64_t NR = Block<T>::NR;
   const Stretch all{0, K};
   Terms<T> terms{a.stride, b_stride, a.stretches ? a.stretches : &all, nullptr, nullptr, ahead};
-  // Each group of rows prefetches its share of the rows ahead, evenly over its own steps.
+  // Each group of rows prefetches its share of the rows ahead, about evenly over its own steps, one a step at most.
   const int64_t share = ceil_div(K, ceil_div(M, Block<T>::MR));
   if (ahead.data) terms.ahead_period = K > kStep * share ? K / kStep / share : 1;
   const int64_t near = panels_at_once<T>(K) * NR;
@@ -302,9 +281,9 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
 template <class T>
 void multiply_scattered(int64_t M, int64_t vectors, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
                         const int64_t* positions, const CView<T>& c, int64_t run) {
-  static constexpr const TileFunction<T>* by_rows[] = {Tiles<T, 2, A::rows, B::table>::by_rows,
-                                                       Tiles<T, 4, A::rows, B::table>::by_rows,
-                                                       Tiles<T, 8, A::rows, B::table>::by_rows};
+  static constexpr const TileFunction<T>* by_rows[] = {Tiles<T, 2, AWalk::rows, BWalk::table>::by_rows,
+                                                       Tiles<T, 4, AWalk::rows, BWalk::table>::by_rows,
+                                                       Tiles<T, 8, AWalk::rows, BWalk::table>::by_rows};
   const int64_t most = scattered_vectors<T>(M);
   assert(M <= Block<T>::MR && vectors <= most);
   int64_t all_positions[kMostScattered];  // a tile reads all of its vectors

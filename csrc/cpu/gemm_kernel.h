@@ -77,7 +77,7 @@ template <class T>
 struct CView {
   T* data;
   int64_t row_stride;
-  int64_t column_stride = 1;         // else C is transposed on its way: not with `rows`, `columns` or row biases
+  int64_t column_stride = 1;         // else C is transposed on its way: rows adjacent, and nothing of what follows
   const int64_t* rows = nullptr;     // offsets of the rows, where they have no common stride
   const int64_t* columns = nullptr;  // offsets of the columns, where they are not all contiguous
   bool accumulate = false;           // add to what is there; else start from the biases (null: 0)

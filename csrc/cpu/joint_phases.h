@@ -3,8 +3,9 @@
 //
 //   out[(phase_h, phase_w, c), i, j] = dx[c, i stride_h + phase_h, j stride_w + phase_w]
 //
-// whose taps are those of any phase, with zeros for weights where a phase lacks one. Its outputs are then spread over
-// dx, by rows of it in parallel.
+// whose taps are those of any phase, with zeros for weights where a phase lacks one: Inf and NaN in dy also reach the
+// outputs of those phases, at most a stride further than by their own taps. The outputs are then spread over dx, by
+// rows of it in parallel.
 #pragma once
 
 #include "csrc/cpu/correlation.h"

@@ -252,7 +252,7 @@ void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T*
     return backward_overlapping(p, dy, positions, dx);
   Range* columns = context.array<Range>(p.W);
   for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = horizontal(p).outputs(iw);
-  const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);
+  const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);  // and a byte per output
   with_streaming(dx, p.C, elements, [&](auto streams) { backward_disjoint<streams>(p, dy, positions, dx, columns); });
 }
 

@@ -384,8 +384,8 @@ class PixelRows {
     return (dh * width_ + dw) * pixel_ + c;
   }
 
-  /// The same for one block of the sum, in as few stretches as can be: at most one per tap. Returns their end.
-  Stretch* stretches(Range taps, Range channels, Stretch* to) const {
+  /// The same for one block of the sum, in as few stretches as can be: at most one per tap.
+  void stretches(Range taps, Range channels, Stretch* to) const {
     Stretch* const first = to;
     for (int64_t t = taps.begin; t < taps.end; ++t) {
       const int64_t at = offset(t, channels.begin);
@@ -394,7 +394,6 @@ class PixelRows {
       else
         *to++ = {at, channels.size()};
     }
-    return to;
   }
 
  private:

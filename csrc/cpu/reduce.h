@@ -1,5 +1,5 @@
-// Sums over long arrays, the same for every number of threads: in a vector's lanes, in four chains; and over blocks of
-// a fixed size, summed in T and combined in order in double.
+// Sums over long arrays, the same for every number of threads: in a vector's lanes, in four chains, in T; and over
+// blocks of a fixed size, which are combined in order in double.
 #pragma once
 
 #include <algorithm>

@@ -11,10 +11,6 @@
 
 namespace dlk::cpu::DLK_ISA {
 
-/// Images so small that PyTorch's kernels lose least to rounding, and that tiles of 3 cost nothing: with 14 x 14 pixels
-/// they are 5 to 14 % faster than tiles of 4, which waste more at the borders.
-inline bool is_small(const Correlation& q) { return q.pixels() < 512; }
-
 /// How far the taps of a 3 x 3 filter are apart.
 struct Dilation {
   int64_t h, w;
