@@ -12,48 +12,36 @@
 
 namespace dlk::cpu::DLK_ISA {
 
-/// All phases of one gradient, in order of (phase_h, phase_w), the first of which has the most pixels.
+/// All phases of one gradient, in order of (phase_h, phase_w), the first of which has the most pixels. Their taps
+/// follow each other in memory.
 struct Phases {
   const Correlation* at;
   int64_t h, w;
 
   int64_t count() const { return h * w; }
-};
-
-/// The window that the taps of all phases lie in.
-inline Span joint_span(const Phases& phases) {
-  Correlation corners{};
-  int64_t dh[2]{INT64_MAX, INT64_MIN}, dw[2]{INT64_MAX, INT64_MIN};
-  for (int64_t i = 0; i < phases.count(); ++i) {
-    const Correlation& q = phases.at[i];
-    for (int64_t t = 0; t < q.taps; ++t) {
-      if (q.dh[t] < dh[0]) dh[0] = q.dh[t];
-      if (q.dh[t] > dh[1]) dh[1] = q.dh[t];
-      if (q.dw[t] < dw[0]) dw[0] = q.dw[t];
-      if (q.dw[t] > dw[1]) dw[1] = q.dw[t];
-    }
+  /// The first, with the taps of all.
+  Correlation with_all_taps() const {
+    Correlation q = *at;
+    for (int64_t i = 1; i < count(); ++i) q.taps += at[i].taps;
+    return q;
   }
-  corners.taps = 2, corners.dh = dh, corners.dw = dw;
-  return Span(corners);
-}
+};
 
 /// Whether the phases together fill the lanes of a panel better than each does, and that gains more than the zeros
 /// cost: at most half of the weights. (Some phase must have taps.)
 template <class T>
 bool prefers_joint(const Phases& phases) {
-  const Correlation& q = *phases.at;
+  const Correlation q = phases.with_all_taps();
   if (phases.count() == 1 || q.groups > 1 || 2 * q.CO > kLanes<T> || phases.count() * q.CO > Block<T>::NR) return false;
-  int64_t used = 0;
-  for (int64_t i = 0; i < phases.count(); ++i) used += phases.at[i].taps;
-  const Span span = joint_span(phases);
-  return phases.count() * span.height * span.width <= 2 * used;
+  const Span span(q);
+  return phases.count() * span.height * span.width <= 2 * q.taps;
 }
 
 template <class T>
 class JointPhases {
  public:
   JointPhases(const Phases& phases, const T* w, const T* bias, Context& context)
-      : phases_(phases), q_(*phases.at), span_(joint_span(phases)) {
+      : phases_(phases), q_(*phases.at), span_(phases.with_all_taps()) {
     const int64_t count = phases.count(), CO = q_.CO, taps = span_.height * span_.width;
     q_.CO = count * CO, q_.OH = q_.rows, q_.OW = q_.cols;
     q_.row_step = q_.col_step = 1;
