@@ -263,6 +263,7 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
   const int64_t bands = ceil_div(q.rows, fit), band = ceil_div(q.rows, bands), terms = q.CI * q.taps;
   const int64_t stage_size = PlanarPatches<T>::stage_elements(q, band * q.cols, q.CI, true) + L, runs_size = band + 1;
   const int64_t stride = packed_row_stride<T>(terms), threads = max_threads();
+  const bool direct = !q.channels_last && q.col_step == 1 && q.cols >= L;  // tiles store vectors where they belong
   T* weights = context.array<T>(q.groups * q.CO * stride);
   T* stages = context.array<T>(threads * stage_size);
   T* tiles = context.array<T>(threads * q.CO * kWidth);
@@ -291,23 +292,31 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
       T* image = out + (n * q.OH * q.OW * q.groups + (q.channels_last ? g : g * q.OH * q.OW)) * q.CO;
       // A tile takes any vectors of the band's rows: those of short rows too.
       const int64_t row_vectors = ceil_div(q.cols, L), vectors = (i1 - i0) * row_vectors;
+      const auto column = [&](int64_t vector) {  // the last of a row that is stored in place ends where the row does
+        const int64_t j = vector % row_vectors * L;
+        return direct && j > q.cols - L ? q.cols - L : j;
+      };
       // A tile's rows of outputs pass all vectors before the next rows come, which writes NCHW planes in long runs.
       const int64_t step = even_part(q.CO, Block<T>::MR);
       for (int64_t m = 0; m < q.CO; m += step) {
         const int64_t outputs = q.CO - m < step ? q.CO - m : step, most = scattered_vectors<T>(outputs);
         for (int64_t v = 0; v < vectors; v += most) {
           const int64_t count = vectors - v < most ? vectors - v : most;
-          int64_t positions[kMostScattered];
-          for (int64_t u = 0; u < count; ++u)
-            positions[u] = (v + u) / row_vectors * patches.row_stride() + (v + u) % row_vectors * L;
+          int64_t positions[kMostScattered], columns[kMostScattered];
+          for (int64_t u = 0; u < count; ++u) {
+            const int64_t i = (v + u) / row_vectors, j = column(v + u);
+            positions[u] = i * patches.row_stride() + j;
+            columns[u] = direct ? q.output_pixel(i0 + i, j) : u * L;
+          }
           const Range taps = taps_inside(q, i0 + v / row_vectors, i0 + (v + count - 1) / row_vectors);
-          CView<T> c{.data = tile, .row_stride = kWidth};
+          CView<T> c{.data = tile, .row_stride = kWidth, .columns = columns};
+          if (direct) c.data = image + m * q.OH * q.OW, c.row_stride = q.OH * q.OW;
           if (bias) c.row_bias = bias + g * q.CO + m;
           const AView<T> of_taps{a.from_row(m).data + taps.begin * q.CI, stride, true};
           multiply_scattered(outputs, count, taps.size() * q.CI, of_taps, origin, offsets + taps.begin * q.CI,
                              positions, c, kRun<T>);
-          for (int64_t u = 0; u < count; ++u) {
-            const int64_t i = i0 + (v + u) / row_vectors, j = (v + u) % row_vectors * L;
+          for (int64_t u = 0; u < count && !direct; ++u) {
+            const int64_t i = i0 + (v + u) / row_vectors, j = column(v + u);
             write_pixels(q, m, outputs, q.cols - j < L ? q.cols - j : L, tile + u * L, kWidth, i, j, image);
           }
         }

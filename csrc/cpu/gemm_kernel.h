@@ -131,8 +131,9 @@ constexpr int64_t scattered_vectors(int64_t rows) {
 }
 constexpr int64_t kMostScattered = 8;
 
-/// One tile of M <= MR rows and `vectors` <= scattered_vectors(M) vectors of columns, c's first: row k of vector v lies
-/// at b + positions[v] + offsets[k]. Rows of A and of C are contiguous.
+/// One tile of M <= MR rows and `vectors` <= scattered_vectors(M) vectors of columns: row k of vector v lies at b +
+/// positions[v] + offsets[k], and the vector goes to columns c.columns[v] and on. Rows of A are contiguous. Vectors may
+/// overlap in C, which gets the same sums from either.
 template <class T>
 void multiply_scattered(int64_t M, int64_t vectors, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
                         const int64_t* positions, const CView<T>& c, int64_t run);
