@@ -3,8 +3,9 @@
 // given.
 //
 // Four ways, forward and backward each:
-//   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward) or W (backward),
-//                  from split rows (pool_windows.h); a task is a band of rows of one plane
+//   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward; pool_windows.h)
+//   or
+//                  W (backward; a task is a band of rows of one plane)
 //   global         NCHW, one window: a plane is a run of memory
 //   by window      NCHW, windows of any sizes or wider than the output: vectors along W; a task is a plane
 //   channels_last  vectors along C
@@ -103,26 +104,29 @@ class LongSum {
 
 // ---- Sliding
 
-/// kS: the width of the window as a constant, or 0.
-template <class T, int kS>
-void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Context& context) {
-  const Axis h = vertical(p);
-  const int64_t* offsets = tap_offsets<T>(p, context);
-  for_each_output_row(p, x, T(0), context, [&](OutputRow<T> row) {
-    const Range taps = h.taps(row.oh);
-    for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
-      Vec<T> sum{};
-      for (int64_t r = taps.begin; r < taps.end; ++r)
+template <class T>
+void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
+  with_constants(p, [&](auto kS, auto kStride) {
+    const Axis h = vertical(p), w = horizontal(p);
+    parallel_for(p.N * p.C * p.OH, p.stride_h * p.W, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t oh = row % p.OH;
+        const Range r_taps = h.taps(oh);
+        const T* const top = x + (row / p.OH * p.H + h.start(oh) + r_taps.begin) * p.W;
+        for_each_output_vec<kStride>(w, T(0), [&](int64_t ow, auto lanes, auto taps) {
+          Vec<T> sum{};
+          for (int64_t r = 0; r < r_taps.end - r_taps.begin; ++r)
 #pragma GCC unroll 4
-        for (int64_t s = 0; s < (kS ? kS : p.S); ++s) sum += load(row.input(r) + ow + offsets[s]);
-      store_n(y + (row.plane * p.OH + row.oh) * p.OW + ow, sum / divisors.vector_at(row.oh, ow), lanes);
+            for (int64_t s = 0; s < (kS ? kS : p.S); ++s) sum += taps(top + r * p.W, w.start(ow), s);
+          store_n(y + row * p.OW + ow, sum / divisors.vector_at(oh, ow), lanes);
+        });
+      }
     });
   });
 }
 
-/// The rows of dx in the coordinates of split rows (pool_windows.h), and the rows of g = dy / divisor that they are
-/// sums of. A pixel is an element (NCHW) or all channels of one (channels_last): vectors run over pixels, however few
-/// channels they have.
+/// The rows of dx, split into `stride` phases, and the rows of g = dy / divisor that they are sums of. A pixel is an
+/// element (NCHW) or all channels of one (channels_last): vectors run over pixels, however few channels they have.
 template <class T>
 struct SplitGradient {
   Axis w;
@@ -395,7 +399,7 @@ AvgPool2d as_sliding(AvgPool2d p) {
 /// Whether a row of the output fills vectors better than a row of a window does.
 bool slides(const AvgPool2d& p) { return !p.adaptive && !p.channels_last && p.OW >= p.S; }
 
-/// Whether pixels are so short that their last, partial vectors cost more than split rows do.
+/// Whether pixels are so short that their last, partial vectors cost more than splitting rows does.
 template <class T>
 bool few_channels(const AvgPool2d& p) {
   return !p.adaptive && p.channels_last && p.C < 4 * kLanes<T>;
@@ -407,10 +411,7 @@ void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
   const Divisors<T> divisors(p, context);
   if (p.channels_last) return forward_channels_last(p, x, y, divisors);
   if (is_global(p)) return forward_global(p, x, y, divisors);
-  if (slides(p)) {
-    const auto run = p.S == 2 ? forward_sliding<T, 2> : p.S == 3 ? forward_sliding<T, 3> : forward_sliding<T, 0>;
-    return run(p, x, y, divisors, context);
-  }
+  if (slides(p)) return forward_sliding(p, x, y, divisors);
   forward_by_window(p, x, y, divisors, context);
 }
 

@@ -4,9 +4,9 @@
 // first of equal maxima wins, a NaN always does; a window of -Inf gives its first element. Padding never wins. What
 // backward needs is the position in the window, one byte per output (see Positions); it is computed only when wanted.
 //
-// NCHW: vectors along OW, from split rows (pool_windows.h); a task is a band of output rows of one plane.
-// channels_last: vectors along C; a task is a row. Backward: dy is added to each position's element one by one (NCHW,
-// few channels, large windows), or rows of dx gather what the windows over them found there, with vectors along C.
+// NCHW: vectors along OW (pool_windows.h). channels_last: vectors along C. Either way a task is an output row.
+// Backward: dy is added to each position's element one by one (NCHW, few channels, large windows), or rows of dx gather
+// what the windows over them found there, with vectors along C.
 #include <limits>
 
 #include "csrc/core/pool2d.h"
@@ -53,10 +53,15 @@ struct Best {
   Vec<I> position;
 
   explicit Best(I initial) : position(splat(initial)) {}
-  DLK_INLINE void take(Vec<T> x, I at) {
-    const auto wins = (x > value) | (x != x);
+  /// If x is no NaN.
+  DLK_INLINE void take_number(Vec<T> x, Vec<I> at) { replace(x > value, x, at); }
+  DLK_INLINE void take(Vec<T> x, Vec<I> at) { replace((x > value) | (x != x), x, at); }
+
+ private:
+  template <class Mask>
+  DLK_INLINE void replace(Mask wins, Vec<T> x, Vec<I> at) {
     value = wins ? x : value;
-    position = wins ? splat(at) : position;  // optimised away where nobody stores it
+    position = wins ? at : position;  // optimised away where nobody stores it
   }
 };
 
@@ -66,75 +71,98 @@ P first_position(Range r, Range s, int64_t S) {
   return r.begin < r.end && s.begin < s.end ? static_cast<P>(r.begin * S + s.begin) : kNone<P>;
 }
 
-/// `positions` is null if they are not wanted; P is then any type. kS: the width of the window as a constant, or 0.
-template <class T, class P, bool kPositions, int kS>
-void forward_nchw(const Pool2d& p, const T* x, T* y, P* positions, Context& context) {
-  const Axis h = vertical(p), w = horizontal(p);
-  const int64_t* offsets = tap_offsets<T>(p, context);
-  const int64_t edge = ceil_div(w.pad, w.stride);  // outputs whose window begins in the padding on the left
+/// The maxima of the taps that for_each_tap(f) passes to f(vector, position), `first` being that of the first.
+template <class T, class ForEachTap>
+DLK_INLINE Best<T> greatest(IntOf<T> first, ForEachTap for_each_tap) {
+  Best<T> best(first);
+  Vec<T> sum{};
+  for_each_tap([&](Vec<T> x, Vec<IntOf<T>> at) {
+    sum += x;
+    best.take_number(x, at);
+  });
+  if (bits_of_lanes<T>(sum != sum) != 0) [[unlikely]] {  // a tap was NaN, or Inf met -Inf
+    best = Best<T>(first);
+    for_each_tap([&](Vec<T> x, Vec<IntOf<T>> at) { best.take(x, at); });
+  }
+  return best;
+}
 
-  for_each_output_row(p, x, -std::numeric_limits<T>::infinity(), context, [&](OutputRow<T> row) {
-    const Range r_taps = h.taps(row.oh);
-    const int64_t row_at = (row.plane * p.OH + row.oh) * p.OW;
-    // In variables of their own: stores of bytes might change what `p` and `offsets` refer to, for all the compiler
-    // knows.
-    const int64_t S = kS ? kS : p.S, down = h.dilation * row.size, rows = r_taps.end - r_taps.begin;
-    const T* const input = row.input(r_taps.begin * h.dilation);
-    const IntOf<T> first = static_cast<IntOf<T>>(r_taps.begin * S);
-    int64_t at[kS ? kS : 1];
-    for (int s = 0; s < kS; ++s) at[s] = offsets[s];
-    for_each_vec<T>(p.OW, [&](int64_t ow, auto lanes) {
-      Best<T> best(first);
-      const T* from = input + ow;
-      IntOf<T> position = first;
-      for (int64_t r = 0; r < rows; ++r, from += down) {
-        if constexpr (kS > 0) {
+/// `positions` is null if they are not wanted; P is then any type.
+template <class T, class P, bool kPositions>
+void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
+  with_constants(pool, [&](auto kS, auto kStride) {
+    parallel_for(pool.N * pool.C * pool.OH, pool.stride_h * pool.W, [=](int64_t begin, int64_t end) {
+      const Pool2d p = pool;  // a thread's own: stores of bytes might change another, for all the compiler knows
+      const Axis h = vertical(p), w = horizontal(p);
+      const int64_t edge = ceil_div(w.pad, w.stride);  // outputs whose window begins in the padding on the left
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t oh = row % p.OH, at = row * p.OW;
+        const Range r_taps = h.taps(oh);
+        const T* const top = x + (row / p.OH * p.H + h.start(oh) + r_taps.begin * p.dilation_h) * p.W;
+        const auto first = static_cast<IntOf<T>>(r_taps.begin * p.S);
+        for_each_output_vec<kStride>(w, -std::numeric_limits<T>::infinity(), [&](int64_t ow, auto lanes, auto taps) {
+          const Best<T> best = greatest<T>(first, [&](auto f) {
+            const T* tap_row = top;
+            auto position = splat(first);
+            for (int64_t r = r_taps.begin; r < r_taps.end; ++r, tap_row += p.dilation_h * p.W)
 #pragma GCC unroll 4
-          for (int s = 0; s < kS; ++s) best.take(load(from + at[s]), position++);
-        } else {
-          for (int64_t s = 0; s < S; ++s) best.take(load(from + offsets[s]), position++);
+              for (int64_t s = 0; s < (kS ? kS : p.S); ++s, position += 1)
+                f(taps(tap_row, w.start(ow), s * (kS ? 1 : p.dilation_w)), position);
+          });
+          store_n(y + at + ow, best.value, lanes);
+          if constexpr (kPositions) store_positions<T>(positions + at + ow, best.position, lanes);
+        });
+        if constexpr (kPositions) {
+          // A window where nothing won points to (r_taps.begin, 0): right unless that is padding.
+          const int64_t doubtful = r_taps.begin < r_taps.end && edge < p.OW ? edge : p.OW;
+          for (int64_t ow = 0; ow < doubtful; ++ow) {
+            P& position = positions[at + ow];
+            if (position == static_cast<P>(first)) position = first_position<P>(r_taps, w.taps(ow), p.S);
+          }
         }
       }
-      store_n(y + row_at + ow, best.value, lanes);
-      if constexpr (kPositions) store_positions<T>(positions + row_at + ow, best.position, lanes);
     });
-    if constexpr (kPositions) {
-      // A window where nothing won points to (r_taps.begin, 0): right unless that is padding.
-      const int64_t doubtful = rows > 0 && edge < p.OW ? edge : p.OW;
-      for (int64_t ow = 0; ow < doubtful; ++ow) {
-        P& position = positions[row_at + ow];
-        if (position == static_cast<P>(first)) position = first_position<P>(r_taps, w.taps(ow), S);
-      }
-    }
   });
 }
 
 template <class T, class P, bool kPositions>
-void forward_channels_last(const Pool2d& p, const T* x, T* y, P* positions) {
-  const Axis h = vertical(p), w = horizontal(p);
-  parallel_for(p.N * p.OH, p.H * p.W * p.C / p.OH, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / p.OH, oh = row % p.OH;
-      const Range r_taps = h.taps(oh);
-      const int64_t C = p.C, S = p.S, down = p.dilation_h * p.W * C, right = p.dilation_w * C;  // as in forward_nchw
-      for (int64_t ow = 0; ow < p.OW; ++ow) {
-        const Range s_taps = w.taps(ow);
-        const T* window = x + ((n * p.H + h.start(oh)) * p.W + w.start(ow)) * C;
-        const int64_t at = (row * p.OW + ow) * C;
-        const P first = first_position<P>(r_taps, s_taps, S);
-        for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-          Best<T> best(first);
-          for (int64_t r = r_taps.begin; r < r_taps.end; ++r) {
-            const T* from = window + r * down + s_taps.begin * right + c;
-            IntOf<T> position = static_cast<IntOf<T>>(r * S + s_taps.begin);
-            for (int64_t s = s_taps.begin; s < s_taps.end; ++s, from += right)
-              best.take(load_n(from, lanes), position++);
-          }
-          store_n(y + at + c, best.value, lanes);
-          if constexpr (kPositions) store_positions<T>(positions + at + c, best.position, lanes);
-        });
+void forward_channels_last(const Pool2d& pool, const T* x, T* y, P* positions) {
+  with_constants(pool, [&](auto kS, auto) {
+    parallel_for(pool.N * pool.OH, pool.H * pool.W * pool.C / pool.OH, [=](int64_t begin, int64_t end) {
+      const Pool2d p = pool;  // as in forward_nchw
+      const Axis h = vertical(p), w = horizontal(p);
+      const Range inside = w.inside();
+      const int64_t C = p.C, down = p.dilation_h * p.W * C, right = p.dilation_w * C;
+      for (int64_t row = begin; row < end; ++row) {
+        const Range r_taps = h.taps(row % p.OH);
+        const T* const rows = x + (row / p.OH * p.H + h.start(row % p.OH)) * p.W * C;
+        const auto pool_pixel = [&](int64_t ow, auto s_begin, auto s_end) {
+          const T* const window = rows + w.start(ow) * C + r_taps.begin * down + s_begin * right;
+          const int64_t at = (row * p.OW + ow) * C;
+          const P first = first_position<P>(r_taps, {s_begin, s_end}, p.S);
+          for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+            const Best<T> best = greatest<T>(first, [&](auto f) {
+              const T* tap_row = window + c;
+              auto position = splat(static_cast<IntOf<T>>(r_taps.begin * p.S + s_begin));
+              for (int64_t r = r_taps.begin; r < r_taps.end;
+                   ++r, tap_row += down, position += static_cast<IntOf<T>>(p.S - (s_end - s_begin)))
+#pragma GCC unroll 4
+                for (int64_t s = 0; s < s_end - s_begin; ++s, position += 1)
+                  f(load_n(tap_row + s * right, lanes), position);
+            });
+            store_n(y + at + c, best.value, lanes);
+            if constexpr (kPositions) store_positions<T>(positions + at + c, best.position, lanes);
+          });
+        };
+        for (int64_t ow = 0; ow < p.OW; ++ow) {
+          const Range all{0, p.S}, s_taps = inside.begin <= ow && ow < inside.end ? all : w.taps(ow);
+          if (kS != 0 && s_taps.end - s_taps.begin == kS)
+            pool_pixel(ow, std::integral_constant<int64_t, 0>{}, std::integral_constant<int64_t, kS>{});
+          else
+            pool_pixel(ow, s_taps.begin, s_taps.end);
+        }
       }
-    }
+    });
   });
 }
 
@@ -257,19 +285,16 @@ void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T*
 }
 
 template <class T, class P, bool kPositions>
-void forward_in_layout(const Pool2d& p, const T* x, T* y, P* positions, Context& context) {
-  if (p.channels_last) return forward_channels_last<T, P, kPositions>(p, x, y, positions);
-  const auto run = p.S == 2   ? forward_nchw<T, P, kPositions, 2>
-                   : p.S == 3 ? forward_nchw<T, P, kPositions, 3>
-                              : forward_nchw<T, P, kPositions, 0>;
-  run(p, x, y, positions, context);
+void forward_in_layout(const Pool2d& p, const T* x, T* y, P* positions) {
+  const auto run = p.channels_last ? forward_channels_last<T, P, kPositions> : forward_nchw<T, P, kPositions>;
+  run(p, x, y, positions);
 }
 
 template <class T>
-void forward(const Pool2d& p, const T* x, T* y, Positions positions, Context& context) {
-  if (positions.narrow) return forward_in_layout<T, uint8_t, true>(p, x, y, positions.narrow, context);
-  if (positions.wide) return forward_in_layout<T, int32_t, true>(p, x, y, positions.wide, context);
-  forward_in_layout<T, uint8_t, false>(p, x, y, nullptr, context);
+void forward(const Pool2d& p, const T* x, T* y, Positions positions, Context&) {
+  if (positions.narrow) return forward_in_layout<T, uint8_t, true>(p, x, y, positions.narrow);
+  if (positions.wide) return forward_in_layout<T, int32_t, true>(p, x, y, positions.wide);
+  forward_in_layout<T, uint8_t, false>(p, x, y, static_cast<uint8_t*>(nullptr));
 }
 
 template <class T, class P>

@@ -1,9 +1,7 @@
-// What max and average pooling share: windows along one axis, and input rows laid out for vectors along OW.
+// What max and average pooling share: windows along one axis, and NCHW rows of outputs in vectors along OW.
 //
-// Split rows. With stride_w 2, tap s of consecutive outputs is every second element of a row, and the row's padding
-// needs bounds checks. So each input row is first copied, with its padding as real elements, into `phases`: padded
-// element j stride_w + q goes to phase q, place j. Then tap s of outputs ow, ow + 1, ... is a run of consecutive
-// elements at offset(s) + ow, without a bound to check, for any stride, dilation and ceil_mode.
+// A vector holds adjacent outputs; tap s of theirs is every stride_w-th element of an input row, loaded and, with
+// stride 2, sorted in registers. At the ends of a row, where windows reach into the padding, loads are masked.
 #pragma once
 
 #include "csrc/core/context.h"
@@ -29,6 +27,12 @@ struct Axis {
     const int64_t end = first < in ? ceil_div(in - first, dilation) : 0;
     return {begin, end < kernel ? end : kernel};
   }
+  /// The outputs of which no tap is in the padding.
+  Range inside() const {
+    const int64_t begin = ceil_div(pad, stride), last = in + pad - (kernel - 1) * dilation - 1;
+    const int64_t end = last < 0 ? 0 : last / stride + 1;
+    return begin < end && begin < out ? Range{begin, end < out ? end : out} : Range{0, 0};
+  }
   /// The outputs whose window's extent holds input i.
   Range outputs(int64_t i) const {
     const int64_t behind = i + pad - (kernel - 1) * dilation;
@@ -40,107 +44,67 @@ struct Axis {
 inline Axis vertical(const Pool2d& p) { return {p.H, p.OH, p.R, p.stride_h, p.pad_h, p.dilation_h}; }
 inline Axis horizontal(const Pool2d& p) { return {p.W, p.OW, p.S, p.stride_w, p.pad_w, p.dilation_w}; }
 
-/// The layout of a split row of T.
-template <class T>
-struct SplitRow {
-  Axis w;
-  int64_t phases, length;  // of each phase: room for a whole vector at the last output
-
-  explicit SplitRow(Axis w) : w(w) {
-    const int64_t span = (w.kernel - 1) * w.dilation;
-    phases = span + 1 < w.stride ? span + 1 : w.stride;
-    length = w.out + span / w.stride + kLanes<T>;
-  }
-  int64_t size() const { return phases * length; }
-  int64_t offset(int64_t s) const { return s * w.dilation % w.stride * length + s * w.dilation / w.stride; }
-
-  /// Writes the elements of `row` to their places in `split`; the padding's places are left as they are.
-  void fill(const T* row, T* split) const {
-    if (w.stride == 1) return fill<1>(row, split);
-    if (w.stride == 2) return fill<2>(row, split);
-    fill<0>(row, split);
-  }
-
- private:
-  /// kStride: the stride as a constant, so that the copy vectorises, or 0.
-  template <int kStride>
-  void fill(const T* __restrict row, T* __restrict split) const {
-    const int64_t stride = kStride ? kStride : w.stride;
-    // The row after the next: between copies the hardware loses sight of the stream (without, 2 x 2 took 1.2 times as
-    // long on Zen 3).
-    for (int64_t i = 0; i < w.in; i += 64 / sizeof(T)) __builtin_prefetch(row + 2 * w.in + i);
-    for (int64_t q = 0; q < phases; ++q) {
-      const int64_t begin = q < w.pad ? ceil_div(w.pad - q, stride) : 0;
-      const int64_t in_row = ceil_div(w.in + w.pad - q, stride);
-      const int64_t count = (in_row < length ? in_row : length) - begin;
-      const T* from = row + begin * stride + q - w.pad;
-      T* to = split + q * length + begin;
-      for (int64_t j = 0; j < count; ++j) to[j] = from[j * stride];
-    }
-  }
-};
-
-/// How many output rows of a plane one task computes, so that the split rows it reads stay in the cache.
-inline int64_t band_rows(Axis h, int64_t row_bytes) {
-  constexpr int64_t kCacheBytes = 128 * 1024;  // well within the L2 cache of a core
-  const int64_t rows = kCacheBytes / row_bytes, extent = (h.kernel - 1) * h.dilation + 1;
-  const int64_t band = rows > extent ? (rows - extent) / h.stride + 1 : 1;
-  return band < h.out ? band : h.out;
-}
-
-/// The input rows that output rows [oh.begin, oh.end) read.
-inline Range input_rows(Axis h, Range oh) {
-  const int64_t first = h.start(oh.begin), last = h.start(oh.end - 1) + (h.kernel - 1) * h.dilation;
-  return {first > 0 ? first : 0, last < h.in ? last + 1 : h.in};
-}
-
 /// Whether this much work pays for a parallel region.
 inline bool worth_threads(int64_t elements) { return elements >= kGrainElements; }
 
-/// An output row of a plane, and the split rows of its input.
-template <class T>
-struct OutputRow {
-  int64_t plane, oh;
-  const T* rows;
-  int64_t first, size;  // which of these rows has tap 0 of oh (it may be in the padding), and how long they are
-
-  const T* input(int64_t tap) const { return rows + (first + tap) * size; }
-};
-
-/// f(output row) for all rows of all planes, over the threads. Padding to the left and right is `padding`; there are no
-/// rows above and below.
-template <class T, class F>
-void for_each_output_row(const Pool2d& p, const T* x, T padding, Context& context, F f) {
-  const Axis h = vertical(p);
-  const SplitRow<T> split(horizontal(p));
-  const int64_t band = band_rows(h, split.size() * sizeof(T)), bands = ceil_div(p.OH, band);
-  const int64_t extent = (band - 1) * h.stride + (h.kernel - 1) * h.dilation + 1;
-  const int64_t buffer_size = (extent < p.H ? extent : p.H) * split.size();
-  T* buffers = context.array<T>(max_threads() * buffer_size);
-
-  const int64_t tasks = p.N * p.C * bands;
-  run_team(tasks > 1 && worth_threads(p.N * p.C * p.H * p.W), [&](const Team& team) {
-    T* buffer = buffers + team.rank * buffer_size;
-    for (int64_t i = 0; i < buffer_size; ++i) buffer[i] = padding;
-    team.for_each(tasks, [&](int64_t task) {
-      const int64_t plane = task / bands, oh_begin = task % bands * band;
-      const int64_t oh_end = oh_begin + band < p.OH ? oh_begin + band : p.OH;
-      const Range in = input_rows(h, {oh_begin, oh_end});
-      for (int64_t ih = in.begin; ih < in.end; ++ih)
-        split.fill(x + (plane * p.H + ih) * p.W, buffer + (ih - in.begin) * split.size());
-      for (int64_t oh = oh_begin; oh < oh_end; ++oh)
-        f(OutputRow<T>{plane, oh, buffer, h.start(oh) - in.begin, split.size()});
-    });
-  });
+/// f(kS, kStride): the width of the windows, which then are not dilated, and their distance along a row as constants,
+/// or 0 where those are not common. (With stride 2, windows of one tap are not: see Taps.)
+template <class F>
+void with_constants(const Pool2d& p, F f) {
+  const auto with_stride = [&](auto kS) {
+    if (p.stride_w == 1) return f(kS, std::integral_constant<int, 1>{});
+    if (p.stride_w == 2 && p.S > 1) return f(kS, std::integral_constant<int, 2>{});
+    f(kS, std::integral_constant<int, 0>{});
+  };
+  if (p.S == 2 && p.dilation_w == 1) return with_stride(std::integral_constant<int, 2>{});
+  if (p.S == 3 && p.dilation_w == 1) return with_stride(std::integral_constant<int, 3>{});
+  with_stride(std::integral_constant<int, 0>{});
 }
 
-/// Where tap s of output 0 is in a split row.
-template <class T>
-const int64_t* tap_offsets(const Pool2d& p, Context& context) {
-  const SplitRow<T> split(horizontal(p));
-  int64_t* offsets = context.array<int64_t>(p.S);
-  for (int64_t s = 0; s < p.S; ++s) offsets[s] = split.offset(s);
-  return offsets;
+/// The taps of kLanes adjacent windows of a row: those at distance `tap` from the first tap of each, of which the first
+/// window's is at `start`. The windows lie within the row, or else (kPads) what is outside of its W elements is
+/// `padding`. If kStride is 2 they have more than one tap.
+template <int kStride, bool kPads, class T>
+struct Taps {
+  int64_t stride, W;
+  T padding;
+
+  DLK_INLINE Vec<T> operator()(const T* row, int64_t start, int64_t tap) const {
+    if constexpr (kStride == 1) return load_run(row, start + tap);
+    if constexpr (kStride == 2) {
+      // The even of two vectors' elements, or the odd from one place before: then the last is still the window's.
+      const int64_t at = start + tap - (tap > 0);
+      const Vec<T> low = load_run(row, at), high = load_run(row, at + kLanes<T>);
+      return tap > 0 ? odd_lanes(low, high) : even_lanes(low, high);
+    }
+    Vec<T> v = splat(padding);
+    int64_t at = start + tap;
+    for (int l = 0; l < kLanes<T>; ++l, at += stride)
+      if (!kPads || (at >= 0 && at < W)) v[l] = row[at];
+    return v;
+  }
+
+ private:
+  DLK_INLINE Vec<T> load_run(const T* row, int64_t at) const {
+    if (!kPads || (at >= 0 && at + kLanes<T> <= W)) return load(row + at);
+    return load_between(row + at, -at, W - at, padding);
+  }
+};
+
+/// f(ow, lanes, taps) for the outputs of a row in vectors from ow on; the last may overlap the one before it.
+template <int kStride, class T, class F>
+DLK_INLINE void for_each_output_vec(const Axis& w, T padding, F f) {
+  constexpr std::integral_constant<int, kLanes<T>> all;
+  const Range inside = w.inside();
+  const Taps<kStride, true, T> masked{w.stride, w.in, padding};
+  if (w.out < all) return f(0, static_cast<int>(w.out), masked);
+  for (int64_t i = 0; i < w.out; i += all) {
+    const int64_t ow = i + all <= w.out ? i : w.out - all;
+    if (inside.begin <= ow && ow + all <= inside.end)
+      f(ow, all, Taps<kStride, false, T>{w.stride, w.in, padding});
+    else
+      f(ow, all, masked);
+  }
 }
 
 }  // namespace

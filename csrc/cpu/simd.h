@@ -105,6 +105,28 @@ DLK_INLINE Vec<T> load_partial(const T* p, int64_t n, T fill = T(0)) {
   return load(buffer);
 }
 
+/// Lanes [begin, end) from memory, where they lie within the vector, the rest `fill`; reads nothing else of p.
+template <class T>
+DLK_INLINE Vec<T> load_between(const T* p, int64_t begin, int64_t end, T fill) {
+  begin = begin < 0 ? 0 : begin < kLanes<T> ? begin : kLanes<T>;
+  end = end < 0 ? 0 : end < kLanes<T> ? end : kLanes<T>;
+#if defined(__AVX512F__)
+  const uint32_t wanted = ((1u << end) - 1) & ~((1u << begin) - 1);
+  if constexpr (sizeof(T) == 4 && std::is_floating_point_v<T>)
+    return (Vec<T>)_mm512_mask_loadu_ps((__m512)splat(fill), static_cast<__mmask16>(wanted), p);
+  if constexpr (sizeof(T) == 8 && std::is_floating_point_v<T>)
+    return (Vec<T>)_mm512_mask_loadu_pd((__m512d)splat(fill), static_cast<__mmask8>(wanted), p);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    const __m256i wanted = _mm256_andnot_si256(first_lanes(begin), first_lanes(end));
+    return (Vec<T>)_mm256_blendv_ps((__m256)splat(fill), _mm256_maskload_ps(p, wanted), (__m256)wanted);
+  }
+#endif
+  Vec<T> v = splat(fill);
+  for (int64_t i = begin; i < end; ++i) v[i] = p[i];
+  return v;
+}
+
 /// Writes the first n lanes of v, not all of them: at most one vector of each smaller power of two.
 template <class T, class V>
 DLK_INLINE void store_halves(T* p, V v, int64_t n) {
@@ -313,6 +335,16 @@ DLK_INLINE V even_lanes(V a, V b, std::integer_sequence<int, i...>) {
 template <class V>
 DLK_INLINE V even_lanes(V a, V b) {
   return even_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
+}
+
+/// Lanes 1, 3, 5, ... of a followed by b.
+template <class V, int... i>
+DLK_INLINE V odd_lanes(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (2 * i + 1)...);
+}
+template <class V>
+DLK_INLINE V odd_lanes(V a, V b) {
+  return odd_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
 }
 
 /// Lane i is lane index[i] of x (0 <= index < the lanes of x).
