@@ -18,7 +18,7 @@ CUDA_BUILD_DIR ?= $(CURDIR)/build/cuda
 CUDA_GPUS ?= 8.0
 CUDA_TOOLS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 VENV_CUDA := $(CURDIR)/.venv-cuda
-SIMT_ORDERS ?= forward reverse random:1
+SIMT_ORDERS ?= forward random:1
 SIMT_TESTS := $(patsubst %,tests/test_%.py,activation batch_norm conv2d cross_entropy dropout half layer_norm loss matmul \
               pool2d products softmax)
 DATA ?= digits

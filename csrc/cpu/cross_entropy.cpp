@@ -204,7 +204,7 @@ void backward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>
   if (a.has_dense) for_each_vec<T>(p.C, [&](int64_t c, auto lanes) { sums += a.along_row(row, c, lanes); });
   const T A = here.picked + reduce_sum(sums);
   for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-    const V probability = exp((load_n(x + row + c, lanes) - m) - log_sum);
+    const V probability = exp_or_zero((load_n(x + row + c, lanes) - m) - log_sum);
     store_n(dx + row + c, (probability * A - a.along_row(row, c, lanes)) * here.dloss, lanes);
   });
   if (here.target >= 0) dx[row + here.target] -= here.dloss * here.picked;
@@ -231,7 +231,7 @@ void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T
   for (int64_t c = 0; c < p.C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = start + c * p.inner + j;
-      const V probability = exp((load_n(x + at, lanes) - load(m + j)) - load(log + j));
+      const V probability = exp_or_zero((load_n(x + at, lanes) - load(m + j)) - load(log + j));
       store_n(dx + at, (probability * load(A + j) - a.along_columns(at, c, lanes)) * load(g + j), lanes);
     });
   for (int64_t j = 0; j < width; ++j)

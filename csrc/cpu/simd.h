@@ -28,6 +28,13 @@ struct VecOf {
 template <class T>
 using Vec = typename VecOf<T, kVecBytes>::type;
 
+/// Vec<T> as it lies anywhere in an array of T. What is stored through it changes T's alone, as far as the compiler is
+/// concerned; after a memcpy it would read pointers and sizes in memory again.
+template <class T>
+struct UnalignedVec {
+  typedef T type __attribute__((vector_size(kVecBytes), aligned(alignof(T))));
+};
+
 /// The element type of a vector type.
 template <class V>
 using Lane = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
@@ -48,14 +55,12 @@ DLK_INLINE Vec<T> splat(T x) {
 
 template <class T>
 DLK_INLINE Vec<T> load(const T* p) {
-  Vec<T> v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return v;
+  return *reinterpret_cast<const typename UnalignedVec<T>::type*>(p);
 }
 
 template <class T>
 DLK_INLINE void store(T* p, Vec<T> v) {
-  __builtin_memcpy(p, &v, sizeof(v));
+  *reinterpret_cast<typename UnalignedVec<T>::type*>(p) = v;
 }
 
 /// Lanes begin, begin + 1, ... of x.

@@ -39,7 +39,7 @@ void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
   const T sum = reduce_sum(sums.of[0]);
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     const V g = load_n(dy + c, lanes), v = load_n(y + c, lanes);
-    write_n<streams>(dx + c, log ? g - exp(v) * sum : v * (g - sum), lanes);
+    write_n<streams>(dx + c, log ? g - exp_or_zero(v) * sum : v * (g - sum), lanes);
   });
 }
 
@@ -74,7 +74,7 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = c * inner + j;
       const V g = load_n(dy + at, lanes), v = load_n(y + at, lanes), total = load(sum + j);
-      write_n<streams>(dx + at, log ? g - exp(v) * total : v * (g - total), lanes);
+      write_n<streams>(dx + at, log ? g - exp_or_zero(v) * total : v * (g - total), lanes);
     });
 }
 

@@ -56,7 +56,7 @@ DLK_INLINE void row_max_sum(int64_t C, const T* x, T& m, T& sum, Keep keep) {
   m = reduce_max(accumulate_vecs<T>(C, splat(kLowest<T>), take_max, [](auto a, auto b) { return max(a, b); }));
   Vec<T> sums = {};
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-    const Vec<T> e = exp(load_n(x + c, lanes, kLowest<T>) - m);
+    const Vec<T> e = exp_or_zero(load_n(x + c, lanes, kLowest<T>) - m);
     keep(c, e, lanes);
     sums += e;
   });
@@ -76,7 +76,7 @@ DLK_INLINE void tile_max_sum(int64_t C, int64_t inner, int64_t width, const T* x
                     [&](int64_t j, auto lanes) { store(m + j, max(load_n(x + c * inner + j, lanes), load(m + j))); });
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
-      const Vec<T> e = exp(load_n(x + c * inner + j, lanes) - load(m + j));
+      const Vec<T> e = exp_or_zero(load_n(x + c * inner + j, lanes) - load(m + j));
       keep(c, j, e, lanes);
       store(sum + j, load(sum + j) + e);
     });
