@@ -205,14 +205,17 @@ void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel, Row ro
     for (int64_t k = 0; k < K; k += L) {
       const int64_t depth = K - k < L ? K - k : L;
       Vec<T> block[L];
-      for (int64_t l = 0; l < L; ++l) {
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) {
         if (l >= count)
           block[l] = Vec<T>{};
         else
           block[l] = depth == L ? load(column(v + l) + k) : load_partial(column(v + l) + k, depth);
       }
       transpose<T>(block);
-      for (int64_t l = 0; l < depth; ++l) store(panel + row(k + l) * NR + v, block[l]);
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l)
+        if (l < depth) store(panel + row(k + l) * NR + v, block[l]);
     }
   }
 }

@@ -367,21 +367,47 @@ DLK_INLINE V permute(V x, Vec<IntOf<Lane<V>>> index) {
   return y;
 }
 
-/// Transposes the kLanes x kLanes matrix whose rows are rows[0..kLanes): log2(kLanes) perfect shuffles.
+/// Of the lower (half = 0) or upper halves of each 16 bytes of a and b: units of u lanes, in turns.
+template <int u, int half, class V, int... i>
+DLK_INLINE V interleave_units(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int n = sizeof...(i), w = 16 / sizeof(Lane<V>);
+  return __builtin_shufflevector(a, b, (i / w * w + half * (w / 2) + i % w / (2 * u) * u + i % u + i / u % 2 * n)...);
+}
+
+/// Blocks of `block` lanes: those in even places of a and b (half = 0), or those in odd places, b's after a's.
+template <int block, int half, class V, int... i>
+DLK_INLINE V pair_blocks(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int n = sizeof...(i);
+  return __builtin_shufflevector(a, b, ((i & ~block) + half * block + ((i & block) ? n : 0))...);
+}
+
+/// Replaces rows i and i + distance, for each i whose bit `distance` is not set, by f<0> and f<1> of them.
+template <int distance, class V, int n, class F>
+DLK_INLINE void butterfly(V (&rows)[n], F f) {
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    if (i & distance) continue;
+    const V a = rows[i], b = rows[i + distance];
+    rows[i] = f(a, b, std::integral_constant<int, 0>{});
+    rows[i + distance] = f(a, b, std::integral_constant<int, 1>{});
+  }
+}
+
+/// Transposes the kLanes x kLanes matrix whose rows are rows[0..kLanes), in log2(kLanes) steps: within 16 bytes first,
+/// where a step is an unpack instruction per row, then across.
 template <class T>
 DLK_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int n = kLanes<T>;
-#pragma GCC unroll 4
-  for (int stage = 1; stage < n; stage *= 2) {
-    Vec<T> out[n];
-#pragma GCC unroll 16
-    for (int i = 0; i < n / 2; ++i) {
-      out[2 * i] = interleave<0>(rows[i], rows[i + n / 2]);
-      out[2 * i + 1] = interleave<1>(rows[i], rows[i + n / 2]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) rows[i] = out[i];
+  constexpr int n = kLanes<T>, w = 16 / sizeof(T);
+  constexpr std::make_integer_sequence<int, n> lanes;
+  using V = Vec<T>;
+  butterfly<1>(rows, [&](V a, V b, auto half) { return interleave_units<1, half>(a, b, lanes); });
+  if constexpr (w == 4) {
+    butterfly<2>(rows, [&](V a, V b, auto half) { return interleave_units<2, half>(a, b, lanes); });
+    for (int i = 0; i < n; i += w) std::swap(rows[i + 1], rows[i + 2]);
   }
+  if constexpr (n >= 2 * w) butterfly<w>(rows, [&](V a, V b, auto half) { return pair_blocks<w, half>(a, b, lanes); });
+  if constexpr (n >= 4 * w)
+    butterfly<2 * w>(rows, [&](V a, V b, auto half) { return pair_blocks<2 * w, half>(a, b, lanes); });
 }
 
 /// f(offset, lanes) over [0, n) in steps of a vector; lanes < kLanes only in the last call.
