@@ -99,38 +99,78 @@ constexpr int64_t kTermsAhead = 12;
 /// instructions as the loads.
 constexpr int kStep = 4;
 
-/// Prefetches rows ahead, one every `period` steps.
-template <class T, int vectors>
-struct AheadRows {
-  const T* row;
-  int64_t stride, period;
-  int64_t wait = period;  // steps; 0: for ever
+/// Lines of C that a tile asks for at once: a core waits for 16 at most, and more would hold up the loads of the first
+/// terms.
+constexpr int kLinesAtOnce = 16;
 
-  explicit AheadRows(const Terms<T>& terms)
-      : row(terms.ahead.data), stride(terms.ahead.stride), period(row ? terms.ahead_period : 0) {}
+/// What a tile prefetches between steps: the rows of C that it did not ask for at once, then rows ahead, one every
+/// `period` steps.
+template <class T, int rows, int nv>
+class Prefetches {
+ public:
+  /// Rows of C are `c_stride` apart, their vectors at `at`.
+  DLK_INLINE Prefetches(const Terms<T>& terms, const T* c, int64_t c_stride, const int64_t (&at)[nv])
+      : ahead_(terms.ahead.data),
+        ahead_stride_(terms.ahead.stride),
+        period_(ahead_ ? terms.ahead_period : 0),
+        wait_(kLater > 0 ? 2 : period_),
+        c_(c),
+        c_stride_(c_stride) {
+#pragma GCC unroll 8
+    for (int v = 0; v < nv; ++v) at_[v] = at[v];
+    fetch_c<kAtOnce>();
+  }
 
   DLK_INLINE void step() {
-    if (--wait == 0) [[unlikely]] {
+    if (--wait_ == 0) [[unlikely]]
+      fetch();
+  }
+
+ private:
+  static constexpr int kRows = kLinesAtOnce * 64 / (nv * kVecBytes), kAtOnce = rows < kRows ? rows : kRows;
+  static constexpr int kLater = rows - kAtOnce;
+
+  /// The next `count` rows of C.
+  template <int count>
+  DLK_INLINE void fetch_c() {
+#pragma GCC unroll 16
+    for (int i = 0; i < count; ++i, c_ += c_stride_) {
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) __builtin_prefetch(row + v * kLanes<T>, /*write=*/0, /*L2*/ 2);
-      row += stride;
-      wait = period;
+      for (int v = 0; v < nv; ++v) __builtin_prefetch(c_ + at_[v], /*write=*/1);
+      asm volatile("" : "+r"(c_));  // as in for_each_row
     }
   }
+  DLK_INLINE void fetch() {
+    wait_ = period_;
+    if (kLater > 0 && c_ != nullptr) {
+      fetch_c<kLater>();
+      c_ = nullptr;
+      return;
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < nv; ++v) __builtin_prefetch(ahead_ + v * kLanes<T>, /*write=*/0, /*L2*/ 2);
+    ahead_ += ahead_stride_;
+  }
+
+  const T* ahead_;
+  int64_t ahead_stride_, period_;
+  int64_t wait_;  // steps; 0: for ever
+  const T* c_;
+  int64_t c_stride_, at_[nv];
 };
 
 /// The terms of one run after the other, as a tile multiplies them.
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
 class Walk {
  public:
-  DLK_INLINE Walk(const Terms<T>& terms, const T* a, const T* b)
+  DLK_INLINE Walk(const Terms<T>& terms, const T* a, const T* b, const Prefetches<T, rows, nv>& prefetches)
       : a_(a),
         b_(b),
         a_stride_(terms.a_stride),
         b_stride_(terms.b_stride),
         next_(terms.stretches),
         offsets_(terms.offsets),
-        ahead_(terms) {
+        prefetches_(prefetches) {
     for (int v = 0; v < nv && b_walk == BWalk::table; ++v) scattered_[v] = b + terms.positions[v];
     if (!by_stretches(a_walk)) set_rows(a);
   }
@@ -174,7 +214,7 @@ class Walk {
   DLK_INLINE void add_terms(int64_t count, Vec<T> (&sum)[rows][nv]) {
     for (; count >= kStep; count -= kStep) {
       static_assert(kStep == 4);
-      ahead_.step();
+      prefetches_.step();
       add_term(sum), add_term(sum), add_term(sum), add_term(sum);
       asm volatile("" : "+r"(count));  // else the end of all pointers is computed from it
     }
@@ -208,7 +248,7 @@ class Walk {
   const Stretch* next_;
   int64_t left_ = 0;  // terms of the stretch
   const int64_t* offsets_;
-  AheadRows<T, nv> ahead_;
+  Prefetches<T, rows, nv> prefetches_;
   const T* pa_[kPointers];
   const T* scattered_[nv];
 };
@@ -218,27 +258,20 @@ class Walk {
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
 DLK_INLINE void tile(const Terms<T>& terms, const T* a, const T* b, const CView<T>& c, int64_t j, int64_t n) {
   constexpr int L = kLanes<T>;
-  alignas(64) T tile[rows][nv * L];
+  alignas(64) T buffer[rows][nv * L];
   const bool direct =
       b_walk == BWalk::table || (n >= nv * L && c.column_stride == 1 && !c.rows &&
                                  (!c.columns || c.columns[j + nv * L - 1] - c.columns[j] == nv * L - 1));
-  T* const to = !direct ? tile[0] : b_walk == BWalk::table ? c.data : c.data + (c.columns ? c.columns[j] : j);
+  T* const to = !direct ? buffer[0] : b_walk == BWalk::table ? c.data : c.data + (c.columns ? c.columns[j] : j);
   int64_t at[nv];
 #pragma GCC unroll 8
   for (int v = 0; v < nv; ++v) at[v] = b_walk == BWalk::table ? c.columns[v] : v * L;
   const int64_t stride = direct ? c.row_stride : nv * L;
-  // C is needed at the end, and by then must not be waited for. (GCC drops a lambda that does nothing but prefetch.)
-  const T* row = to;
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i, row += stride) {
-#pragma GCC unroll 8
-    for (int v = 0; v < nv; ++v) __builtin_prefetch(row + at[v], /*write=*/1);
-    asm volatile("" : "+r"(row));
-  }
   const T* const row_bias = direct ? c.row_bias : nullptr;
   const T* const column_bias = direct && c.column_bias ? c.column_bias + j : nullptr;
   bool accumulate = direct && c.accumulate;
-  Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b);
+  // C is needed at the end, and by then must not be waited for.
+  Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b, Prefetches<T, rows, nv>(terms, to, stride, at));
   Vec<T> sum[rows][nv];
   int64_t left = terms.K;  // none: the sums are empty
   do {
@@ -247,7 +280,7 @@ DLK_INLINE void tile(const Terms<T>& terms, const T* a, const T* b, const CView<
     left -= terms.run;
     accumulate = true;
   } while (left > 0);
-  if (!direct) store_tile(c.from(0, j), rows, n < nv * L ? n : nv * L, tile[0], nv * L);
+  if (!direct) store_tile(c.from(0, j), rows, n < nv * L ? n : nv * L, buffer[0], nv * L);
 }
 
 /// The tiles of n columns and the same rows, one panel after the other: what they share is made ready once, which with
