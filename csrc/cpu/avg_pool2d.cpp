@@ -3,9 +3,8 @@
 // given.
 //
 // Four ways, forward and backward each:
-//   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward; pool_windows.h)
-//   or
-//                  W (backward; a task is a band of rows of one plane)
+//   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward: pool_windows.h)
+//                  or W (backward: a task is a band of rows of one plane)
 //   global         NCHW, one window: a plane is a run of memory
 //   by window      NCHW, windows of any sizes or wider than the output: vectors along W; a task is a plane
 //   channels_last  vectors along C
@@ -48,6 +47,9 @@ struct Windows {
 
 Windows vertical_windows(const AvgPool2d& p) { return {vertical(p), p.adaptive, p.count_include_pad}; }
 Windows horizontal_windows(const AvgPool2d& p) { return {horizontal(p), p.adaptive, p.count_include_pad}; }
+
+/// Whether this much work pays for a parallel region.
+bool worth_threads(int64_t elements) { return elements >= kGrainElements; }
 
 int64_t elements_of_pixel(const Pool2d& p) { return p.channels_last ? p.C : 1; }
 
@@ -106,17 +108,17 @@ class LongSum {
 
 template <class T>
 void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
-  with_constants(p, [&](auto kS, auto kStride) {
+  with_width_and_stride(p, [&](auto kS, auto kStride) {
     const Axis h = vertical(p), w = horizontal(p);
     parallel_for(p.N * p.C * p.OH, p.stride_h * p.W, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t oh = row % p.OH;
         const Range r_taps = h.taps(oh);
         const T* const top = x + (row / p.OH * p.H + h.start(oh) + r_taps.begin) * p.W;
+        prefetch_rows_ahead(p, top);
         for_each_output_vec<kStride>(w, T(0), [&](int64_t ow, auto lanes, auto taps) {
           Vec<T> sum{};
           for (int64_t r = 0; r < r_taps.end - r_taps.begin; ++r)
-#pragma GCC unroll 4
             for (int64_t s = 0; s < (kS ? kS : p.S); ++s) sum += taps(top + r * p.W, w.start(ow), s);
           store_n(y + row * p.OW + ow, sum / divisors.vector_at(oh, ow), lanes);
         });

@@ -266,7 +266,7 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
   const bool direct = !q.channels_last && q.col_step == 1 && q.cols >= L;  // tiles store vectors where they belong
   T* weights = context.array<T>(q.groups * q.CO * stride);
   T* stages = context.array<T>(threads * stage_size);
-  T* tiles = context.array<T>(threads * q.CO * kWidth);
+  T* tiles = context.array<T>(direct ? 0 : threads * q.CO * kWidth);
   Run* runs = context.array<Run>(threads * runs_size);
   int64_t* all_offsets = context.array<int64_t>(threads * terms);
 

@@ -253,8 +253,8 @@ class Walk {
   const T* scattered_[nv];
 };
 
-/// The micro-kernel: a tile of `rows` x (nv vectors), the columns of c from j on, of which n exist. The sums of runs
-/// are added in C; where its elements have no common place, or not all exist, first in a tile of memory.
+/// The micro-kernel: a tile of `rows` x (nv vectors), the columns of c from j on, of which n exist. The sum of earlier
+/// runs is kept in a buffer, as is the tile itself where its elements have no common place in C, or not all exist.
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
 DLK_INLINE void tile(const Terms<T>& terms, const T* a, const T* b, const CView<T>& c, int64_t j, int64_t n) {
   constexpr int L = kLanes<T>;
@@ -269,17 +269,24 @@ DLK_INLINE void tile(const Terms<T>& terms, const T* a, const T* b, const CView<
   const int64_t stride = direct ? c.row_stride : nv * L;
   const T* const row_bias = direct ? c.row_bias : nullptr;
   const T* const column_bias = direct && c.column_bias ? c.column_bias + j : nullptr;
-  bool accumulate = direct && c.accumulate;
   // C is needed at the end, and by then must not be waited for.
   Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b, Prefetches<T, rows, nv>(terms, to, stride, at));
   Vec<T> sum[rows][nv];
-  int64_t left = terms.K;  // none: the sums are empty
-  do {
+  for (int64_t left = terms.K;;) {
     walk.multiply(left < terms.run ? left : terms.run, sum);
-    add_tile<T>(sum, to, stride, at, accumulate, row_bias, column_bias);
+    if (left < terms.K)
+      for_each_row<rows>(buffer[0], nv * L, [&](int i, const T* earlier) {
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; ++v) sum[i][v] += load(earlier + v * L);
+      });
     left -= terms.run;
-    accumulate = true;
-  } while (left > 0);
+    if (left <= 0) break;
+    for_each_row<rows>(buffer[0], nv * L, [&](int i, T* earlier) {
+#pragma GCC unroll 8
+      for (int v = 0; v < nv; ++v) store(earlier + v * L, sum[i][v]);
+    });
+  }
+  add_tile<T>(sum, to, stride, at, direct && c.accumulate, row_bias, column_bias);
   if (!direct) store_tile(c.from(0, j), rows, n < nv * L ? n : nv * L, buffer[0], nv * L);
 }
 
@@ -338,6 +345,7 @@ template <class T>
 void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T* b, int64_t panel_stride,
                     int64_t b_stride, const CView<T>& c, int64_t run, Ahead<T> ahead) {
   constexpr int64_t NR = Block<T>::NR;
+  assert(M > 0 && K > 0 && run > 0);
   Terms<T> terms{.K = K,
                  .run = run,
                  .a_stride = a.stride,
@@ -373,6 +381,7 @@ void multiply_scattered(int64_t M, int64_t vectors, int64_t K, const AView<T>& a
                                                          Tiles<T, 8, AWalk::rows, BWalk::table>::functions};
   const int64_t most = scattered_vectors<T>(M);
   assert(M <= Block<T>::MR && vectors <= most);
+  assert(c.columns && !c.rows && c.column_stride == 1 && !c.accumulate && !c.column_bias);
   int64_t all_positions[kMostScattered], all_columns[kMostScattered];  // those a tile has too many are its first again
   for (int64_t v = 0; v < most; ++v) {
     all_positions[v] = positions[v < vectors ? v : 0];

@@ -79,7 +79,7 @@ struct CView {
   int64_t row_stride;
   int64_t column_stride = 1;         // else C is transposed on its way: rows adjacent, and nothing of what follows
   const int64_t* rows = nullptr;     // offsets of the rows, where they have no common stride
-  const int64_t* columns = nullptr;  // offsets of the columns, where they are not all contiguous
+  const int64_t* columns = nullptr;  // of the columns, where they are not all contiguous; of vectors, if scattered
   bool accumulate = false;           // add to what is there; else start from the biases (null: 0)
   const T* row_bias = nullptr;       // one of the two
   const T* column_bias = nullptr;    // not with `columns`
@@ -132,8 +132,8 @@ constexpr int64_t scattered_vectors(int64_t rows) {
 constexpr int64_t kMostScattered = 8;
 
 /// One tile of M <= MR rows and `vectors` <= scattered_vectors(M) vectors of columns: row k of vector v lies at b +
-/// positions[v] + offsets[k], and the vector goes to columns c.columns[v] and on. Rows of A are contiguous. Vectors may
-/// overlap in C, which gets the same sums from either.
+/// positions[v] + offsets[k], and the vector goes to columns c.columns[v] and on. Rows of A are contiguous. Nothing is
+/// accumulated. Vectors may overlap in C, which gets the same sums from either.
 template <class T>
 void multiply_scattered(int64_t M, int64_t vectors, int64_t K, const AView<T>& a, const T* b, const int64_t* offsets,
                         const int64_t* positions, const CView<T>& c, int64_t run);

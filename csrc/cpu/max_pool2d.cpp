@@ -90,7 +90,7 @@ DLK_INLINE Best<T> greatest(IntOf<T> first, ForEachTap for_each_tap) {
 /// `positions` is null if they are not wanted; P is then any type.
 template <class T, class P, bool kPositions>
 void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
-  with_constants(pool, [&](auto kS, auto kStride) {
+  with_width_and_stride(pool, [&](auto kS, auto kStride) {
     parallel_for(pool.N * pool.C * pool.OH, pool.stride_h * pool.W, [=](int64_t begin, int64_t end) {
       const Pool2d p = pool;  // a thread's own: stores of bytes might change another, for all the compiler knows
       const Axis h = vertical(p), w = horizontal(p);
@@ -100,12 +100,12 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
         const Range r_taps = h.taps(oh);
         const T* const top = x + (row / p.OH * p.H + h.start(oh) + r_taps.begin * p.dilation_h) * p.W;
         const auto first = static_cast<IntOf<T>>(r_taps.begin * p.S);
+        prefetch_rows_ahead(p, top);
         for_each_output_vec<kStride>(w, -std::numeric_limits<T>::infinity(), [&](int64_t ow, auto lanes, auto taps) {
           const Best<T> best = greatest<T>(first, [&](auto f) {
             const T* tap_row = top;
             auto position = splat(first);
             for (int64_t r = r_taps.begin; r < r_taps.end; ++r, tap_row += p.dilation_h * p.W)
-#pragma GCC unroll 4
               for (int64_t s = 0; s < (kS ? kS : p.S); ++s, position += 1)
                 f(taps(tap_row, w.start(ow), s * (kS ? 1 : p.dilation_w)), position);
           });
@@ -127,7 +127,7 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
 
 template <class T, class P, bool kPositions>
 void forward_channels_last(const Pool2d& pool, const T* x, T* y, P* positions) {
-  with_constants(pool, [&](auto kS, auto) {
+  with_width(pool, [&](auto kS) {
     parallel_for(pool.N * pool.OH, pool.H * pool.W * pool.C / pool.OH, [=](int64_t begin, int64_t end) {
       const Pool2d p = pool;  // as in forward_nchw
       const Axis h = vertical(p), w = horizontal(p);
@@ -146,7 +146,6 @@ void forward_channels_last(const Pool2d& pool, const T* x, T* y, P* positions) {
               auto position = splat(static_cast<IntOf<T>>(r_taps.begin * p.S + s_begin));
               for (int64_t r = r_taps.begin; r < r_taps.end;
                    ++r, tap_row += down, position += static_cast<IntOf<T>>(p.S - (s_end - s_begin)))
-#pragma GCC unroll 4
                 for (int64_t s = 0; s < s_end - s_begin; ++s, position += 1)
                   f(load_n(tap_row + s * right, lanes), position);
             });
@@ -210,78 +209,45 @@ void backward_scattered(const Pool2d& p, Pixel pixel, const T* dy, const P* posi
   });
 }
 
-/// channels_last: adds to each row of dx what the windows over it found there.
-template <class T, class P>
-void backward_overlapping(const Pool2d& p, const T* dy, const P* positions, T* dx) {
-  const Axis h = vertical(p), w = horizontal(p);
-  parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / p.H, ih = row % p.H;
-      T* dx_row = dx + row * p.W * p.C;
-      for (int64_t i = 0; i < p.W * p.C; ++i) dx_row[i] = 0;
-      const Range oh_range = h.outputs(ih);
-      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
-        if ((ih - h.start(oh)) % h.dilation != 0) continue;
-        const int64_t r = (ih - h.start(oh)) / h.dilation;
-        for (int64_t ow = 0; ow < p.OW; ++ow) {
-          const int64_t at = ((n * p.OH + oh) * p.OW + ow) * p.C;
-          const Range s_taps = w.taps(ow);
-          for (int64_t s = s_taps.begin; s < s_taps.end; ++s) {
-            T* to = dx_row + (w.start(ow) + s * w.dilation) * p.C;
-            const auto position = static_cast<IntOf<T>>(r * p.S + s);
-            for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-              const auto found = load_positions<T>(positions + at + c, lanes) == position;
-              store_n(to + c, load_n(to + c, lanes) + (found ? load_n(dy + at + c, lanes) : Vec<T>{}), lanes);
-            });
-          }
-        }
-      }
-    }
-  });
-}
+/// Windows over a pixel at most, of those that are gathered.
+template <class T>
+constexpr int64_t kMostWindows = 2 * kLanes<T>;
 
-/// channels_last, where no windows overlap: each pixel of dx is written once, from the one window over it or as zeros.
-template <bool streams, class T, class P>
-void backward_disjoint(const Pool2d& p, const T* dy, const P* positions, T* dx, const Range* columns) {
-  const Axis h = vertical(p), w = horizontal(p);
-  const auto tap_of = [](Axis axis, int64_t o, int64_t i) {  // the tap of output o that input i is, or -1
-    const int64_t distance = i - axis.start(o);
-    if (axis.dilation == 1) return distance;
-    return distance % axis.dilation == 0 ? distance / axis.dilation : -1;
+/// channels_last: each pixel of dx is written once, as the sum of what the windows over it found there.
+template <bool streams, class T>
+void backward_gathered(const Pool2d& pool, const T* dy, const uint8_t* positions, T* dx, const Range* columns) {
+  struct Window {
+    int64_t at;
+    IntOf<T> position;  // that the pixel has in it
   };
-  parallel_for<streams>(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
-    const int64_t C = p.C;
+  parallel_for<streams>(pool.N * pool.H, pool.W * pool.C, [=](int64_t begin, int64_t end) {
+    const Pool2d p = pool;
+    const Axis h = vertical(p), w = horizontal(p);
+    const auto is_tap = [](Axis axis, int64_t distance) { return axis.dilation == 1 || distance % axis.dilation == 0; };
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / p.H, ih = row % p.H;
       const Range rows = h.outputs(ih);
-      const int64_t oh = rows.begin, r = oh < rows.end ? tap_of(h, oh, ih) : -1;
-      T* to = dx + row * p.W * C;
-      for (int64_t iw = 0; iw < p.W; ++iw, to += C) {
-        const int64_t ow = columns[iw].begin, s = ow < columns[iw].end ? tap_of(w, ow, iw) : -1;
-        const int64_t at = ((n * p.OH + oh) * p.OW + ow) * C;
-        const auto position = static_cast<IntOf<T>>(r < 0 || s < 0 ? -1 : r * p.S + s);
-        for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-          Vec<T> g{};
-          if (position >= 0) {
-            const auto here = load_positions<T>(positions + at + c, lanes) == position;
-            g = here ? load_n(dy + at + c, lanes) : Vec<T>{};
+      for (int64_t iw = 0; iw < p.W; ++iw) {
+        Window windows[kMostWindows<T>];
+        int count = 0;
+        for (int64_t oh = rows.begin; oh < rows.end; ++oh)
+          for (int64_t ow = columns[iw].begin; ow < columns[iw].end; ++ow) {
+            const int64_t down = ih - h.start(oh), right = iw - w.start(ow);
+            if (!is_tap(h, down) || !is_tap(w, right)) continue;
+            const int64_t position = down / p.dilation_h * p.S + right / p.dilation_w;
+            windows[count++] = {((n * p.OH + oh) * p.OW + ow) * p.C, static_cast<IntOf<T>>(position)};
           }
-          write_n<streams>(to + c, g, lanes);
+        for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+          Vec<T> g{};
+          for (int k = 0; k < count; ++k) {
+            const auto here = load_positions<T>(positions + windows[k].at + c, lanes) == windows[k].position;
+            g += here ? load_n(dy + windows[k].at + c, lanes) : Vec<T>{};
+          }
+          write_n<streams>(dx + (row * p.W + iw) * p.C + c, g, lanes);
         });
       }
     }
   });
-}
-
-template <class T, class P>
-void backward_channels_last(const Pool2d& p, const T* dy, const P* positions, T* dx, Context& context) {
-  const auto extent = [](Axis axis) { return (axis.kernel - 1) * axis.dilation + 1; };
-  if (extent(vertical(p)) > p.stride_h || extent(horizontal(p)) > p.stride_w)
-    return backward_overlapping(p, dy, positions, dx);
-  Range* columns = context.array<Range>(p.W);
-  for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = horizontal(p).outputs(iw);
-  const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);  // and a byte per output
-  with_streaming(dx, p.C, elements, [&](auto streams) { backward_disjoint<streams>(p, dy, positions, dx, columns); });
 }
 
 template <class T, class P, bool kPositions>
@@ -300,10 +266,18 @@ void forward(const Pool2d& p, const T* x, T* y, Positions positions, Context&) {
 template <class T, class P>
 void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx, Context& context) {
   if (!p.channels_last) return backward_scattered(p, std::integral_constant<int, 1>{}, dy, positions, dx);
-  // Gathering takes a step per tap and vector, about what scattering an output takes; a part of a vector takes two.
+  // Gathering takes a step per tap and vector, twice as many as scattering takes elements in the same time; a part of a
+  // vector takes two.
   const int64_t steps = p.C / kLanes<T> + (p.C % kLanes<T> ? 2 : 0);
-  if (p.R * p.S * steps > p.C) return backward_scattered(p, p.C, dy, positions, dx);
-  backward_channels_last(p, dy, positions, dx, context);
+  if constexpr (sizeof(P) == 1)
+    if (p.R * p.S * steps <= 2 * p.C) {
+      Range* columns = context.array<Range>(p.W);
+      for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = horizontal(p).outputs(iw);
+      const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);  // and a byte per output
+      return with_streaming(dx, p.C, elements,
+                            [&](auto streams) { backward_gathered<streams>(p, dy, positions, dx, columns); });
+    }
+  backward_scattered(p, p.C, dy, positions, dx);
 }
 
 template <class T>

@@ -1,10 +1,10 @@
 // What max and average pooling share: windows along one axis, and NCHW rows of outputs in vectors along OW.
 //
 // A vector holds adjacent outputs; tap s of theirs is every stride_w-th element of an input row, loaded and, with
-// stride 2, sorted in registers. At the ends of a row, where windows reach into the padding, loads are masked.
+// stride 2, sorted in registers. At the ends of a row, where windows reach into the padding, and in rows shorter than a
+// vector, loads are masked.
 #pragma once
 
-#include "csrc/core/context.h"
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
@@ -44,21 +44,25 @@ struct Axis {
 inline Axis vertical(const Pool2d& p) { return {p.H, p.OH, p.R, p.stride_h, p.pad_h, p.dilation_h}; }
 inline Axis horizontal(const Pool2d& p) { return {p.W, p.OW, p.S, p.stride_w, p.pad_w, p.dilation_w}; }
 
-/// Whether this much work pays for a parallel region.
-inline bool worth_threads(int64_t elements) { return elements >= kGrainElements; }
-
-/// f(kS, kStride): the width of the windows, which then are not dilated, and their distance along a row as constants,
-/// or 0 where those are not common. (With stride 2, windows of one tap are not: see Taps.)
+/// f(kS): the width of the windows as a constant where it is common and they are not dilated, else 0.
 template <class F>
-void with_constants(const Pool2d& p, F f) {
-  const auto with_stride = [&](auto kS) {
-    if (p.stride_w == 1) return f(kS, std::integral_constant<int, 1>{});
-    if (p.stride_w == 2 && p.S > 1) return f(kS, std::integral_constant<int, 2>{});
-    f(kS, std::integral_constant<int, 0>{});
-  };
-  if (p.S == 2 && p.dilation_w == 1) return with_stride(std::integral_constant<int, 2>{});
-  if (p.S == 3 && p.dilation_w == 1) return with_stride(std::integral_constant<int, 3>{});
-  with_stride(std::integral_constant<int, 0>{});
+void with_width(const Pool2d& p, F f) {
+  if (p.S == 2 && p.dilation_w == 1) return f(std::integral_constant<int, 2>{});
+  if (p.S == 3 && p.dilation_w == 1) return f(std::integral_constant<int, 3>{});
+  f(std::integral_constant<int, 0>{});
+}
+
+/// f(kStride): the distance of windows along a row likewise. (With stride 2, windows of one tap are not: see Taps.)
+template <class F>
+void with_stride(const Pool2d& p, F f) {
+  if (p.stride_w == 1) return f(std::integral_constant<int, 1>{});
+  if (p.stride_w == 2 && p.S > 1) return f(std::integral_constant<int, 2>{});
+  f(std::integral_constant<int, 0>{});
+}
+
+template <class F>
+void with_width_and_stride(const Pool2d& p, F f) {
+  with_width(p, [&](auto kS) { with_stride(p, [&](auto kStride) { f(kS, kStride); }); });
 }
 
 /// The taps of kLanes adjacent windows of a row: those at distance `tap` from the first tap of each, of which the first
@@ -90,6 +94,15 @@ struct Taps {
     return load_between(row + at, -at, W - at, padding);
   }
 };
+
+/// Fetches what the output row after the next three reads and those before it do not: rows are too short for the
+/// hardware to see a stream in each.
+template <class T>
+DLK_INLINE void prefetch_rows_ahead(const Pool2d& p, const T* top) {
+  constexpr int64_t kAhead = 4;
+  const int64_t size = p.stride_h * p.W;
+  for (int64_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(top + kAhead * size + i);
+}
 
 /// f(ow, lanes, taps) for the outputs of a row in vectors from ow on; the last may overlap the one before it.
 template <int kStride, class T, class F>

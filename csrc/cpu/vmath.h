@@ -83,8 +83,8 @@ DLK_INLINE V exp(V x) {
   }
 }
 
-/// exp(x) for x <= 88, with 0 for what would be less than a normal number: for terms of a sum that has a 1 in it, where
-/// a fifth fewer instructions count.
+/// exp(x) for x <= 88, in floats with 0 for what would be less than a normal number, in a fifth fewer instructions: for
+/// terms of a sum that has a 1 in it, and for probabilities.
 template <class V>
 DLK_INLINE V exp_or_zero(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
