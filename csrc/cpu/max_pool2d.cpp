@@ -213,38 +213,87 @@ void backward_scattered(const Pool2d& p, Pixel pixel, const T* dy, const P* posi
 template <class T>
 constexpr int64_t kMostWindows = 2 * kLanes<T>;
 
-/// channels_last: each pixel of dx is written once, as the sum of what the windows over it found there.
+/// The tap of output o that input i is, or -1.
+inline int64_t tap_of(const Axis& axis, int64_t o, int64_t i) {
+  const int64_t distance = i - axis.start(o);
+  if (axis.dilation == 1) return distance;
+  return distance % axis.dilation == 0 ? distance / axis.dilation : -1;
+}
+
+/// channels_last, where no windows overlap: each pixel of dx is written once, from the one window over it or as zeros.
+template <bool streams, class T>
+void backward_disjoint(const Pool2d& p, const T* dy, const uint8_t* positions, T* dx, const Range* columns) {
+  const Axis h = vertical(p), w = horizontal(p);
+  parallel_for<streams>(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
+    const int64_t C = p.C;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / p.H, ih = row % p.H;
+      const Range rows = h.outputs(ih);
+      const int64_t oh = rows.begin, r = oh < rows.end ? tap_of(h, oh, ih) : -1;
+      T* to = dx + row * p.W * C;
+      for (int64_t iw = 0; iw < p.W; ++iw, to += C) {
+        const int64_t ow = columns[iw].begin, s = ow < columns[iw].end ? tap_of(w, ow, iw) : -1;
+        const int64_t at = ((n * p.OH + oh) * p.OW + ow) * C;
+        const auto position = static_cast<IntOf<T>>(r < 0 || s < 0 ? -1 : r * p.S + s);
+        for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+          Vec<T> g{};
+          if (position >= 0) {
+            const auto here = load_positions<T>(positions + at + c, lanes) == position;
+            g = here ? load_n(dy + at + c, lanes) : Vec<T>{};
+          }
+          write_n<streams>(to + c, g, lanes);
+        });
+      }
+    }
+  });
+}
+
+/// A window over a pixel: where its C outputs are, and the position that the pixel has in it.
+template <class T>
+struct Window {
+  int64_t at;
+  IntOf<T> position;
+};
+
+/// dx of one pixel. kCount: the number of windows as a constant, or 0.
+template <int kCount, bool streams, class T>
+DLK_INLINE void gather_pixel(int64_t C, const Window<T>* windows, int count, const T* dy, const uint8_t* positions,
+                             T* dx) {
+  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+    Vec<T> g{};
+    for (int k = 0; k < (kCount ? kCount : count); ++k) {
+      const auto here = load_positions<T>(positions + windows[k].at + c, lanes) == windows[k].position;
+      g += here ? load_n(dy + windows[k].at + c, lanes) : Vec<T>{};
+    }
+    write_n<streams>(dx + c, g, lanes);
+  });
+}
+
+/// channels_last, any windows: each pixel of dx is written once, as the sum of what the windows over it found there.
 template <bool streams, class T>
 void backward_gathered(const Pool2d& pool, const T* dy, const uint8_t* positions, T* dx, const Range* columns) {
-  struct Window {
-    int64_t at;
-    IntOf<T> position;  // that the pixel has in it
-  };
   parallel_for<streams>(pool.N * pool.H, pool.W * pool.C, [=](int64_t begin, int64_t end) {
     const Pool2d p = pool;
     const Axis h = vertical(p), w = horizontal(p);
-    const auto is_tap = [](Axis axis, int64_t distance) { return axis.dilation == 1 || distance % axis.dilation == 0; };
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / p.H, ih = row % p.H;
       const Range rows = h.outputs(ih);
       for (int64_t iw = 0; iw < p.W; ++iw) {
-        Window windows[kMostWindows<T>];
+        Window<T> windows[kMostWindows<T>];
         int count = 0;
         for (int64_t oh = rows.begin; oh < rows.end; ++oh)
           for (int64_t ow = columns[iw].begin; ow < columns[iw].end; ++ow) {
-            const int64_t down = ih - h.start(oh), right = iw - w.start(ow);
-            if (!is_tap(h, down) || !is_tap(w, right)) continue;
-            const int64_t position = down / p.dilation_h * p.S + right / p.dilation_w;
-            windows[count++] = {((n * p.OH + oh) * p.OW + ow) * p.C, static_cast<IntOf<T>>(position)};
+            const int64_t r = tap_of(h, oh, ih), s = tap_of(w, ow, iw);
+            if (r < 0 || s < 0) continue;
+            windows[count++] = {((n * p.OH + oh) * p.OW + ow) * p.C, static_cast<IntOf<T>>(r * p.S + s)};
           }
-        for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-          Vec<T> g{};
-          for (int k = 0; k < count; ++k) {
-            const auto here = load_positions<T>(positions + windows[k].at + c, lanes) == windows[k].position;
-            g += here ? load_n(dy + windows[k].at + c, lanes) : Vec<T>{};
-          }
-          write_n<streams>(dx + (row * p.W + iw) * p.C + c, g, lanes);
-        });
+        T* const to = dx + (row * p.W + iw) * p.C;
+        if (count == 1)
+          gather_pixel<1, streams>(p.C, windows, count, dy, positions, to);
+        else if (count == 2)
+          gather_pixel<2, streams>(p.C, windows, count, dy, positions, to);
+        else
+          gather_pixel<0, streams>(p.C, windows, count, dy, positions, to);
       }
     }
   });
@@ -266,16 +315,20 @@ void forward(const Pool2d& p, const T* x, T* y, Positions positions, Context&) {
 template <class T, class P>
 void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx, Context& context) {
   if (!p.channels_last) return backward_scattered(p, std::integral_constant<int, 1>{}, dy, positions, dx);
-  // Gathering takes a step per tap and vector, twice as many as scattering takes elements in the same time; a part of a
-  // vector takes two.
-  const int64_t steps = p.C / kLanes<T> + (p.C % kLanes<T> ? 2 : 0);
+  // Gathering takes a step per tap and vector, about what scattering an output takes, and half of that where a pixel's
+  // windows serve many vectors; a part of a vector takes two.
+  const int64_t steps = p.C / kLanes<T> + (p.C % kLanes<T> ? 2 : 0), most = p.C >= 8 * kLanes<T> ? 2 * p.C : p.C;
   if constexpr (sizeof(P) == 1)
-    if (p.R * p.S * steps <= 2 * p.C) {
+    if (p.R * p.S * steps <= most) {
       Range* columns = context.array<Range>(p.W);
       for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = horizontal(p).outputs(iw);
+      const auto extent = [](Axis axis) { return (axis.kernel - 1) * axis.dilation + 1; };
+      const bool overlap = extent(vertical(p)) > p.stride_h || extent(horizontal(p)) > p.stride_w;
       const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);  // and a byte per output
-      return with_streaming(dx, p.C, elements,
-                            [&](auto streams) { backward_gathered<streams>(p, dy, positions, dx, columns); });
+      return with_streaming(dx, p.C, elements, [&](auto streams) {
+        overlap ? backward_gathered<streams>(p, dy, positions, dx, columns)
+                : backward_disjoint<streams>(p, dy, positions, dx, columns);
+      });
     }
   backward_scattered(p, p.C, dy, positions, dx);
 }
