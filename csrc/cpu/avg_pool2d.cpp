@@ -110,13 +110,14 @@ template <class T>
 void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
   with_width_and_stride(p, [&](auto kS, auto kStride) {
     const Axis h = vertical(p), w = horizontal(p);
+    const Range inside = w.inside();
     parallel_for(p.N * p.C * p.OH, p.stride_h * p.W, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t oh = row % p.OH;
         const Range r_taps = h.taps(oh);
         const T* const top = x + (row / p.OH * p.H + h.start(oh) + r_taps.begin) * p.W;
         prefetch_rows_ahead(p, top);
-        for_each_output_vec<kStride>(w, T(0), [&](int64_t ow, auto lanes, auto taps) {
+        for_each_output_vec<kStride>(w, inside, T(0), [&](int64_t ow, auto lanes, auto taps) {
           Vec<T> sum{};
           for (int64_t r = 0; r < r_taps.end - r_taps.begin; ++r)
             for (int64_t s = 0; s < (kS ? kS : p.S); ++s) sum += taps(top + r * p.W, w.start(ow), s);

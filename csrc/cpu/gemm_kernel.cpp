@@ -63,10 +63,14 @@ DLK_INLINE void add_tile(Vec<T> (&sum)[rows][nv], T* to, int64_t stride, const i
       for (int v = 0; v < nv; ++v) sum[i][v] += *bias;
     });
   } else if (column_bias) {
-    for_each_row<rows>(column_bias, 0, [&](int i, const T* bias) {
+    Vec<T> bias[nv];
 #pragma GCC unroll 8
-      for (int v = 0; v < nv; ++v) sum[i][v] += load(bias + v * L);
-    });
+    for (int v = 0; v < nv; ++v) bias[v] = load(column_bias + v * L);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < nv; ++v) sum[i][v] += bias[v];
+    }
   }
   for_each_row<rows>(to, stride, [&](int i, T* y) {
 #pragma GCC unroll 8

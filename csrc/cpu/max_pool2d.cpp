@@ -5,8 +5,8 @@
 // backward needs is the position in the window, one byte per output (see Positions); it is computed only when wanted.
 //
 // NCHW: vectors along OW (pool_windows.h). channels_last: vectors along C. Either way a task is an output row.
-// Backward: dy is added to each position's element one by one (NCHW, few channels, large windows), or rows of dx gather
-// what the windows over them found there, with vectors along C.
+// Backward: dy is added to each position's element one by one (NCHW, few channels, large windows), or each pixel of dx
+// gathers what the windows over it found there, with vectors along C.
 #include <limits>
 
 #include "csrc/core/pool2d.h"
@@ -94,6 +94,8 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
     parallel_for(pool.N * pool.C * pool.OH, pool.stride_h * pool.W, [=](int64_t begin, int64_t end) {
       const Pool2d p = pool;  // a thread's own: stores of bytes might change another, for all the compiler knows
       const Axis h = vertical(p), w = horizontal(p);
+      const Range inside = w.inside();
+      constexpr T kPadding = -std::numeric_limits<T>::infinity();
       const int64_t edge = ceil_div(w.pad, w.stride);  // outputs whose window begins in the padding on the left
       for (int64_t row = begin; row < end; ++row) {
         const int64_t oh = row % p.OH, at = row * p.OW;
@@ -101,7 +103,7 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
         const T* const top = x + (row / p.OH * p.H + h.start(oh) + r_taps.begin * p.dilation_h) * p.W;
         const auto first = static_cast<IntOf<T>>(r_taps.begin * p.S);
         prefetch_rows_ahead(p, top);
-        for_each_output_vec<kStride>(w, -std::numeric_limits<T>::infinity(), [&](int64_t ow, auto lanes, auto taps) {
+        for_each_output_vec<kStride>(w, inside, kPadding, [&](int64_t ow, auto lanes, auto taps) {
           const Best<T> best = greatest<T>(first, [&](auto f) {
             const T* tap_row = top;
             auto position = splat(first);
@@ -209,10 +211,6 @@ void backward_scattered(const Pool2d& p, Pixel pixel, const T* dy, const P* posi
   });
 }
 
-/// Windows over a pixel at most, of those that are gathered.
-template <class T>
-constexpr int64_t kMostWindows = 2 * kLanes<T>;
-
 /// The tap of output o that input i is, or -1.
 inline int64_t tap_of(const Axis& axis, int64_t o, int64_t i) {
   const int64_t distance = i - axis.start(o);
@@ -254,6 +252,9 @@ struct Window {
   int64_t at;
   IntOf<T> position;
 };
+/// Over a pixel at most, of the windows that are gathered.
+template <class T>
+constexpr int64_t kMostWindows = 2 * kLanes<T>;
 
 /// dx of one pixel. kCount: the number of windows as a constant, or 0.
 template <int kCount, bool streams, class T>

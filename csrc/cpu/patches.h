@@ -267,11 +267,11 @@ class PlanarPatches {
     int64_t j = 0;
     if (step == 2) {
       for (; j + L < n; j += L)  // the second vector ends before from[2 n - 2]
-        store(to + j, even_lanes(load(from + 2 * j), load(from + 2 * j + L)));
+        store(to + j, every_second<0>(load(from + 2 * j), load(from + 2 * j + L)));
       if (j == n) return;
       const int64_t left = 2 * (n - j) - 1;
       const Vec<T> first = load_partial(from + 2 * j, left < L ? left : L);
-      return store(to + j, even_lanes(first, left > L ? load_partial(from + 2 * j + L, left - L) : Vec<T>{}));
+      return store(to + j, every_second<0>(first, left > L ? load_partial(from + 2 * j + L, left - L) : Vec<T>{}));
     }
     for (; j < n; ++j) to[j] = from[j * step];
   }

@@ -79,7 +79,7 @@ struct Taps {
       // The even of two vectors' elements, or the odd from one place before: then the last is still the window's.
       const int64_t at = start + tap - (tap > 0);
       const Vec<T> low = load_run(row, at), high = load_run(row, at + kLanes<T>);
-      return tap > 0 ? odd_lanes(low, high) : even_lanes(low, high);
+      return tap > 0 ? every_second<1>(low, high) : every_second<0>(low, high);
     }
     Vec<T> v = splat(padding);
     int64_t at = start + tap;
@@ -104,11 +104,11 @@ DLK_INLINE void prefetch_rows_ahead(const Pool2d& p, const T* top) {
   for (int64_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(top + kAhead * size + i);
 }
 
-/// f(ow, lanes, taps) for the outputs of a row in vectors from ow on; the last may overlap the one before it.
+/// f(ow, lanes, taps) for the outputs of a row in vectors from ow on; the last may overlap the one before it. `inside`
+/// is w.inside(), which takes two divisions.
 template <int kStride, class T, class F>
-DLK_INLINE void for_each_output_vec(const Axis& w, T padding, F f) {
+DLK_INLINE void for_each_output_vec(const Axis& w, Range inside, T padding, F f) {
   constexpr std::integral_constant<int, kLanes<T>> all;
-  const Range inside = w.inside();
   const Taps<kStride, true, T> masked{w.stride, w.in, padding};
   if (w.out < all) return f(0, static_cast<int>(w.out), masked);
   for (int64_t i = 0; i < w.out; i += all) {

@@ -91,19 +91,29 @@ DLK_INLINE void add_product(Vec<T>& sum, Vec<T> a, Vec<T> b) {
 #endif
 }
 
+#if defined(__AVX512F__)
+/// The lanes whose bit is set from memory, the rest `fill`.
+template <class T>
+DLK_INLINE Vec<T> load_masked(const T* p, uint32_t wanted, T fill) {
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm512_mask_loadu_ps((__m512)splat(fill), static_cast<__mmask16>(wanted), p);
+  else
+    return (Vec<T>)_mm512_mask_loadu_pd((__m512d)splat(fill), static_cast<__mmask8>(wanted), p);
+}
+#elif defined(__AVX2__)
+/// The lanes that are all ones from memory, the rest `fill`.
+DLK_INLINE Vec<float> load_masked(const float* p, __m256i wanted, float fill) {
+  return (Vec<float>)_mm256_blendv_ps((__m256)splat(fill), _mm256_maskload_ps(p, wanted), (__m256)wanted);
+}
+#endif
+
 /// The first n lanes from memory (0 <= n <= kLanes), the rest `fill`; never reads past p + n.
 template <class T>
 DLK_INLINE Vec<T> load_partial(const T* p, int64_t n, T fill = T(0)) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4 && std::is_floating_point_v<T>)
-    return (Vec<T>)_mm512_mask_loadu_ps((__m512)splat(fill), (__mmask16)((1u << n) - 1), p);
-  if constexpr (sizeof(T) == 8 && std::is_floating_point_v<T>)
-    return (Vec<T>)_mm512_mask_loadu_pd((__m512d)splat(fill), (__mmask8)((1u << n) - 1), p);
+  if constexpr (std::is_floating_point_v<T>) return load_masked(p, (1u << n) - 1, fill);
 #elif defined(__AVX2__)
-  if constexpr (std::is_same_v<T, float>) {
-    const __m256i wanted = first_lanes(n);
-    return (Vec<T>)_mm256_blendv_ps((__m256)splat(fill), _mm256_maskload_ps(p, wanted), (__m256)wanted);
-  }
+  if constexpr (std::is_same_v<T, float>) return load_masked(p, first_lanes(n), fill);
 #endif
   T buffer[kLanes<T>];
   for (int i = 0; i < kLanes<T>; ++i) buffer[i] = i < n ? p[i] : fill;
@@ -116,16 +126,10 @@ DLK_INLINE Vec<T> load_between(const T* p, int64_t begin, int64_t end, T fill) {
   begin = begin < 0 ? 0 : begin < kLanes<T> ? begin : kLanes<T>;
   end = end < 0 ? 0 : end < kLanes<T> ? end : kLanes<T>;
 #if defined(__AVX512F__)
-  const uint32_t wanted = ((1u << end) - 1) & ~((1u << begin) - 1);
-  if constexpr (sizeof(T) == 4 && std::is_floating_point_v<T>)
-    return (Vec<T>)_mm512_mask_loadu_ps((__m512)splat(fill), static_cast<__mmask16>(wanted), p);
-  if constexpr (sizeof(T) == 8 && std::is_floating_point_v<T>)
-    return (Vec<T>)_mm512_mask_loadu_pd((__m512d)splat(fill), static_cast<__mmask8>(wanted), p);
+  if constexpr (std::is_floating_point_v<T>) return load_masked(p, ((1u << end) - 1) & ~((1u << begin) - 1), fill);
 #elif defined(__AVX2__)
-  if constexpr (std::is_same_v<T, float>) {
-    const __m256i wanted = _mm256_andnot_si256(first_lanes(begin), first_lanes(end));
-    return (Vec<T>)_mm256_blendv_ps((__m256)splat(fill), _mm256_maskload_ps(p, wanted), (__m256)wanted);
-  }
+  if constexpr (std::is_same_v<T, float>)
+    return load_masked(p, _mm256_andnot_si256(first_lanes(begin), first_lanes(end)), fill);
 #endif
   Vec<T> v = splat(fill);
   for (int64_t i = begin; i < end; ++i) v[i] = p[i];
@@ -332,24 +336,14 @@ DLK_INLINE V interleave(V a, V b) {
   return interleave_half<half>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
 }
 
-/// Lanes 0, 2, 4, ... of a followed by b.
-template <class V, int... i>
-DLK_INLINE V even_lanes(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i)...);
+/// Every second lane of a followed by b, from lane `first` (0 or 1) on.
+template <int first, class V, int... i>
+DLK_INLINE V every_second(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (2 * i + first)...);
 }
-template <class V>
-DLK_INLINE V even_lanes(V a, V b) {
-  return even_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
-}
-
-/// Lanes 1, 3, 5, ... of a followed by b.
-template <class V, int... i>
-DLK_INLINE V odd_lanes(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i + 1)...);
-}
-template <class V>
-DLK_INLINE V odd_lanes(V a, V b) {
-  return odd_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
+template <int first, class V>
+DLK_INLINE V every_second(V a, V b) {
+  return every_second<first>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(Lane<V>)>{});
 }
 
 /// Lane i is lane index[i] of x (0 <= index < the lanes of x).
