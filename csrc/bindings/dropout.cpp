@@ -30,17 +30,19 @@ Tensor empty_keep(const Tensor& x, bool channels) {
   return allocate_bits(shape.N * shape.C * (channels ? 1 : shape.P), x.options());
 }
 
-/// Fills `keep` for a tensor of `shape`.
-void draw_keep(const Tensor& keep, DropoutShape shape, const Tensor& seed, double p, bool channels) {
+DropoutDraw draw_of(const Tensor& seed, double p) {
   TORCH_CHECK(p > 0 && p < 1, "dropout: p must be between 0 and 1, got ", p);
   // 32 bits: p is exact to 2^-33, and keeping everything (2^32) is out of reach only of p below that.
   const double threshold = std::min(std::nearbyint((1 - p) * 0x1p32), 0x1p32 - 1);
-  const DropoutDraw draw{seed.const_data_ptr<int64_t>(), static_cast<uint32_t>(threshold)};
-  const int64_t bits = shape.N * shape.C * (channels ? 1 : shape.P);
+  return {seed.const_data_ptr<int64_t>(), static_cast<uint32_t>(threshold)};
+}
+
+/// Fills `keep`: of each plane, or of each element in the order of channels_last.
+void draw_keep(const Tensor& keep, DropoutShape shape, DropoutDraw draw, bool channels) {
   with_kernels<DropoutMaskKernels>(keep, [&](const DropoutMaskKernels& kernels, Context& context) {
-    if (channels || !shape.channels_last) return kernels.draw(draw, bits, words(keep), context);
+    if (channels) return kernels.draw(draw, shape.N * shape.C, words(keep), context);
     const Tensor logical = allocate(keep.sizes(), keep.options());
-    kernels.draw(draw, bits, words(logical), context);
+    kernels.draw(draw, shape.N * shape.C * shape.P, words(logical), context);
     kernels.to_channels_last(shape, words(logical), words(keep), context);
   });
 }
@@ -56,19 +58,30 @@ void apply_keep(const Tensor& x, const Tensor& keep, DropoutShape shape, double 
   });
 }
 
+/// The same, after drawing `keep`.
+void drop(const Tensor& x, const Tensor& keep, const Tensor& seed, double p, bool channels, const Tensor& y) {
+  const DropoutShape shape = shape_of(x.sizes(), is_channels_last(x));
+  const DropoutDraw draw = draw_of(seed, p);
+  if (channels || shape.channels_last) {
+    draw_keep(keep, shape, draw, channels);
+    return apply_keep(x, keep, shape, p, channels, y);
+  }
+  with_kernels<DropoutKernels>(x, [&]<class T>(const DropoutKernels<T>& kernels, Context& context) {
+    kernels.drop(draw, x.numel(), 1 / (1 - p), const_data<T>(x), words(keep), mutable_data<T>(y), context);
+  });
+}
+
 // dropout(Tensor x, Tensor seed, float p, bool channels) -> (Tensor y, Tensor keep)
 std::tuple<Tensor, Tensor> dropout(const Tensor& x, const Tensor& seed, double p, bool channels) {
   const Tensor y = allocate_like(x), keep = empty_keep(x, channels);
   if (x.is_meta() || y.numel() == 0) return {y, keep};
   const bool channels_last = is_channels_last(x);
-  const DropoutShape shape = shape_of(x.sizes(), channels_last);
   const Tensor xs = x.contiguous(format(channels_last));
-  draw_keep(keep, shape, seed, p, channels);
   if (y.is_contiguous(format(channels_last))) {
-    apply_keep(xs, keep, shape, p, channels, y);
+    drop(xs, keep, seed, p, channels, y);
   } else {  // dense in some other order of dimensions
     const Tensor dense = allocate(x.sizes(), x.options(), format(channels_last));
-    apply_keep(xs, keep, shape, p, channels, dense);
+    drop(xs, keep, seed, p, channels, dense);
     y.copy_(dense);
   }
   return {y, keep};
@@ -83,9 +96,7 @@ Tensor drop_inplace(Tensor& x, const Tensor& seed, double p, bool channels) {
     return keep;
   }
   const Tensor keep = empty_keep(x, channels);
-  const DropoutShape shape = shape_of(x.sizes(), channels_last);
-  draw_keep(keep, shape, seed, p, channels);
-  apply_keep(x, keep, shape, p, channels, x);
+  drop(x, keep, seed, p, channels, x);
   return keep;
 }
 

@@ -23,13 +23,15 @@ struct DropoutDraw {
 
 struct DropoutMaskKernels {
   /// Bit i of keep (ceil(n / 64) words) for i < n: whether element i, by its logical index, is kept.
-  void (*draw)(DropoutDraw draw, int64_t n, uint64_t* keep, Context& context);
+  void (*draw)(DropoutDraw rule, int64_t n, uint64_t* keep, Context& context);
   /// Keep bits of an image in the order of its logical indices -> in the order of channels_last storage.
   void (*to_channels_last)(DropoutShape shape, const uint64_t* logical, uint64_t* keep, Context& context);
 };
 
 template <class T>
 struct DropoutKernels {
+  /// Draws keep and applies it, as below.
+  void (*drop)(DropoutDraw rule, int64_t n, double scale, const T* x, uint64_t* keep, T* y, Context& context);
   /// y[i] = x[i] * (bit i of keep ? scale : 0); y may be x.
   void (*apply)(int64_t n, const uint64_t* keep, double scale, const T* x, T* y, Context& context);
   /// The same with one bit for each of the N x C planes; y may be x.

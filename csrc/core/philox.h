@@ -31,14 +31,34 @@ constexpr PhiloxWords philox4x32(PhiloxWords counter, uint32_t key0, uint32_t ke
   return c;
 }
 
-/// The random word of element `index` under `seed`. Elements come in groups of 64, which 16 counters with four words
-/// each serve: element j of its group has word j / 16 of counter j % 16, so that vectors of counters give vectors of
-/// elements.
+// An element's random word takes 16 bits of one word and 16 of another. Whether it is below a threshold shows in its
+// upper 16 bits but for one time in 65,536, so kernels seldom draw the others. Elements come in groups of 128, of which
+// 16 counters with four words each hold the 16 bits: element j has those of word j % 64 / 16 of counter j % 16, the
+// upper half of it if j < 64, so that vectors of counters give vectors of elements.
+constexpr int64_t kPhiloxGroup = 128;
+
+/// The four words of a group's counter `lane` (of 16), for the elements' upper 16 bits or for their lower.
+constexpr PhiloxWords philox_words(uint64_t seed, uint64_t group, int lane, bool lower) {
+  const uint64_t counter = group * 16 + static_cast<uint64_t>(lane);
+  return philox4x32({{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), lower, 0}},
+                    static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+}
+
+/// The upper 16 bits of an element's random word: the upper half of its counter's word, or (half = 1) the lower. The
+/// first bit is flipped: then unsigned comparisons of random words are signed ones of Philox's, which take AVX2 one
+/// instruction.
+constexpr uint32_t upper_bits(uint32_t word, int half) { return (half ? word & 0xFFFFu : word >> 16) ^ 0x8000u; }
+
+/// The lower 16 bits, of the other counter's word.
+constexpr uint32_t lower_bits(uint32_t word, int half) { return half ? word & 0xFFFFu : word >> 16; }
+
+/// The random word of element `index` under `seed`.
 constexpr uint32_t philox_element(uint64_t seed, uint64_t index) {
-  const uint64_t counter = index / 64 * 16 + index % 16;
-  const PhiloxWords words = philox4x32({{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0}},
-                                       static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  return words.word[index % 64 / 16];
+  const uint64_t group = index / kPhiloxGroup;
+  const int lane = static_cast<int>(index % 16), word = static_cast<int>(index % 64 / 16);
+  const int half = static_cast<int>(index / 64 % 2);
+  return upper_bits(philox_words(seed, group, lane, false).word[word], half) << 16 |
+         lower_bits(philox_words(seed, group, lane, true).word[word], half);
 }
 
 }  // namespace

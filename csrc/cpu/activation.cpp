@@ -234,7 +234,8 @@ void backward_slopes(double other_slope, int64_t n, const T* dy, const uint64_t*
       for_each_vec<T>(count, [&](int64_t i, auto lanes) {
         const Vec<T> d = load_n(dy + first + i, lanes);
         const Vec<T> other = slope == 0 ? Vec<T>{} : d * slope;  // 0 even where dy is NaN
-        write_n<streams>(dx + first + i, lanes_of_bits<T>(unit[word] >> i) ? d : other, lanes);
+        write_n<streams>(dx + first + i, lanes_of_bits<T>(splat(static_cast<IntOf<T>>(unit[word] >> i))) ? d : other,
+                         lanes);
       });
     });
   });

@@ -47,16 +47,24 @@ void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>&
   }
 }
 
+/// f(n) for rows [begin, end), in blocks, the last one first: what was read last, for the sums, is still in the cache.
+template <class F>
+DLK_INLINE void for_each_row_from_the_end(int64_t begin, int64_t end, F f) {
+  for (int64_t last = end; last > begin; last -= kSumRows)
+    for (int64_t n = std::max(begin, last - kSumRows); n < last; ++n) f(n);
+}
+
 /// Normalises rows of C channels.
 template <class T>
 void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y) {
   with_streaming(y, s.C, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.N, s.C, [=](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n)
+      for_each_row_from_the_end(begin, end, [&](int64_t n) {
         for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
           const Vec<T> d = load_n(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
           write_n<streams>(y + n * s.C + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
         });
+      });
     });
   });
 }
@@ -142,7 +150,7 @@ struct InputGradient {
       : k1(context.array<T>(C)), k2(context.array<T>(C)), a(context.array<T>(C)) {}
 };
 
-/// The arguments of backward.
+/// The arguments of backward. Threads work on copies of them, which may stay in registers: see DLK_ONE_COPY.
 template <class T>
 struct Backward {
   using V = Vec<T>;
@@ -153,6 +161,7 @@ struct Backward {
   T *dx, *dweight, *dbias;
   InputGradient<T> gradient;
 
+  int64_t elements() const { return 3 * s.N * s.C * s.inner; }  // that dx takes to read and write
   bool needs_sums() const { return training || dweight != nullptr || dbias != nullptr; }
 
   /// From the sums of channel c, its gradients and the constants for its dx.
@@ -175,71 +184,74 @@ struct Backward {
   }
 
   template <bool streams>
-  void channel_dx(int64_t c) const {
-    const T k1 = gradient.k1[c], k2 = gradient.k2[c], a = gradient.a[c];
+  DLK_INLINE void channel_dx(int64_t c) const {
+    const T mean_c = mean[c], k1 = gradient.k1[c], k2 = gradient.k2[c], a = gradient.a[c];
     for (int64_t n = 0; n < s.N; ++n) {
       const int64_t plane = (n * s.C + c) * s.inner;
       for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
         V g = load_n(dy + plane + i, lanes);
-        if (training) g = g - k1 - (load_n(x + plane + i, lanes) - mean[c]) * k2;
+        if (training) g = g - k1 - (load_n(x + plane + i, lanes) - mean_c) * k2;
         write_n<streams>(dx + plane + i, g * a, lanes);
       });
     }
   }
 
   void by_channel() const {
-    with_streaming(dx, s.inner, 3 * s.N * s.C * s.inner, [this](auto streams) {
-      parallel_for<streams>(s.C, 4 * s.N * s.inner, [=, this](int64_t begin, int64_t end) {
+    with_streaming(dx, s.inner, elements(), [call = *this](auto streams) {
+      parallel_for<streams>(call.s.C, 4 * call.s.N * call.s.inner, [=](int64_t begin, int64_t end) {
         for (int64_t c = begin; c < end; ++c) {
-          finish(c, needs_sums() ? channel_sums(c) : GradientSums{});
-          channel_dx<streams>(c);
+          call.finish(c, call.needs_sums() ? call.channel_sums(c) : GradientSums{});
+          call.template channel_dx<streams>(c);
         }
       });
     });
   }
 
-  /// Sums over each block of rows: partial[block][0 or 1][C] = sum dy, sum dy (x - mean).
-  void row_sums(int64_t blocks, T* partial) const {
+  /// Sums over block k of the rows: partial[k][0 or 1][C] = sum dy, sum dy (x - mean).
+  DLK_INLINE void block_sums(int64_t k, T* partial) const {
     const int64_t C = s.C;
-    parallel_for(blocks, 2 * kSumRows * C, [=, this](int64_t first, int64_t last) {
-      for (int64_t k = first; k < last; ++k) {
-        T* sums = partial + k * 2 * C;
-        std::fill(sums, sums + 2 * C, T(0));
-        sum_rows<2>(C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), sums,
-                    [=, this](int64_t n, int64_t c, auto lanes, V* sum) {
-                      const V g = load_row(dy, n, C, c, lanes);
-                      sum[0] += g;
-                      sum[1] += g * (load_row(x, n, C, c, lanes) - load_n(mean + c, lanes));
-                    });
+    T* sums = partial + k * 2 * C;
+    std::fill(sums, sums + 2 * C, T(0));
+    sum_rows<2>(C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), sums,
+                [&](int64_t n, int64_t c, auto lanes, V* sum) {
+                  const V g = load_row(dy, n, C, c, lanes);
+                  sum[0] += g;
+                  sum[1] += g * (load_row(x, n, C, c, lanes) - load_n(mean + c, lanes));
+                });
+  }
+
+  template <bool streams>
+  DLK_INLINE void row_dx(int64_t n) const {
+    const int64_t row = n * s.C;
+    for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
+      V g = load_n(dy + row + c, lanes);
+      if (training) {
+        const V d = load_n(x + row + c, lanes) - load_n(mean + c, lanes);
+        g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
       }
+      write_n<streams>(dx + row + c, g * load_n(gradient.a + c, lanes), lanes);
     });
   }
 
   void by_row(Context& context) const {
     const int64_t C = s.C, blocks = needs_sums() ? ceil_div(s.N, kSumRows) : 0;
     T* partial = context.array<T>(blocks * 2 * C);
-    row_sums(blocks, partial);
-    parallel_for(C, blocks, [=, this](int64_t begin, int64_t end) {
+    parallel_for(blocks, 2 * kSumRows * C, [=, call = *this](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) call.block_sums(k, partial);
+    });
+    parallel_for(C, blocks, [=, call = *this](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         GradientSums sums;
         for (int64_t k = 0; k < blocks; ++k) {
           sums.dy += partial[k * 2 * C + c];
           sums.dy_x += partial[k * 2 * C + C + c];
         }
-        finish(c, sums);
+        call.finish(c, sums);
       }
     });
-    with_streaming(dx, C, 3 * s.N * s.C * s.inner, [=, this](auto streams) {
-      parallel_for<streams>(s.N, 2 * C, [=, this](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n)
-          for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-            V g = load_n(dy + n * C + c, lanes);
-            if (training) {
-              const V d = load_n(x + n * C + c, lanes) - load_n(mean + c, lanes);
-              g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
-            }
-            write_n<streams>(dx + n * C + c, g * load_n(gradient.a + c, lanes), lanes);
-          });
+    with_streaming(dx, C, elements(), [call = *this](auto streams) {
+      parallel_for<streams>(call.s.N, 2 * call.s.C, [=](int64_t begin, int64_t end) {
+        for_each_row_from_the_end(begin, end, [&](int64_t n) { call.template row_dx<streams>(n); });
       });
     });
   }

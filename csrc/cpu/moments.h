@@ -90,12 +90,17 @@ constexpr int64_t kSumRows = 128;
 /// of rows is added among themselves first: fewer loads and stores of the sums, and fewer roundings.
 template <int count, class T, class Add>
 DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add) {
-  for (int64_t n = begin; n < end; n += kRowGroup)
+  const auto add_group = [&](int64_t n, auto rows) {
     for_each_vec<T>(C, [&](int64_t c, auto lanes) {
       Vec<T> sum[count] = {};
-      for (int64_t row = n; row < std::min(end, n + kRowGroup); ++row) add(row, c, lanes, sum);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < rows; ++i) add(n + i, c, lanes, sum);
       for (int k = 0; k < count; ++k) store_n(sums + k * C + c, load_n(sums + k * C + c, lanes) + sum[k], lanes);
     });
+  };
+  int64_t n = begin;
+  for (; n + kRowGroup <= end; n += kRowGroup) add_group(n, std::integral_constant<int64_t, kRowGroup>{});
+  if (n < end) add_group(n, end - n);
 }
 
 }  // namespace

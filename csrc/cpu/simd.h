@@ -232,13 +232,13 @@ DLK_INLINE uint64_t bits_of_lanes(Mask mask) {
   return bits;
 }
 
-/// The inverse: a lane is all ones if its bit is set.
+/// The inverse: lane i is all ones if bit first + i of it is set.
 template <class T>
-DLK_INLINE auto lanes_of_bits(uint64_t bits) {
+DLK_INLINE auto lanes_of_bits(Vec<IntOf<T>> bits, int64_t first = 0) {
   using I = IntOf<T>;
   Vec<I> bit_of_lane;
   for (int i = 0; i < kLanes<T>; ++i) bit_of_lane[i] = I(1) << i;
-  return (splat(static_cast<I>(bits)) & bit_of_lane) != 0;
+  return (bits & (bit_of_lane << static_cast<I>(first))) != 0;
 }
 
 /// kLanes<float> bytes as 32-bit integers: one instruction that GCC 12 does not find for __builtin_convertvector.

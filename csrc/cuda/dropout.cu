@@ -11,32 +11,44 @@ namespace dlk::DLK_DEVICE {
 namespace {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int64_t kWordBits = 64;
+constexpr int64_t kWordBits = 64, kGroupWords = kPhiloxGroup / kWordBits;
 
 __device__ __forceinline__ bool bit(const uint64_t* words, int64_t i) {
   return words[i / kWordBits] >> (i % kWordBits) & 1;
 }
 
-/// A warp draws two words: half of its lanes have the 16 counters of one, each with a bit for each quarter of the word.
+/// A warp draws two groups of elements: half of its lanes have the 16 counters of one, each with a bit for each quarter
+/// of the group's two words.
 __global__ void __launch_bounds__(kThreads) draw_kernel(DropoutDraw draw, int64_t words, uint64_t* keep) {
   const uint64_t seed = static_cast<uint64_t>(*draw.seed);
-  const int half = threadIdx.x % 32 / 16, part = threadIdx.x % 16;
-  const int64_t word = (int64_t{blockIdx.x} * kWarps + threadIdx.x / 32) * 2 + half;
-  const uint64_t counter = static_cast<uint64_t>(word) * 16 + part;
-  const PhiloxWords random = philox4x32({{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0}},
-                                        static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  uint64_t bits = 0;
+  const int side = threadIdx.x % 32 / 16, lane = threadIdx.x % 16;
+  const int64_t group = (int64_t{blockIdx.x} * kWarps + threadIdx.x / 32) * 2 + side;
+  const uint32_t upper = draw.threshold >> 16, lower = draw.threshold & 0xFFFFu;
+  const PhiloxWords numbers = philox_words(seed, static_cast<uint64_t>(group), lane, false);
+  bool undecided = false;
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    const uint32_t kept = __ballot_sync(0xffffffffu, random.word[w] < draw.threshold);
-    bits |= static_cast<uint64_t>(kept >> (16 * half) & 0xffff) << (16 * w);
+  for (int w = 0; w < 4; ++w)
+    undecided |= upper_bits(numbers.word[w], 0) == upper || upper_bits(numbers.word[w], 1) == upper;
+  PhiloxWords rest{};
+  if (undecided) rest = philox_words(seed, static_cast<uint64_t>(group), lane, true);
+#pragma unroll
+  for (int half = 0; half < kGroupWords; ++half) {
+    uint64_t bits = 0;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const uint32_t number = upper_bits(numbers.word[w], half);
+      const bool below = number < upper || (number == upper && lower_bits(rest.word[w], half) < lower);
+      const uint32_t kept = __ballot_sync(0xffffffffu, below);
+      bits |= static_cast<uint64_t>(kept >> (16 * side) & 0xffff) << (16 * w);
+    }
+    const int64_t word = group * kGroupWords + half;
+    if (lane == 0 && word < words) keep[word] = bits;
   }
-  if (part == 0 && word < words) keep[word] = bits;
 }
 
 void draw(DropoutDraw draw, int64_t n, uint64_t* keep, Context& context) {
-  const int64_t words = ceil_div(n, kWordBits);
-  launch(draw_kernel, dim3(ceil_div(words, 2 * kWarps)), dim3(kThreads), 0, context.stream(), draw, words, keep);
+  const int64_t words = ceil_div(n, kWordBits), warps = ceil_div(words, 2 * kGroupWords);
+  launch(draw_kernel, dim3(ceil_div(warps, kWarps)), dim3(kThreads), 0, context.stream(), draw, words, keep);
 }
 
 /// A warp gathers one word.
@@ -130,6 +142,12 @@ void apply(int64_t n, const uint64_t* keep, double scale, const T* x, T* y, Cont
 }
 
 template <class T>
+void drop(DropoutDraw rule, int64_t n, double scale, const T* x, uint64_t* keep, T* y, Context& context) {
+  draw(rule, n, keep, context);
+  apply(n, keep, scale, x, y, context);
+}
+
+template <class T>
 void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, const T* x, T* y, Context& context) {
   using A = Accumulate<T>;
   apply_with(shape.N * shape.C * shape.P, KeepPlanes<A>{shape, keep, static_cast<A>(scale)}, x, y, context);
@@ -139,7 +157,7 @@ void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, con
 }  // namespace dlk::DLK_DEVICE
 
 DLK_DEVICE_TABLE(DropoutMaskKernels, {draw, to_channels_last})
-DLK_DEVICE_TABLE(DropoutKernels<float>, {apply<float>, apply_to_planes<float>})
-DLK_DEVICE_TABLE(DropoutKernels<double>, {apply<double>, apply_to_planes<double>})
-DLK_DEVICE_TABLE(DropoutKernels<f16>, {apply<f16>, apply_to_planes<f16>})
-DLK_DEVICE_TABLE(DropoutKernels<bf16>, {apply<bf16>, apply_to_planes<bf16>})
+DLK_DEVICE_TABLE(DropoutKernels<float>, {drop<float>, apply<float>, apply_to_planes<float>})
+DLK_DEVICE_TABLE(DropoutKernels<double>, {drop<double>, apply<double>, apply_to_planes<double>})
+DLK_DEVICE_TABLE(DropoutKernels<f16>, {drop<f16>, apply<f16>, apply_to_planes<f16>})
+DLK_DEVICE_TABLE(DropoutKernels<bf16>, {drop<bf16>, apply<bf16>, apply_to_planes<bf16>})
