@@ -109,32 +109,14 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
 # ---- Pooling
 
 
-def _ints(name, value):
-    """A size as PyTorch takes it, an int or a sequence of ints, as a list."""
-    if isinstance(value, int):
-        return [value, value]
-    if hasattr(value, "__index__"):  # NumPy's integers, 0-d tensors
-        return [operator.index(value)] * 2
-    if isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value):
-        return list(value)
-    raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}")
-
-
 def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     """The maximum of each window of a (N, C, H, W) or (C, H, W) tensor: `torch.nn.functional.max_pool2d`.
 
     With `return_indices` also the int64 index of each maximum in its H x W plane (-1 for a window wholly in the
     padding, which a dilation makes possible).
     """
-    arguments = (
-        input,
-        _ints("max_pool2d: kernel_size", kernel_size),
-        [] if stride is None else _ints("max_pool2d: stride", stride),
-        _ints("max_pool2d: padding", padding),
-        _ints("max_pool2d: dilation", dilation),
-        bool(ceil_mode),
-    )
-    return _C.max_pool2d_with_indices(*arguments) if return_indices else _C.max_pool2d(*arguments)
+    function = _C.max_pool2d_with_indices if return_indices else _C.max_pool2d
+    return function(input, kernel_size, stride, padding, dilation, bool(ceil_mode))
 
 
 def avg_pool2d(
@@ -142,13 +124,7 @@ def avg_pool2d(
 ):
     """The mean of each window of a (N, C, H, W) or (C, H, W) tensor: `torch.nn.functional.avg_pool2d`."""
     return _C.avg_pool2d(
-        input,
-        _ints("avg_pool2d: kernel_size", kernel_size),
-        [] if stride is None else _ints("avg_pool2d: stride", stride),
-        _ints("avg_pool2d: padding", padding),
-        bool(ceil_mode),
-        bool(count_include_pad),
-        divisor_override,
+        input, kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad), divisor_override
     )
 
 
@@ -157,7 +133,7 @@ def adaptive_avg_pool2d(input, output_size):
     input): `torch.nn.functional.adaptive_avg_pool2d`."""
     if isinstance(output_size, (tuple, list)) and len(output_size) == 2:
         output_size = [input.shape[i - 2] if size is None else size for i, size in enumerate(output_size)]
-    return _C.adaptive_avg_pool2d(input, _ints("adaptive_avg_pool2d: output_size", output_size))
+    return _C.adaptive_avg_pool2d(input, output_size)
 
 
 # ---- Normalisation

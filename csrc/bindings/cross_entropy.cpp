@@ -76,10 +76,9 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& 
   at::DimVector positions = sizes_of(target);
   if (!is_index(target)) positions.erase(positions.begin() + (positions.size() == 1 ? 0 : 1));
   const bool reduced = reduction != at::Reduction::None;
-  const Tensor losses = allocate(positions, x.options());
   const Tensor statistics = allocate({2, logits ? p.N : 0, p.inner}, accumulate_options(x));
   const Tensor total = allocate({}, x.options().dtype(at::kDouble));
-  const Tensor loss = reduced ? allocate({}, x.options()) : losses;
+  const Tensor loss = allocate(reduced ? at::DimVector{} : positions, x.options());
   if (x.is_meta()) return {loss, statistics, total};
 
   const Tensor xs = x.contiguous(), ts = for_kernel(target);
@@ -91,9 +90,9 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& 
                       " is out of bounds: target must hold classes in [0, ", p.C, ") or ignore_index ", p.ignore_index);
     auto* const maximum = logits ? mutable_data<Accumulate<T>>(statistics) : nullptr;
     auto* const log_sum = logits ? maximum + p.N * p.inner : nullptr;
-    kernels.forward(p, const_data<T>(xs), targets, maximum, log_sum, mutable_data<T>(losses),
-                    reduction == at::Reduction::Mean ? divisor : nullptr, reduced ? mutable_data<T>(loss) : nullptr,
-                    context);
+    T* const result = mutable_data<T>(loss);
+    kernels.forward(p, const_data<T>(xs), targets, maximum, log_sum, reduced ? context.array<T>(p.N * p.inner) : result,
+                    reduction == at::Reduction::Mean ? divisor : nullptr, reduced ? result : nullptr, context);
   });
   return {loss, statistics, total};
 }

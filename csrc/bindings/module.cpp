@@ -5,6 +5,7 @@
 
 #include "csrc/bindings/allocator.h"
 #include "csrc/bindings/common.h"
+#include "csrc/bindings/ints.h"
 #include "csrc/bindings/ops.h"
 #include "csrc/memory/caching_allocator.h"
 #ifdef DLK_SIMT

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 
 #include <array>
 #include <optional>
@@ -10,6 +11,12 @@
 #include <tuple>
 
 namespace dlk::bindings {
+
+/// An argument that is an int, which counts twice, or a sequence of ints.
+struct Ints {
+  c10::SmallVector<int64_t, 2> values;
+  std::string wrong;  // what was given instead, for the message of the function that knows the argument's name
+};
 
 // matmul.cpp
 at::Tensor linear_entry(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias);
@@ -26,16 +33,16 @@ at::Tensor conv_transpose2d_entry(const at::Tensor& input, const at::Tensor& wei
                                   std::array<int64_t, 2> padding, std::array<int64_t, 2> output_padding, int64_t groups,
                                   std::array<int64_t, 2> dilation);
 
-// pool2d.cpp
-at::Tensor max_pool2d_entry(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                            at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);
-std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices_entry(const at::Tensor& input, at::IntArrayRef kernel_size,
-                                                                 at::IntArrayRef stride, at::IntArrayRef padding,
-                                                                 at::IntArrayRef dilation, bool ceil_mode);
-at::Tensor avg_pool2d_entry(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                            at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+// pool2d.cpp; stride: kernel_size if not given
+at::Tensor max_pool2d_entry(const at::Tensor& input, const Ints& kernel_size, const std::optional<Ints>& stride,
+                            const Ints& padding, const Ints& dilation, bool ceil_mode);
+std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices_entry(const at::Tensor& input, const Ints& kernel_size,
+                                                                 const std::optional<Ints>& stride, const Ints& padding,
+                                                                 const Ints& dilation, bool ceil_mode);
+at::Tensor avg_pool2d_entry(const at::Tensor& input, const Ints& kernel_size, const std::optional<Ints>& stride,
+                            const Ints& padding, bool ceil_mode, bool count_include_pad,
                             std::optional<int64_t> divisor_override);
-at::Tensor adaptive_avg_pool2d_entry(const at::Tensor& input, at::IntArrayRef output_size);
+at::Tensor adaptive_avg_pool2d_entry(const at::Tensor& input, const Ints& output_size);
 
 // batch_norm.cpp
 at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& running_mean,

@@ -22,7 +22,7 @@ namespace dlk::bindings {
 namespace {
 
 using at::IntArrayRef;
-using Ints = std::vector<int64_t>;
+using Saved = std::vector<int64_t>;
 
 // ---- Geometry
 
@@ -50,14 +50,6 @@ int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int
   if (room < 0) return 0;
   const int64_t out = room / stride + 1;
   return ceil_mode && (out - 1) * stride >= in + pad ? out - 1 : out;
-}
-
-/// The window of the functions' arguments, as the ops take it.
-std::array<int64_t, 9> make_window(const char* op, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                                   IntArrayRef dilation, bool ceil_mode) {
-  const auto kernel = pair(op, "kernel_size", kernel_size), pad = pair(op, "padding", padding);
-  const auto step = stride.empty() ? kernel : pair(op, "stride", stride), spread = pair(op, "dilation", dilation);
-  return {kernel[0], kernel[1], step[0], step[1], pad[0], pad[1], spread[0], spread[1], ceil_mode};
 }
 
 Pool2d sliding_geometry(const char* op, IntArrayRef sizes, IntArrayRef window) {
@@ -176,7 +168,7 @@ struct MaxPool2dGradient {
 
   static variable_list backward(Recording* call, const Tensor& dy) {
     const Tensor positions = call->saved_tensors()[0];
-    const auto [x_sizes, x_channels_last, window] = call->saved_values<Ints, bool, Ints>();
+    const auto [x_sizes, x_channels_last, window] = call->saved_values<Saved, bool, Saved>();
     if (!create_graph()) return {DLK_OP(max_pool2d_backward).call(dy, positions, x_sizes, x_channels_last, window)};
     const Tensor indices = DLK_OP(max_pool2d_indices).call(positions, x_sizes, x_channels_last, window);
     const Tensor found = dy.masked_fill(indices < 0, 0).flatten(-2);
@@ -230,7 +222,7 @@ struct AvgPool2dGradient {
 
   static variable_list backward(Recording* call, const Tensor& dy) {
     const auto [x_sizes, x_channels_last, window, count_include_pad, divisor_override] =
-        call->saved_values<Ints, bool, Ints, bool, int64_t>();
+        call->saved_values<Saved, bool, Saved, bool, int64_t>();
     const Tensor dx =
         DLK_OP(avg_pool2d_backward).call(dy, x_sizes, x_channels_last, window, count_include_pad, divisor_override);
     return {dx};
@@ -245,7 +237,7 @@ struct AvgPool2dBackwardGradient {
   }
 
   static variable_list backward(Recording* call, const Tensor& dy) {
-    const auto [window, count_include_pad, divisor_override] = call->saved_values<Ints, bool, int64_t>();
+    const auto [window, count_include_pad, divisor_override] = call->saved_values<Saved, bool, int64_t>();
     const Tensor ddy = DLK_OP(avg_pool2d).call(dy, window, count_include_pad, divisor_override);
     return {ddy};
   }
@@ -272,45 +264,81 @@ DLK_IMPL_BACKWARD(max_pool2d_indices)
 DLK_IMPL(avg_pool2d, AvgPool2dGradient)
 DLK_IMPL(avg_pool2d_backward, AvgPool2dBackwardGradient)
 
-/// A position within a window is kept in 32 bits. Sizes that are refused anyway are left to make_window's message.
-static bool positions_fit(IntArrayRef kernel_size) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const int64_t r = kernel_size.empty() ? 1 : kernel_size.front(), s = kernel_size.empty() ? 1 : kernel_size.back();
-  const bool refused = r <= 0 || s <= 0 || r > kMost || s > kMost;
-  return refused || r <= kMost / s;
+namespace {
+
+IntArrayRef ints(const char* op, const char* name, const Ints& given) {
+  TORCH_CHECK_TYPE(given.wrong.empty(), op, ": ", name, " must be an int or a tuple of ints, got ", given.wrong);
+  return given.values;
 }
 
-Tensor max_pool2d_entry(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                        IntArrayRef dilation, bool ceil_mode) {
-  if (!covered(max_pool2d_calls, {input}, positions_fit(kernel_size)))
-    return at::max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
-  const auto window = make_window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode);
-  return std::get<0>(DLK_OP(max_pool2d).call(input, window, /*want_positions=*/false));
+/// The functions' arguments.
+struct Arguments {
+  IntArrayRef kernel_size, stride, padding, dilation;  // stride: empty if not given
+  bool ceil_mode;
+
+  /// As the ops take them.
+  std::array<int64_t, 9> window(const char* op) const {
+    const auto kernel = pair(op, "kernel_size", kernel_size), pad = pair(op, "padding", padding);
+    const auto step = stride.empty() ? kernel : pair(op, "stride", stride), spread = pair(op, "dilation", dilation);
+    return {kernel[0], kernel[1], step[0], step[1], pad[0], pad[1], spread[0], spread[1], ceil_mode};
+  }
+
+  /// A position within a window is kept in 32 bits. Sizes that are refused anyway are left to window's message.
+  bool positions_fit() const {
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    const int64_t r = kernel_size.empty() ? 1 : kernel_size.front(), s = kernel_size.empty() ? 1 : kernel_size.back();
+    const bool refused = r <= 0 || s <= 0 || r > kMost || s > kMost;
+    return refused || r <= kMost / s;
+  }
+};
+
+Arguments arguments(const char* op, const Ints& kernel_size, const std::optional<Ints>& stride, const Ints& padding,
+                    const Ints& dilation, bool ceil_mode) {
+  return {ints(op, "kernel_size", kernel_size), stride ? ints(op, "stride", *stride) : IntArrayRef{},
+          ints(op, "padding", padding), ints(op, "dilation", dilation), ceil_mode};
 }
 
-std::tuple<Tensor, Tensor> max_pool2d_with_indices_entry(const Tensor& input, IntArrayRef kernel_size,
-                                                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                                                         bool ceil_mode) {
-  if (!covered(max_pool2d_calls, {input}, positions_fit(kernel_size)))
-    return at::max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode);
-  const auto window = make_window("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode);
+}  // namespace
+
+Tensor max_pool2d_entry(const Tensor& input, const Ints& kernel_size, const std::optional<Ints>& stride,
+                        const Ints& padding, const Ints& dilation, bool ceil_mode) {
+  constexpr const char* op = "max_pool2d";
+  const Arguments a = arguments(op, kernel_size, stride, padding, dilation, ceil_mode);
+  if (!covered(max_pool2d_calls, {input}, a.positions_fit()))
+    return at::max_pool2d(input, a.kernel_size, a.stride, a.padding, a.dilation, ceil_mode);
+  return std::get<0>(DLK_OP(max_pool2d).call(input, a.window(op), /*want_positions=*/false));
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_with_indices_entry(const Tensor& input, const Ints& kernel_size,
+                                                         const std::optional<Ints>& stride, const Ints& padding,
+                                                         const Ints& dilation, bool ceil_mode) {
+  constexpr const char* op = "max_pool2d";
+  const Arguments a = arguments(op, kernel_size, stride, padding, dilation, ceil_mode);
+  if (!covered(max_pool2d_calls, {input}, a.positions_fit()))
+    return at::max_pool2d_with_indices(input, a.kernel_size, a.stride, a.padding, a.dilation, ceil_mode);
+  const auto window = a.window(op);
   const auto [y, positions] = DLK_OP(max_pool2d).call(input, window, /*want_positions=*/true);
   return {y, DLK_OP(max_pool2d_indices).call(positions, sizes_of(input), channels_last(input), window)};
 }
 
-Tensor avg_pool2d_entry(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                        bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override) {
+Tensor avg_pool2d_entry(const Tensor& input, const Ints& kernel_size, const std::optional<Ints>& stride,
+                        const Ints& padding, bool ceil_mode, bool count_include_pad,
+                        std::optional<int64_t> divisor_override) {
+  constexpr const char* op = "avg_pool2d";
+  const Ints dilation{.values = {1}};
+  const Arguments a = arguments(op, kernel_size, stride, padding, dilation, ceil_mode);
   if (!covered(avg_pool2d_calls, {input}))
-    return at::avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override);
-  TORCH_CHECK(divisor_override != 0, "avg_pool2d: divisor_override must not be zero");
-  const auto window = make_window("avg_pool2d", kernel_size, stride, padding, {1}, ceil_mode);
-  return DLK_OP(avg_pool2d).call(input, window, count_include_pad, divisor_override.value_or(0));
+    return at::avg_pool2d(input, a.kernel_size, a.stride, a.padding, ceil_mode, count_include_pad, divisor_override);
+  TORCH_CHECK(divisor_override != 0, op, ": divisor_override must not be zero");
+  return DLK_OP(avg_pool2d).call(input, a.window(op), count_include_pad, divisor_override.value_or(0));
 }
 
-Tensor adaptive_avg_pool2d_entry(const Tensor& input, IntArrayRef output_size) {
-  TORCH_CHECK(output_size.size() == 2, "adaptive_avg_pool2d: output_size must be an int or two, got ", output_size);
-  if (!covered(adaptive_avg_pool2d_calls, {input})) return at::adaptive_avg_pool2d(input, output_size);
-  return DLK_OP(avg_pool2d).call(input, output_size, /*count_include_pad=*/true, /*divisor_override=*/0);
+Tensor adaptive_avg_pool2d_entry(const Tensor& input, const Ints& output_size) {
+  constexpr const char* op = "adaptive_avg_pool2d";
+  const IntArrayRef size = ints(op, "output_size", output_size);
+  TORCH_CHECK(size.size() == 2, op, ": output_size must be an int or two, got ", size);
+  if (!covered(adaptive_avg_pool2d_calls, {input})) return at::adaptive_avg_pool2d(input, size);
+  return DLK_OP(avg_pool2d).call(input, size, /*count_include_pad=*/true, /*divisor_override=*/0);
 }
 
 }  // namespace dlk::bindings

@@ -61,7 +61,7 @@ struct Divisors {
   T *h, *w;
 
   Divisors(const AvgPool2d& p, Context& context)
-      : pixel(elements_of_pixel(p)), h(context.array<T>(p.OH)), w(context.array<T>(p.OW * pixel + kLanes<T>)) {
+      : pixel(elements_of_pixel(p)), h(context.array<T>(p.OH + p.OW * pixel + kLanes<T>)), w(h + p.OH) {
     const Windows rows = vertical_windows(p), columns = horizontal_windows(p);
     for (int64_t oh = 0; oh < p.OH; ++oh)
       h[oh] = static_cast<T>(p.divisor_override ? p.divisor_override : rows.count(oh));
