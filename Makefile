@@ -18,9 +18,9 @@ CUDA_BUILD_DIR ?= $(CURDIR)/build/cuda
 CUDA_GPUS ?= 8.0
 CUDA_TOOLS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 VENV_CUDA := $(CURDIR)/.venv-cuda
-SIMT_ORDERS ?= forward random:1
-SIMT_TESTS := $(patsubst %,tests/test_%.py,activation batch_norm conv2d cross_entropy dropout half layer_norm loss matmul \
-              pool2d products softmax)
+SIMT_ORDERS ?= random:1
+SIMT_TESTS := $(patsubst %,tests/test_%.py,conv2d pool2d batch_norm products half matmul layer_norm activation loss \
+              cross_entropy softmax dropout)
 DATA ?= digits
 EPOCHS ?=
 
@@ -80,10 +80,10 @@ test-sanitize: $(VENV)/tools
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
 
-# The tests of the ops again, on the CUDA kernels, run on the CPU by csrc/simt, in several orders of threads and blocks, two
-# at a time. (gradcheck, which calls small kernels thousands of times, in the first of them only.)
+# The tests of the ops again, on the CUDA kernels, run on the CPU by csrc/simt, two files at a time. After changes of
+# csrc/cuda in more orders of threads and blocks: make test-simt SIMT_ORDERS="forward reverse random:1"
 test-simt: build
-	printf '%s\n' $(SIMT_ORDERS) | xargs -P 2 -I{} tests/simt_order.sh {} $(PY) $(SIMT_TESTS)
+	for order in $(SIMT_ORDERS); do printf "$$order %s\n" $(SIMT_TESTS); done | xargs -P 2 -L 1 tests/simt_order.sh $(PY)
 
 # The CUDA kernels under the host executor, in its builds that find wrong addresses and data races: see docs/simt.md.
 test-simt-sanitize test-simt-race: test-simt-%: $(VENV)/tools

@@ -145,17 +145,34 @@ struct SplitGradient {
   }
 
   /// Padded element j stride + q takes part, as tap s = q, q + stride, ..., in output j - (s - q) / stride. So phase q
-  /// is a sum of shifted runs of these `rows` rows of g.
-  void sum_phase(int64_t q, const T* g, int64_t rows, T* phase) const {
+  /// is a sum of shifted runs of these `rows` rows of g. Numbers that are constants where they are not 0 leave no loop
+  /// inside that of vectors, whose short ones the processor would mispredict.
+  template <int kS, int kStride, int kRows>
+  void sum_phases(int64_t rows, const T* g, T* phases) const {
+    const int64_t S = kS ? kS : w.kernel, stride = kStride ? kStride : w.stride;
     for (int64_t i = 0; i < phase_length; i += kLanes<T>) {
-      Vec<T> sum{};
-      const T* row = g + left + i;
-      for (int64_t r = 0; r < rows; ++r, row += g_length) {
-        const T* at = row;
-        for (int64_t s = q; s < w.kernel; s += w.stride, at -= pixel) sum += load(at);
+#pragma GCC unroll 2
+      for (int64_t q = 0; q < stride; ++q) {
+        Vec<T> sum{};
+        const T* row = g + left + i;
+#pragma GCC unroll 2
+        for (int64_t r = 0; r < (kRows ? kRows : rows); ++r, row += g_length) {
+          const T* at = row;
+#pragma GCC unroll 3
+          for (int64_t s = q; s < S; s += stride, at -= pixel) sum += load(at);
+        }
+        store(phases + q * phase_length + i, sum);
       }
-      store(phase + i, sum);
     }
+  }
+
+  void sum_phases(const Pool2d& p, int64_t rows, const T* g, T* phases) const {
+    with_width_and_stride(p, [&](auto kS, auto kStride) {
+      constexpr bool kKnown = kS != 0;
+      if (kKnown && rows == 1) return sum_phases<kS, kStride, kKnown ? 1 : 0>(rows, g, phases);
+      if (kKnown && rows == 2) return sum_phases<kS, kStride, kKnown ? 2 : 0>(rows, g, phases);
+      sum_phases<kS, kStride, 0>(rows, g, phases);
+    });
   }
 
   /// Writes a row of padded pixels; it and the phases have room for a vector more.
@@ -200,12 +217,14 @@ void backward_sliding(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> diviso
           store_n(g_row + i, load_n(dy_row + i, lanes) / divisors.vector_at(oh, i), lanes);
         });
       }
+      Range done{-1, -1};
       for (int64_t ih = ih_begin; ih < ih_end; ++ih) {
         const Range oh = h.outputs(ih);
-        for (int64_t q = 0; q < p.stride_w; ++q)
-          split.sum_phase(q, g + (oh.begin - first) * split.g_length, oh.end - oh.begin,
-                          phases + q * split.phase_length);
-        if (p.stride_w > 1) split.merge(phases, merged);
+        if (oh.begin != done.begin || oh.end != done.end) {  // else the same row again
+          split.sum_phases(p, oh.end - oh.begin, g + (oh.begin - first) * split.g_length, phases);
+          if (p.stride_w > 1) split.merge(phases, merged);
+          done = oh;
+        }
         const T* row = p.stride_w > 1 ? merged : phases;
         T* const to = dx + (plane * p.H + ih) * length;
         for_each_vec<T>(length, [&](int64_t i, auto lanes) {

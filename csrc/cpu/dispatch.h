@@ -21,8 +21,10 @@ template <class Table>
 const Table& kernels() {
 #if defined(__x86_64__)
   switch (active_isa()) {
+#if !defined(DLK_WITHOUT_AVX512)
     case Isa::avx512:
       return kernel_table<Table, Isa::avx512>();
+#endif
     case Isa::avx2:
       return kernel_table<Table, Isa::avx2>();
     default:

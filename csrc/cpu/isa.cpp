@@ -53,9 +53,11 @@ bool isa_available(Isa isa) {
       return __builtin_cpu_supports("sse4.2");
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if !defined(DLK_WITHOUT_AVX512)
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
 #elif defined(__aarch64__)
     case Isa::neon:
       return true;

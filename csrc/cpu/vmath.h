@@ -59,21 +59,10 @@ DLK_INLINE Vec<float> scale_by_power(Vec<float> y, Vec<float> whole) {
 #endif
 }
 
-/// exp(x + low...) for |x| <= 170; low as reduce_exp has it.
-template <class V, class... Low>
-DLK_INLINE V exp_in_range(V x, Low... low) {
-  if constexpr (sizeof(Lane<V>) == 8) {
-    return lanewise(x, [](double v) { return std::exp(v); });
-  } else {
-    const ReducedExp e = reduce_exp(x, low...);
-    return scale_by_power(e.expm1 + 1.f, e.whole);
-  }
-}
-
 template <class V>
 DLK_INLINE V exp(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
-    return exp_in_range(x);
+    return lanewise(x, [](double v) { return std::exp(v); });
   } else {
     // Below -104, the result is 0, above 89 it is Inf. A 0 must not come from a product that underflows, for which the
     // processor stops for 100 cycles and more: softmax meets many, masked logits and what fills up a vector.
@@ -88,7 +77,7 @@ DLK_INLINE V exp(V x) {
 template <class V>
 DLK_INLINE V exp_or_zero(V x) {
   if constexpr (sizeof(Lane<V>) == 8) {
-    return exp_in_range(x);
+    return exp(x);
   } else {
     const Vec<float> least = splat(-87.33654f);  // ln 2^-126
     const ReducedExp e = reduce_exp(max(least, x));
@@ -181,7 +170,7 @@ DLK_INLINE V sigmoid(V x) {
 /// sigmoid(x) and 1 - sigmoid(x), the latter without cancellation where it is small.
 template <class V>
 DLK_INLINE V sigmoid_and_complement(V x, V& complement) {
-  const V e = exp(-max(splat(Lane<V>(-80)), x));  // e * s would be Inf * 0 below; sigmoid(-80) is 2e-35
+  const V e = exp_or_zero(-max(splat(Lane<V>(-80)), x));  // e * s would be Inf * 0 below; sigmoid(-80) is 2e-35
   const V s = Lane<V>(1) / (e + Lane<V>(1));
   complement = e * s;
   return s;
@@ -214,11 +203,13 @@ DLK_INLINE V normal_tail(V x, V& gaussian) {
     constexpr float k = 4.4f;
     constexpr float c[] = {0.7618240714073181f, -0.6344382166862488f,  0.4354933202266693f,    -0.2402685582637787f,
                            0.1007719561457634f, -0.02788713574409485f, 0.0022115360479801893f, 0.002894730307161808f};
-    x = min(splat(14.5f), x);   // exp(-x^2 / 2) is 0 from there on
+    constexpr float kEnd = 13.2f;  // exp(-x^2 / 2) is taken for 0 from there on: it would be less than a normal number
+    x = min(splat(kEnd), x);
     const V u = 1.f / (x + k);  // exactly: the polynomial magnifies what an estimate would lose
     // exp(-x^2 / 2) with the rounding error of the exponent put back: that alone would be many ULP where x is large.
     const V half = x * -0.5f, exponent = half * x;
-    gaussian = exp_in_range(exponent, product_error(half, x, exponent));
+    const ReducedExp e = reduce_exp(exponent, product_error(half, x, exponent));
+    gaussian = (x >= kEnd ? V{} : e.expm1 + 1.f) * e.scale;
     return gaussian * (u * polynomial(1.f - u * (2 * k), c));
   }
 }
