@@ -358,53 +358,92 @@ void backward_by_window(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divi
 
 // ---- channels_last
 
+/// As LongSum, of so few terms that errors do not grow.
+template <class T, int kVecs>
+class ShortSum {
+ public:
+  template <class Count>
+  DLK_INLINE void add(const T* x, Count lanes) {
+    for (int k = 0; k < kVecs; ++k) sum_[k] += load_n(x + k * kLanes<T>, lanes);
+  }
+  DLK_INLINE Vec<T> value(int k) const { return sum_[k]; }
+
+ private:
+  Vec<T> sum_[kVecs] = {};
+};
+
+/// One pixel of y from a window of rows x columns pixels at x.
+template <template <class, int> class Sum, class T>
+DLK_INLINE void mean_of_window(const AvgPool2d& p, int64_t rows, int64_t columns, const T* x, T divisor, T* y) {
+  const int64_t C = p.C, down = p.W * C;
+  const auto mean = [=]<int kVecs>(Sum<T, kVecs> sum, int64_t c, auto lanes) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t s = 0; s < columns; ++s) sum.add(x + r * down + s * C + c, lanes);
+    for (int k = 0; k < kVecs; ++k) store_n(y + c + k * kLanes<T>, sum.value(k) / divisor, lanes);
+  };
+  // Four vectors at once: each window is read in longer runs, and the additions do not wait for each other.
+  constexpr int64_t kRun = 4 * kLanes<T>;
+  const int64_t whole = C / kRun * kRun;
+  for (int64_t c = 0; c < whole; c += kRun) mean(Sum<T, 4>{}, c, std::integral_constant<int, kLanes<T>>{});
+  for_each_vec<T>(C - whole, [&](int64_t c, auto lanes) { mean(Sum<T, 1>{}, whole + c, lanes); });
+}
+
 template <class T>
-void forward_channels_last(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
-  const Windows h = vertical_windows(p), w = horizontal_windows(p);
-  parallel_for(p.N * p.OH * p.OW, p.H * p.W * p.C / (p.OH * p.OW), [&](int64_t begin, int64_t end) {
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const int64_t n = pixel / (p.OH * p.OW), oh = pixel / p.OW % p.OH, ow = pixel % p.OW;
-      const Range ih_range = h.inputs(oh), iw_range = w.inputs(ow);
-      const T divisor = divisors.at(oh, ow);
-      const auto mean = [&]<int kVecs>(LongSum<T, kVecs> sum, int64_t c, auto lanes) {
-        for (int64_t ih = ih_range.begin; ih < ih_range.end; ++ih)
-          for (int64_t iw = iw_range.begin; iw < iw_range.end; ++iw)
-            sum.add(x + ((n * p.H + ih) * p.W + iw) * p.C + c, lanes);
-        for (int k = 0; k < kVecs; ++k) store_n(y + pixel * p.C + c + k * kLanes<T>, sum.value(k) / divisor, lanes);
-      };
-      // Four vectors at once: each window is read in longer runs, and the additions do not wait for each other.
-      constexpr int64_t kRun = 4 * kLanes<T>;
-      const int64_t whole = p.C / kRun * kRun;
-      for (int64_t c = 0; c < whole; c += kRun) mean(LongSum<T, 4>{}, c, std::integral_constant<int, kLanes<T>>{});
-      for_each_vec<T>(p.C - whole, [&](int64_t c, auto lanes) { mean(LongSum<T, 1>{}, whole + c, lanes); });
+void forward_channels_last(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Context& context) {
+  const Range *const ih = inputs_of(vertical_windows(p), context), *const iw =
+                                                                       inputs_of(horizontal_windows(p), context);
+  parallel_for(p.N * p.OH, p.H * p.W * p.C / p.OH, [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / p.OH, oh = row % p.OH, rows = ih[oh].end - ih[oh].begin;
+      for (int64_t ow = 0; ow < p.OW; ++ow) {
+        const int64_t columns = iw[ow].end - iw[ow].begin;
+        const T* const from = x + ((n * p.H + ih[oh].begin) * p.W + iw[ow].begin) * p.C;
+        T* const to = y + (row * p.OW + ow) * p.C;
+        if (rows * columns <= LongSum<T, 1>::kBlock)
+          mean_of_window<ShortSum>(p, rows, columns, from, divisors.at(oh, ow), to);
+        else
+          mean_of_window<LongSum>(p, rows, columns, from, divisors.at(oh, ow), to);
+      }
     }
   });
 }
 
-template <class T>
-void backward_channels_last(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors) {
-  const Windows h = vertical_windows(p), w = horizontal_windows(p);
-  parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / p.H, ih = row % p.H;
-      T* dx_row = dx + row * p.W * p.C;
-      for (int64_t i = 0; i < p.W * p.C; ++i) dx_row[i] = 0;
-      const Range oh_range = h.outputs(ih);
-      for (int64_t oh = oh_range.begin; oh < oh_range.end; ++oh) {
-        for (int64_t ow = 0; ow < p.OW; ++ow) {
-          const T* from = dy + ((n * p.OH + oh) * p.OW + ow) * p.C;
-          const T divisor = divisors.at(oh, ow);
-          const Range iw_range = w.inputs(ow);
-          for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-            const Vec<T> g = load_n(from + c, lanes) / divisor;
-            for (int64_t iw = iw_range.begin; iw < iw_range.end; ++iw) {
-              T* to = dx_row + iw * p.C + c;
-              store_n(to, load_n(to, lanes) + g, lanes);
-            }
-          });
-        }
+/// A row of dx from a row of g = dy / divisor, summed over the windows' rows: that is kept for the next rows under the
+/// same windows.
+template <bool streams, class T>
+void backward_channels_last(const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
+  const int64_t C = p.C, size = p.OW * C;
+  T* const buffers = context.array<T>(max_threads() * size);
+  Range* const columns = context.array<Range>(p.W);
+  for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = horizontal_windows(p).outputs(iw);
+  run_team(worth_threads(p.N * C * p.H * p.W), [=](const Team& team) {
+    const Windows h = vertical_windows(p);
+    T* const g = buffers + team.rank * size;
+    int64_t image = -1;
+    Range done{};
+    team.for_each(p.N * p.H, [&](int64_t row) {
+      const int64_t n = row / p.H;
+      const Range oh = h.outputs(row % p.H);
+      if (n != image || oh.begin != done.begin || oh.end != done.end) {
+        for_each_vec<T>(size, [&](int64_t i, auto lanes) {
+          Vec<T> sum{};
+          for (int64_t o = oh.begin; o < oh.end; ++o)
+            sum += load_n(dy + (n * p.OH + o) * size + i, lanes) / divisors.vector_at(o, i);
+          store_n(g + i, sum, lanes);
+        });
+        image = n, done = oh;
       }
-    }
+      for (int64_t iw = 0; iw < p.W; ++iw) {
+        const Range ow = columns[iw];
+        T* const to = dx + (row * p.W + iw) * C;
+        for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+          Vec<T> sum{};
+          for (int64_t o = ow.begin; o < ow.end; ++o) sum += load_n(g + o * C + c, lanes);
+          write_n<streams>(to + c, sum, lanes);
+        });
+      }
+    });
+    if constexpr (streams) drain_streams();
   });
 }
 
@@ -431,7 +470,7 @@ template <class T>
 void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
-  if (p.channels_last) return forward_channels_last(p, x, y, divisors);
+  if (p.channels_last) return forward_channels_last(p, x, y, divisors, context);
   if (is_global(p)) return forward_global(p, x, y, divisors);
   if (slides(p)) return forward_sliding(p, x, y, divisors);
   forward_by_window(p, x, y, divisors, context);
@@ -445,7 +484,9 @@ void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   if (slides(p) || few_channels<T>(p))
     return with_streaming(dx, p.W * elements_of_pixel(p), elements,
                           [&](auto streams) { backward_sliding<streams>(p, dy, dx, divisors, context); });
-  if (p.channels_last) return backward_channels_last(p, dy, dx, divisors);
+  if (p.channels_last)
+    return with_streaming(dx, p.C, elements,
+                          [&](auto streams) { backward_channels_last<streams>(p, dy, dx, divisors, context); });
   if (is_global(p))
     return with_streaming(dx, p.H * p.W, elements,
                           [&](auto streams) { backward_global<streams>(p, dy, dx, divisors); });
