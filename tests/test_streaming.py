@@ -15,6 +15,8 @@ FUNCTIONS = {
     "batch_norm": lambda x: DF.batch_norm(x, None, None, training=True),
     "batch_norm eval": lambda x: DF.batch_norm(x, x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3))),
     "group_norm": lambda x: DF.group_norm(x, 1),
+    "layer_norm": lambda x: DF.layer_norm(x, x.shape[-1:]),
+    "layer_norm of images": lambda x: DF.layer_norm(x, x.shape[1:]),
     "softmax": lambda x: DF.softmax(x, 1),
     "log_softmax": lambda x: DF.log_softmax(x, 3),
     "max_pool2d 2/2": lambda x: DF.max_pool2d(x, 2),

@@ -13,6 +13,7 @@
 #include "csrc/cpu/group_norm.h"
 #include "csrc/cpu/moments.h"
 #include "csrc/cpu/parallel.h"
+#include "csrc/cpu/streaming.h"
 
 namespace dlk::cpu {
 namespace {
@@ -26,43 +27,52 @@ DLK_INLINE Vec<T> load_or(const T* p, int64_t i, Count lanes, T otherwise) {
   return p ? load_n(p + i, lanes) : splat(otherwise);
 }
 
+/// y of one row.
+template <bool streams, class T>
+DLK_INLINE void normalise_row(RowNormShape s, int64_t row, T mean, T rstd, const T* x, const T* weight, const T* bias,
+                              T* y) {
+  const int64_t first = row % s.groups * s.channels;
+  if (s.inner == 1) {
+    return for_each_vec<T>(s.channels, [&](int64_t i, auto lanes) {
+      const Vec<T> h = (load_n(x + i, lanes) - mean) * rstd;
+      const Vec<T> b = load_or(bias, first + i, lanes, T(0));
+      write_n<streams>(y + i, h * load_or(weight, first + i, lanes, T(1)) + b, lanes);
+    });
+  }
+  for (int64_t k = 0; k < s.channels; ++k) {
+    const int64_t c = first + k, plane = k * s.inner;
+    const T a = weight ? weight[c] * rstd : rstd, b = bias ? bias[c] : 0;
+    for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
+      write_n<streams>(y + plane + i, (load_n(x + plane + i, lanes) - mean) * a + b, lanes);
+    });
+  }
+}
+
+/// The elements that a vector of y or dx runs along.
+int64_t run_of(RowNormShape s) { return s.inner == 1 ? s.channels : s.inner; }
+
 template <class T>
 void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* rstd,
              Context& context) {
   if (s.channels_last) return forward_channels_last(s, x, weight, bias, eps, y, mean, rstd, context);
   const int64_t D = s.channels * s.inner;
-  parallel_for(s.rows, 3 * D, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T* xr = x + row * D;
-      T* yr = y + row * D;
-      Moments moments;
-      add_moments(moments, xr, D);
-      const T m = static_cast<T>(moments.mean), r = static_cast<T>(1 / std::sqrt(moments.variance() + eps));
-      mean[row] = m;
-      rstd[row] = r;
-      if (s.inner == 1) {
-        const int64_t first = row % s.groups * s.channels;
-        for_each_vec<T>(D, [&](int64_t i, auto lanes) {
-          const Vec<T> h = (load_n(xr + i, lanes) - m) * r;
-          store_n(yr + i, h * load_or(weight, first + i, lanes, T(1)) + load_or(bias, first + i, lanes, T(0)), lanes);
-        });
-        continue;
+  with_streaming(y, run_of(s), 2 * s.rows * D, [=](auto streams) {
+    parallel_for<streams>(s.rows, 3 * D, [=](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        Moments moments;
+        add_moments(moments, x + row * D, D);
+        mean[row] = static_cast<T>(moments.mean);
+        rstd[row] = static_cast<T>(1 / std::sqrt(moments.variance() + eps));
+        normalise_row<streams>(s, row, mean[row], rstd[row], x + row * D, weight, bias, y + row * D);
       }
-      for (int64_t k = 0; k < s.channels; ++k) {
-        const int64_t c = row % s.groups * s.channels + k, plane = k * s.inner;
-        const T a = weight ? weight[c] * r : r, b = bias ? bias[c] : 0;
-        for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
-          store_n(yr + plane + i, (load_n(xr + plane + i, lanes) - m) * a + b, lanes);
-        });
-      }
-    }
+    });
   });
 }
 
 // ---- inner == 1
 
 /// dx of one row, and dweight += dy h, dbias += dy.
-template <class T>
+template <bool streams, class T>
 void backward_row(int64_t D, const T* dy, const T* x, T mean, T rstd, const T* weight, T* dx, T* dweight, T* dbias) {
   using V = Vec<T>;
   double sum_g = 0, sum_gh = 0;
@@ -82,7 +92,7 @@ void backward_row(int64_t D, const T* dy, const T* x, T mean, T rstd, const T* w
   for_each_vec<T>(D, [&](int64_t i, auto lanes) {
     const V h = (load_n(x + i, lanes) - mean) * rstd;
     const V g = load_n(dy + i, lanes) * load_or(weight, i, lanes, T(1));
-    store_n(dx + i, (g - k1 - h * k2) * rstd, lanes);
+    write_n<streams>(dx + i, (g - k1 - h * k2) * rstd, lanes);
   });
 }
 
@@ -105,13 +115,16 @@ void backward_rows(int64_t rows, int64_t D, const T* dy, const T* x, const T* me
                    T* dx, T* dweight, T* dbias, Context& context) {
   const int64_t blocks = ceil_div(rows, kRows);
   T* partial = context.array<T>(blocks * 2 * D);  // per block: dweight, dbias
-  parallel_for(blocks, 4 * std::min(rows, kRows) * D, [=](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      T* sums = partial + k * 2 * D;
-      std::fill(sums, sums + 2 * D, T(0));
-      for (int64_t row = k * kRows; row < std::min(rows, (k + 1) * kRows); ++row)
-        backward_row(D, dy + row * D, x + row * D, mean[row], rstd[row], weight, dx + row * D, sums, sums + D);
-    }
+  with_streaming(dx, D, 3 * rows * D, [=](auto streams) {
+    parallel_for<streams>(blocks, 4 * std::min(rows, kRows) * D, [=](int64_t first, int64_t last) {
+      for (int64_t k = first; k < last; ++k) {
+        T* sums = partial + k * 2 * D;
+        std::fill(sums, sums + 2 * D, T(0));
+        for (int64_t row = k * kRows; row < std::min(rows, (k + 1) * kRows); ++row)
+          backward_row<streams>(D, dy + row * D, x + row * D, mean[row], rstd[row], weight, dx + row * D, sums,
+                                sums + D);
+      }
+    });
   });
   combine_blocks(blocks, 2 * D, D, partial, dweight);
   combine_blocks(blocks, 2 * D, D, partial + D, dbias);
@@ -124,23 +137,26 @@ void backward_planes(RowNormShape s, const T* dy, const T* x, const T* mean, con
                      T* dweight, T* dbias, Context& context) {
   const int64_t D = s.channels * s.inner;
   GradientSums* sums = context.array<GradientSums>(s.rows * s.channels);  // of each plane
-  parallel_for(s.rows, 4 * D, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T m = mean[row], r = rstd[row];
-      for (int64_t plane = row * s.channels; plane < (row + 1) * s.channels; ++plane) {
-        sums[plane] = {};
-        add_gradient_sums(sums[plane], dy + plane * s.inner, x + plane * s.inner, m, s.inner);
+  with_streaming(dx, s.inner, 3 * s.rows * D, [=](auto streams) {
+    parallel_for<streams>(s.rows, 4 * D, [=](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T m = mean[row], r = rstd[row];
+        for (int64_t plane = row * s.channels; plane < (row + 1) * s.channels; ++plane) {
+          sums[plane] = {};
+          add_gradient_sums(sums[plane], dy + plane * s.inner, x + plane * s.inner, m, s.inner);
+        }
+        const RowGradient<T> gradient(s, row, sums, weight, r);
+        for (int64_t k = 0; k < s.channels; ++k) {
+          const T w = weight ? weight[row % s.groups * s.channels + k] : T(1);
+          const int64_t at = row * D + k * s.inner;
+          for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
+            const Vec<T> g = load_n(dy + at + i, lanes) * w;
+            const Vec<T> d = load_n(x + at + i, lanes) - m;
+            write_n<streams>(dx + at + i, (g - gradient.k1 - d * gradient.k2) * r, lanes);
+          });
+        }
       }
-      const RowGradient<T> gradient(s, row, sums, weight, r);
-      for (int64_t k = 0; k < s.channels; ++k) {
-        const T w = weight ? weight[row % s.groups * s.channels + k] : T(1);
-        const int64_t at = row * D + k * s.inner;
-        for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
-          const Vec<T> g = load_n(dy + at + i, lanes) * w;
-          store_n(dx + at + i, (g - gradient.k1 - (load_n(x + at + i, lanes) - m) * gradient.k2) * r, lanes);
-        });
-      }
-    }
+    });
   });
   weight_gradients(s, sums, rstd, dweight, dbias);
 }
