@@ -14,18 +14,19 @@
 namespace dlk::cpu {
 namespace {
 
-template <bool log, class T>
-void forward_row(int64_t C, const T* x, T* y) {
+/// e: room for the numerators of a row: y itself, or working memory if y is streamed.
+template <bool log, bool streams, class T>
+void forward_row(int64_t C, const T* x, T* e, T* y) {
   T m, sum;
-  row_max_sum(C, x, m, sum, [&](int64_t c, Vec<T> e, auto lanes) {
-    if constexpr (!log) store_n(y + c, e, lanes);
+  row_max_sum(C, x, m, sum, [&](int64_t c, Vec<T> v, auto lanes) {
+    if constexpr (!log) store_n(e + c, v, lanes);
   });
   const T finish = log ? std::log(sum) : 1 / sum;
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     if constexpr (log)
-      store_n(y + c, (load_n(x + c, lanes) - m) - finish, lanes);
+      write_n<streams>(y + c, (load_n(x + c, lanes) - m) - finish, lanes);
     else
-      store_n(y + c, load_n(y + c, lanes) * finish, lanes);
+      write_n<streams>(y + c, load_n(e + c, lanes) * finish, lanes);
   });
 }
 
@@ -43,11 +44,12 @@ void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
   });
 }
 
-template <bool log, class T>
-void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* y) {
+/// e as in forward_row, with rows `stride` apart.
+template <bool log, bool streams, class T>
+void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* e, int64_t stride, T* y) {
   T m[kTile], sum[kTile];
-  tile_max_sum(C, inner, width, x, m, sum, [&](int64_t c, int64_t j, Vec<T> e, auto lanes) {
-    if constexpr (!log) store_n(y + c * inner + j, e, lanes);
+  tile_max_sum(C, inner, width, x, m, sum, [&](int64_t c, int64_t j, Vec<T> v, auto lanes) {
+    if constexpr (!log) store_n(e + c * stride + j, v, lanes);
   });
   T finish[kTile] = {};  // what the sum does to y: is subtracted as its logarithm, or multiplied by as its inverse
   for (int64_t j = 0; j < width; ++j) finish[j] = log ? std::log(sum[j]) : 1 / sum[j];
@@ -55,9 +57,9 @@ void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* y) {
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = c * inner + j;
       if constexpr (log)
-        store_n(y + at, (load_n(x + at, lanes) - load(m + j)) - load(finish + j), lanes);
+        write_n<streams>(y + at, (load_n(x + at, lanes) - load(m + j)) - load(finish + j), lanes);
       else
-        store_n(y + at, load_n(y + at, lanes) * load(finish + j), lanes);
+        write_n<streams>(y + at, load_n(e + c * stride + j, lanes) * load(finish + j), lanes);
     });
 }
 
@@ -79,13 +81,39 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
 }
 
 template <bool log, class T>
-void forward_as(SoftmaxShape s, const T* x, T* y) {
+void forward_in_place(SoftmaxShape s, const T* x, T* y) {
   for_each_row_or_tile<T>(
-      s, [=](int64_t i) { forward_row<log>(s.C, x + i * s.C, y + i * s.C); },
+      s, [=](int64_t i) { forward_row<log, false>(s.C, x + i * s.C, y + i * s.C, y + i * s.C); },
       [=](int64_t i, int64_t j, int64_t width) {
         const int64_t at = i * s.C * s.inner + j;
-        forward_tile<log>(s.C, s.inner, width, x + at, y + at);
+        forward_tile<log, false>(s.C, s.inner, width, x + at, y + at, s.inner, y + at);
       });
+}
+
+/// With non-temporal stores: numerators wait for their sum in working memory.
+template <bool log, class T>
+void forward_streaming(SoftmaxShape s, const T* x, T* y, Context& context) {
+  const int64_t width = s.inner == 1 ? 1 : tile_width<T>(s.C), tiles = ceil_div(s.inner, width);
+  const int64_t room = log ? 0 : ceil_div(s.C * width, kLanes<T>) * kLanes<T>;
+  T* const buffers = context.array<T>(max_threads() * room);
+  run_team(true, [=](const Team& team) {
+    T* const e = buffers + team.rank * room;
+    team.for_each(s.outer * tiles, [&](int64_t task) {
+      const int64_t j = task % tiles * width, at = task / tiles * s.C * s.inner + j;
+      if (s.inner == 1)
+        forward_row<log, true>(s.C, x + at, e, y + at);
+      else
+        forward_tile<log, true>(s.C, s.inner, std::min(width, s.inner - j), x + at, e, width, y + at);
+    });
+    drain_streams();
+  });
+}
+
+template <bool log, class T>
+void forward_as(SoftmaxShape s, const T* x, T* y, Context& context) {
+  with_streaming(y, s.inner == 1 ? s.C : s.inner, 2 * s.outer * s.C * s.inner, [&](auto streams) {
+    streams ? forward_streaming<log>(s, x, y, context) : forward_in_place<log>(s, x, y);
+  });
 }
 
 template <bool log, class T>
@@ -102,8 +130,8 @@ void backward_as(SoftmaxShape s, const T* dy, const T* y, T* dx) {
 }
 
 template <class T>
-void forward(SoftmaxShape shape, bool log, const T* x, T* y, Context&) {
-  log ? forward_as<true>(shape, x, y) : forward_as<false>(shape, x, y);
+void forward(SoftmaxShape shape, bool log, const T* x, T* y, Context& context) {
+  log ? forward_as<true>(shape, x, y, context) : forward_as<false>(shape, x, y, context);
 }
 
 template <class T>
