@@ -269,7 +269,7 @@ def test_mask_is_the_same_on_every_backend(backend, layout, seed, channels):
     """The CUDA kernels, on the CPU or on a GPU, keep the same elements as the CPU's for the same seed."""
     if not dlkernels._C.use_simt(False) and backend != "cuda":
         pytest.skip("built without csrc/simt")
-    shape, p = (3, 7, 91, 101), 0.37  # of so many, three have random words that their upper 16 bits do not decide
+    shape, p = (3, 7, 91, 101), 0.37  # of so many elements the upper 16 bits of about three decide nothing
     x = LAYOUTS[layout](rand(*shape).abs() + 1)
     kept = []
     for device in ("cpu", x.device) if backend == "cuda" else ("cpu", "simt"):

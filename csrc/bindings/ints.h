@@ -24,6 +24,7 @@ struct pybind11::detail::type_caster<dlk::bindings::Ints> {
     const object index = reinterpret_steal<object>(PyNumber_Index(from.ptr()));
     const int64_t number = index ? PyLong_AsLongLong(index.ptr()) : -1;
     if (number == -1 && PyErr_Occurred()) {
+      if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw error_already_set();
       PyErr_Clear();
       return false;
     }

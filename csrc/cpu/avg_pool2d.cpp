@@ -390,20 +390,20 @@ DLK_INLINE void mean_of_window(const AvgPool2d& p, int64_t rows, int64_t columns
 
 template <class T>
 void forward_channels_last(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors, Context& context) {
-  const Range *const ih = inputs_of(vertical_windows(p), context), *const iw =
-                                                                       inputs_of(horizontal_windows(p), context);
-  parallel_for(p.N * p.OH, p.H * p.W * p.C / p.OH, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / p.OH, oh = row % p.OH, rows = ih[oh].end - ih[oh].begin;
-      for (int64_t ow = 0; ow < p.OW; ++ow) {
-        const int64_t columns = iw[ow].end - iw[ow].begin;
-        const T* const from = x + ((n * p.H + ih[oh].begin) * p.W + iw[ow].begin) * p.C;
-        T* const to = y + (row * p.OW + ow) * p.C;
-        if (rows * columns <= LongSum<T, 1>::kBlock)
-          mean_of_window<ShortSum>(p, rows, columns, from, divisors.at(oh, ow), to);
-        else
-          mean_of_window<LongSum>(p, rows, columns, from, divisors.at(oh, ow), to);
-      }
+  const Range* const ih = inputs_of(vertical_windows(p), context);
+  const Range* const iw = inputs_of(horizontal_windows(p), context);
+  parallel_for(p.N * p.OH * p.OW, p.H * p.W * p.C / (p.OH * p.OW), [=](int64_t begin, int64_t end) {
+    int64_t n = begin / (p.OH * p.OW), oh = begin / p.OW % p.OH, ow = begin % p.OW;
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      const int64_t rows = ih[oh].end - ih[oh].begin, columns = iw[ow].end - iw[ow].begin;
+      const T* const from = x + ((n * p.H + ih[oh].begin) * p.W + iw[ow].begin) * p.C;
+      if (rows * columns <= LongSum<T, 1>::kBlock)
+        mean_of_window<ShortSum>(p, rows, columns, from, divisors.at(oh, ow), y + pixel * p.C);
+      else
+        mean_of_window<LongSum>(p, rows, columns, from, divisors.at(oh, ow), y + pixel * p.C);
+      if (++ow < p.OW) continue;
+      ow = 0;
+      if (++oh == p.OH) oh = 0, ++n;
     }
   });
 }

@@ -81,7 +81,7 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
 }
 
 template <bool log, class T>
-void forward_in_place(SoftmaxShape s, const T* x, T* y) {
+void forward_plain(SoftmaxShape s, const T* x, T* y) {
   for_each_row_or_tile<T>(
       s, [=](int64_t i) { forward_row<log, false>(s.C, x + i * s.C, y + i * s.C, y + i * s.C); },
       [=](int64_t i, int64_t j, int64_t width) {
@@ -90,15 +90,15 @@ void forward_in_place(SoftmaxShape s, const T* x, T* y) {
       });
 }
 
-/// With non-temporal stores: numerators wait for their sum in working memory.
+/// With non-temporal stores: the numerators of a row, or of a tile of `width` columns, wait for their sum in working
+/// memory, `room` numbers per thread.
 template <bool log, class T>
-void forward_streaming(SoftmaxShape s, const T* x, T* y, Context& context) {
-  const int64_t width = s.inner == 1 ? 1 : tile_width<T>(s.C), tiles = ceil_div(s.inner, width);
-  const int64_t room = log ? 0 : ceil_div(s.C * width, kLanes<T>) * kLanes<T>;
+void forward_streaming(SoftmaxShape s, int64_t width, int64_t room, const T* x, T* y, Context& context) {
+  const int64_t tiles = ceil_div(s.inner, width), tasks = s.outer * tiles;
   T* const buffers = context.array<T>(max_threads() * room);
-  run_team(true, [=](const Team& team) {
+  run_team(tasks > 1, [=](const Team& team) {
     T* const e = buffers + team.rank * room;
-    team.for_each(s.outer * tiles, [&](int64_t task) {
+    team.for_each(tasks, [&](int64_t task) {
       const int64_t j = task % tiles * width, at = task / tiles * s.C * s.inner + j;
       if (s.inner == 1)
         forward_row<log, true>(s.C, x + at, e, y + at);
@@ -111,8 +111,11 @@ void forward_streaming(SoftmaxShape s, const T* x, T* y, Context& context) {
 
 template <bool log, class T>
 void forward_as(SoftmaxShape s, const T* x, T* y, Context& context) {
+  constexpr int64_t kMostRoom = 256 * 1024 / sizeof(T);  // which L2 keeps: beyond, y serves as well
+  const int64_t width = s.inner == 1 ? 1 : tile_width<T>(s.C);
+  const int64_t room = log ? 0 : ceil_div(s.C * width, kLanes<T>) * kLanes<T>;
   with_streaming(y, s.inner == 1 ? s.C : s.inner, 2 * s.outer * s.C * s.inner, [&](auto streams) {
-    streams ? forward_streaming<log>(s, x, y, context) : forward_in_place<log>(s, x, y);
+    streams&& room <= kMostRoom ? forward_streaming<log>(s, width, room, x, y, context) : forward_plain<log>(s, x, y);
   });
 }
 

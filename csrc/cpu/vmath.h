@@ -1,9 +1,10 @@
 // Elementary functions on vectors: exp, expm1, log1p, tanh, sigmoid, the normal tail.
 //
-// float: polynomials, within 2 ULP (the normal tail: 8 down to 1e-7, under 100 below; tanh without FMA: 2.2) over the
-// whole range, subnormal results, overflow, NaN and Inf included. double: the C library's function per lane. float64
-// serves gradient checks, where exactness counts and speed does not. Method: Cody & Waite range reduction; coefficients
-// of log from Cephes (Moshier), the others from our own relative minimax fits, with the errors stated.
+// float: polynomials, within 2 ULP (the normal tail: 8 down to 1e-7, under 100 below, and 0 from 13.2 on; tanh without
+// FMA: 2.2) over the whole range, subnormal results, overflow, NaN and Inf included. double: the C library's function
+// per lane. float64 serves gradient checks, where exactness counts and speed does not. Method: Cody & Waite range
+// reduction; coefficients of log from Cephes (Moshier), the others from our own relative minimax fits, with the errors
+// stated.
 #pragma once
 
 #include <cmath>
@@ -203,7 +204,7 @@ DLK_INLINE V normal_tail(V x, V& gaussian) {
     constexpr float k = 4.4f;
     constexpr float c[] = {0.7618240714073181f, -0.6344382166862488f,  0.4354933202266693f,    -0.2402685582637787f,
                            0.1007719561457634f, -0.02788713574409485f, 0.0022115360479801893f, 0.002894730307161808f};
-    constexpr float kEnd = 13.2f;  // exp(-x^2 / 2) is taken for 0 from there on: it would be less than a normal number
+    constexpr float kEnd = 13.2163f;  // where exp(-x^2 / 2) falls below the normal numbers: it is taken for 0
     x = min(splat(kEnd), x);
     const V u = 1.f / (x + k);  // exactly: the polynomial magnifies what an estimate would lose
     // exp(-x^2 / 2) with the rounding error of the exponent put back: that alone would be many ULP where x is large.
