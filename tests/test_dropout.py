@@ -74,9 +74,10 @@ def test_lengths(op):
         assert torch.equal(y, x * dx)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 13, 8), (3, 64, 5, 7), (2, 130, 9, 11)], ids=str)
 @both_ops
-def test_mask_depends_on_the_logical_index_alone(op):
-    x = rand(3, 5, 13, 8)
+def test_mask_depends_on_the_logical_index_alone(op, shape):
+    x = rand(*shape)
     expected = seeded(op, x)
     for layout in LAYOUTS:
         assert torch.equal(seeded(op, LAYOUTS[layout](x)), expected)

@@ -44,13 +44,12 @@ constexpr PhiloxWords philox_words(uint64_t seed, uint64_t group, int lane, bool
                     static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
-/// The upper 16 bits of an element's random word: the upper half of its counter's word, or (half = 1) the lower. The
-/// first bit is flipped: then unsigned comparisons of random words are signed ones of Philox's, which take AVX2 one
-/// instruction.
-constexpr uint32_t upper_bits(uint32_t word, int half) { return (half ? word & 0xFFFFu : word >> 16) ^ 0x8000u; }
-
-/// The lower 16 bits, of the other counter's word.
+/// The lower 16 bits of an element's random word: the upper half of its counter's word, or (half = 1) the lower.
 constexpr uint32_t lower_bits(uint32_t word, int half) { return half ? word & 0xFFFFu : word >> 16; }
+
+/// The upper 16 bits, of the other counter's word likewise, with the first bit flipped: then unsigned comparisons of
+/// random words are signed ones of Philox's, which take AVX2 one instruction.
+constexpr uint32_t upper_bits(uint32_t word, int half) { return lower_bits(word, half) ^ 0x8000u; }
 
 /// The random word of element `index` under `seed`.
 constexpr uint32_t philox_element(uint64_t seed, uint64_t index) {

@@ -231,11 +231,10 @@ void backward_slopes(double other_slope, int64_t n, const T* dy, const uint64_t*
   const T slope = static_cast<T>(other_slope);
   with_streaming(dx, 0, 2 * n, [=](auto streams) {
     parallel_words<streams>(n, [=](int64_t word, int64_t first, int64_t count) {
-      for_each_vec<T>(count, [&](int64_t i, auto lanes) {
+      for_each_vec_of_bits<T>(unit[word], count, [&](int64_t i, auto lanes, auto is_unit) {
         const Vec<T> d = load_n(dy + first + i, lanes);
         const Vec<T> other = slope == 0 ? Vec<T>{} : d * slope;  // 0 even where dy is NaN
-        write_n<streams>(dx + first + i, lanes_of_bits<T>(splat(static_cast<IntOf<T>>(unit[word] >> i))) ? d : other,
-                         lanes);
+        write_n<streams>(dx + first + i, is_unit ? d : other, lanes);
       });
     });
   });

@@ -169,18 +169,12 @@ void to_channels_last(DropoutShape shape, const uint64_t* logical, uint64_t* kee
   });
 }
 
-/// The elements of one word: bits in all lanes first, as many as a lane holds, of which each vector picks its own.
-template <bool streams, class T, class Count>
-DLK_INLINE void apply_word(uint64_t keep, Count count, Vec<T> factor, const T* x, T* y) {
-  using I = IntOf<T>;
-  constexpr int64_t kBits = 8 * sizeof(I);
-  for (int64_t first = 0; first < count; first += kBits) {
-    const Vec<I> bits = splat(static_cast<I>(keep >> first));
-    for_each_vec<T>(std::min(kBits, count - first), [&](int64_t i, auto lanes) {
-      const auto kept = lanes_of_bits<T>(bits, i);
-      write_n<streams>(y + first + i, load_n(x + first + i, lanes) * (kept ? factor : Vec<T>{}), lanes);
-    });
-  }
+/// The elements of one word.
+template <bool streams, class T>
+DLK_INLINE void apply_word(uint64_t keep, int64_t count, Vec<T> factor, const T* x, T* y) {
+  for_each_vec_of_bits<T>(keep, count, [&](int64_t i, auto lanes, auto kept) {
+    write_n<streams>(y + i, load_n(x + i, lanes) * (kept ? factor : Vec<T>{}), lanes);
+  });
 }
 
 template <class T>

@@ -234,7 +234,7 @@ DLK_INLINE uint64_t bits_of_lanes(Mask mask) {
 
 /// The inverse: lane i is all ones if bit first + i of it is set.
 template <class T>
-DLK_INLINE auto lanes_of_bits(Vec<IntOf<T>> bits, int64_t first = 0) {
+DLK_INLINE auto lanes_of_bits(Vec<IntOf<T>> bits, int64_t first) {
   using I = IntOf<T>;
   Vec<I> bit_of_lane;
   for (int i = 0; i < kLanes<T>; ++i) bit_of_lane[i] = I(1) << i;
@@ -410,6 +410,19 @@ DLK_INLINE void for_each_vec(int64_t n, F f) {
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) f(i, std::integral_constant<int, kLanes<T>>{});
   if (i < n) f(i, static_cast<int>(n - i));
+}
+
+/// The same over the n <= 64 elements that have a bit each: f(i, lanes, kept), kept being lanes of all ones where the
+/// bit is set. Bits are put in all lanes first, as many as a lane holds, of which each vector picks its own.
+template <class T, class F>
+DLK_INLINE void for_each_vec_of_bits(uint64_t bits, int64_t n, F f) {
+  using I = IntOf<T>;
+  constexpr int64_t kBits = 8 * sizeof(I);
+  for (int64_t first = 0; first < n; first += kBits) {
+    const Vec<I> some = splat(static_cast<I>(bits >> first));
+    for_each_vec<T>(n - first < kBits ? n - first : kBits,
+                    [&](int64_t i, auto lanes) { f(first + i, lanes, lanes_of_bits<T>(some, i)); });
+  }
 }
 
 /// load/store of `lanes` elements as for_each_vec passes them: full vectors when the count is the compile-time width.

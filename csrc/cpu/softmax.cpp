@@ -81,42 +81,29 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
 }
 
 template <bool log, class T>
-void forward_plain(SoftmaxShape s, const T* x, T* y) {
-  for_each_row_or_tile<T>(
-      s, [=](int64_t i) { forward_row<log, false>(s.C, x + i * s.C, y + i * s.C, y + i * s.C); },
-      [=](int64_t i, int64_t j, int64_t width) {
-        const int64_t at = i * s.C * s.inner + j;
-        forward_tile<log, false>(s.C, s.inner, width, x + at, y + at, s.inner, y + at);
-      });
-}
-
-/// With non-temporal stores: the numerators of a row, or of a tile of `width` columns, wait for their sum in working
-/// memory, `room` numbers per thread.
-template <bool log, class T>
-void forward_streaming(SoftmaxShape s, int64_t width, int64_t room, const T* x, T* y, Context& context) {
-  const int64_t tiles = ceil_div(s.inner, width), tasks = s.outer * tiles;
-  T* const buffers = context.array<T>(max_threads() * room);
-  run_team(tasks > 1, [=](const Team& team) {
-    T* const e = buffers + team.rank * room;
-    team.for_each(tasks, [&](int64_t task) {
-      const int64_t j = task % tiles * width, at = task / tiles * s.C * s.inner + j;
-      if (s.inner == 1)
-        forward_row<log, true>(s.C, x + at, e, y + at);
-      else
-        forward_tile<log, true>(s.C, s.inner, std::min(width, s.inner - j), x + at, e, width, y + at);
-    });
-    drain_streams();
-  });
-}
-
-template <bool log, class T>
 void forward_as(SoftmaxShape s, const T* x, T* y, Context& context) {
+  const int64_t width = s.inner == 1 ? 1 : tile_width<T>(s.C), tiles = ceil_div(s.inner, width);
+  const int64_t elements = s.outer * s.C * s.inner, room = log ? 0 : ceil_div(s.C * width, kLanes<T>) * kLanes<T>;
+  const int64_t threads = std::min<int64_t>({max_threads(), elements * kExpCost / kGrainElements, s.outer * tiles});
+  const auto run = [&](auto streams) {
+    T* const buffers = context.array<T>(streams ? threads * room : 0);
+    run_threads(threads, [=](const Team& team) {
+      T* const waiting = buffers + team.rank * room;
+      team.for_each(s.outer * tiles, [&](int64_t task) {
+        if (s.inner == 1) {
+          const int64_t at = task * s.C;
+          return forward_row<log, streams>(s.C, x + at, streams ? waiting : y + at, y + at);
+        }
+        const int64_t j = task % tiles * width, at = task / tiles * s.C * s.inner + j;
+        forward_tile<log, streams>(s.C, s.inner, std::min(width, s.inner - j), x + at, streams ? waiting : y + at,
+                                   streams ? width : s.inner, y + at);
+      });
+      if constexpr (streams) drain_streams();
+    });
+  };
   constexpr int64_t kMostRoom = 256 * 1024 / sizeof(T);  // which L2 keeps: beyond, y serves as well
-  const int64_t width = s.inner == 1 ? 1 : tile_width<T>(s.C);
-  const int64_t room = log ? 0 : ceil_div(s.C * width, kLanes<T>) * kLanes<T>;
-  with_streaming(y, s.inner == 1 ? s.C : s.inner, 2 * s.outer * s.C * s.inner, [&](auto streams) {
-    streams&& room <= kMostRoom ? forward_streaming<log>(s, width, room, x, y, context) : forward_plain<log>(s, x, y);
-  });
+  if (room > kMostRoom) return run(std::false_type{});
+  with_streaming(y, s.inner == 1 ? s.C : s.inner, 2 * elements, run);
 }
 
 template <bool log, class T>
