@@ -7,6 +7,9 @@
 // thread in a fixed order, and how tiles are blocked does not change it.
 #include "csrc/cpu/winograd.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "csrc/cpu/winograd_tiles.h"
 
 namespace dlk::cpu::DLK_ISA {
@@ -22,8 +25,13 @@ constexpr int64_t kBlockBytes = kIsa == Isa::avx512 ? 1 << 20 : 384 << 10;
 /// Images so small that PyTorch's kernels lose least to rounding, and that tiles of 3 cost nothing: with 14 x 14 pixels
 /// they are 5 to 14 % faster than tiles of 4, which waste more at the borders.
 bool is_small(const Correlation& q) { return q.pixels() < 512; }
-/// Channels after which sums restart, which bounds their rounding error.
-int64_t sum_channels(const Correlation& q) { return is_small(q) ? 12 : 24; }
+/// Channels after which sums restart, which bounds their rounding error. In a sum of C random terms in runs of r, its
+/// variance is as r + C / r: least at the root of C, and at r = sqrt(2 C) 6 % more for 0.7 of the restarts.
+int64_t sum_channels(const Correlation& q) {
+  const int64_t least = is_small(q) ? 12 : 24;
+  const auto root = static_cast<int64_t>(std::sqrt(2.0 * static_cast<double>(q.CI)));
+  return std::max(least, root);
+}
 /// Channels of U that are transformed at once: their taps stay in L1.
 constexpr int64_t kWeightChannels = 16;
 
@@ -235,17 +243,18 @@ bool is_dilated(const Correlation& q) { return Dilation(q).h > 1 || Dilation(q).
 /// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md). Those sum
 /// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
 /// pixels, the more accurately the fewer there are; with AVX2 dilated filters and single small images are summed best.
-/// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels).
+/// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels); with AVX2
+/// those of small images over 128 and more lose as much as all others.
 int accurate_tile(const Correlation& q, Pass pass) {
   if (q.less_accurate) return 4;
   constexpr bool avx512 = kIsa == Isa::avx512;
-  const bool exact = is_small(q) || q.CI <= 32;
+  const bool exact = q.CI <= 32 || (is_small(q) && (avx512 || q.CI < 128));
   switch (pass) {
     case Pass::forward:
       return exact || (avx512 && !q.channels_last) ? 3 : 4;
     case Pass::backward_input:
-      if (!avx512 && q.pixels() < 256) return 2;
-      return exact || !q.channels_last ? 3 : 4;
+      if (q.channels_last && !exact) return 4;
+      return !avx512 && q.pixels() < 256 ? 2 : 3;
     default:
       if (avx512 && q.channels_last) return q.pixels() >= 1024 ? 3 : 2;
       return is_small(q) || (!avx512 && is_dilated(q)) ? 3 : 4;
