@@ -42,29 +42,31 @@ void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_
   const T* from = w + m * q.w_out + c * q.w_in;
   if (q.w_in == 9 && taps_in_order(q, 1))  // (CO, CI, 3, 3) in memory: all of a channel is contiguous
     return pack_panel_transposed<T>(9 * channels, n, [&](int64_t j) { return from + j * q.w_out; }, panel);
-  T rows[kWeightChannels * NR];
-  const auto scatter = [&](int64_t count, int64_t stride, T* to) {
-    for (int64_t i = 0; i < count; ++i) copy(rows + i * NR, NR, to + i * stride);
-  };
   if (q.w_out == 9 && taps_in_order(q, -1)) {  // (CI, CO, 3, 3), taps in reverse: backward
     for (int64_t i = 0; i < channels; ++i) {
       const T* taps = from + i * q.w_in;
-      pack_panel_transposed<T>(9, n, [&](int64_t j) { return taps + j * 9; }, rows);
-      scatter(9, -NR, panel + (i * 9 + 8) * NR);
+      const auto row = [i](int64_t t) { return 9 * i + 8 - t; };
+      pack_panel_transposed<T>(9, n, [&](int64_t j) { return taps + j * 9; }, panel, row);
     }
     return;
   }
   for (int t = 0; t < 9; ++t) {
     const T* tap = from + q.weight[t];
+    const auto row = [t](int64_t i) { return 9 * i + t; };
+    // Lines of the next channels, which are too far apart for the hardware to foresee them.
+    const auto fetch = [&](int64_t j) { __builtin_prefetch(tap + channels * q.w_in + j, /*write=*/0, /*L2*/ 2); };
     if (q.w_in == 1) {
-      pack_panel_transposed<T>(channels, n, [&](int64_t j) { return tap + j * q.w_out; }, rows);
-    } else if (q.w_out == 1) {
-      pack_panel(channels, n, tap, q.w_in, rows);
+      for (int64_t j = 0; j < n; ++j) fetch(j * q.w_out);
+      pack_panel_transposed<T>(channels, n, [&](int64_t j) { return tap + j * q.w_out; }, panel, row);
+    } else if (q.w_out == 1 && n == NR) {
+      for (int64_t i = 0; i < channels; ++i) {
+        fetch(i * q.w_in);
+        copy(tap + i * q.w_in, NR, panel + row(i) * NR);
+      }
     } else {
       for (int64_t i = 0; i < channels; ++i)
-        for (int64_t j = 0; j < NR; ++j) rows[i * NR + j] = j < n ? tap[j * q.w_out + i * q.w_in] : T(0);
+        for (int64_t j = 0; j < NR; ++j) panel[row(i) * NR + j] = j < n ? tap[j * q.w_out + i * q.w_in] : T(0);
     }
-    scatter(channels, 9 * NR, panel + t * NR);
   }
 }
 
