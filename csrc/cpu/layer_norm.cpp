@@ -33,7 +33,8 @@ DLK_INLINE void normalise_row(RowNormShape s, int64_t row, T mean, T rstd, const
                               T* y) {
   const int64_t first = row % s.groups * s.channels;
   if (s.inner == 1) {
-    return for_each_vec<T>(s.channels, [&](int64_t i, auto lanes) {
+    return for_each_vec_and_next_row<T, 1>(s.channels, [&](int64_t i, auto lanes, auto fetch) {
+      fetch(x);
       const Vec<T> h = (load_n(x + i, lanes) - mean) * rstd;
       const Vec<T> b = load_or(bias, first + i, lanes, T(0));
       write_n<streams>(y + i, h * load_or(weight, first + i, lanes, T(1)) + b, lanes);
@@ -89,7 +90,8 @@ void backward_row(int64_t D, const T* dy, const T* x, T mean, T rstd, const T* w
     sum_gh += reduce_sum(sums.of[1]);
   }
   const T k1 = static_cast<T>(sum_g / static_cast<double>(D)), k2 = static_cast<T>(sum_gh / static_cast<double>(D));
-  for_each_vec<T>(D, [&](int64_t i, auto lanes) {
+  for_each_vec_and_next_row<T, 2>(D, [&](int64_t i, auto lanes, auto fetch) {
+    fetch(x), fetch(dy);
     const V h = (load_n(x + i, lanes) - mean) * rstd;
     const V g = load_n(dy + i, lanes) * load_or(weight, i, lanes, T(1));
     write_n<streams>(dx + i, (g - k1 - h * k2) * rstd, lanes);

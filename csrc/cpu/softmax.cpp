@@ -38,7 +38,8 @@ void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
     chain.of[0] += log ? g : g * load_n(y + c, lanes);
   });
   const T sum = reduce_sum(sums.of[0]);
-  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+  for_each_vec_and_next_row<T, 2>(C, [&](int64_t c, auto lanes, auto fetch) {
+    fetch(dy), fetch(y);
     const V g = load_n(dy + c, lanes), v = load_n(y + c, lanes);
     write_n<streams>(dx + c, log ? g - exp_or_zero(v) * sum : v * (g - sum), lanes);
   });

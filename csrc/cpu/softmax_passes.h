@@ -55,7 +55,8 @@ DLK_INLINE void row_max_sum(int64_t C, const T* x, T& m, T& sum, Keep keep) {
   const auto take_max = [&](int64_t c, auto lanes, Vec<T>& top) { top = max(load_n(x + c, lanes, kLowest<T>), top); };
   m = reduce_max(accumulate_vecs<T>(C, splat(kLowest<T>), take_max, [](auto a, auto b) { return max(a, b); }));
   Vec<T> sums = {};
-  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+  for_each_vec_and_next_row<T, 1>(C, [&](int64_t c, auto lanes, auto fetch) {
+    fetch(x);
     const Vec<T> e = exp_or_zero(load_n(x + c, lanes, kLowest<T>) - m);
     keep(c, e, lanes);
     sums += e;
