@@ -8,6 +8,7 @@
 
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/reduce.h"
+#include "csrc/cpu/streaming.h"
 #include "csrc/cpu/vmath.h"
 
 namespace dlk::cpu {
@@ -38,10 +39,11 @@ struct BinaryCrossEntropy {
     return load_or_one(in.weight, i, lanes) * ((T(1) - t) * x + log_weight(i, t, lanes) * softplus);
   }
 
-  template <class Count>
+  template <bool streams, class Count>
   DLK_INLINE V slope(int64_t i, Count lanes) const {
-    const V t = load_n(in.target + i, lanes), p = load_or_one(in.positive_weight, i, lanes);
-    return load_or_one(in.weight, i, lanes) * (log_weight(i, t, lanes) * sigmoid(load_n(in.x + i, lanes)) - p * t);
+    const V x = read_n<streams>(in.x + i, lanes), t = read_n<streams>(in.target + i, lanes);
+    const V p = load_or_one(in.positive_weight, i, lanes);
+    return load_or_one(in.weight, i, lanes) * (log_weight(i, t, lanes) * sigmoid(x) - p * t);
   }
 };
 
@@ -57,9 +59,9 @@ struct Mse {
     return d * d;
   }
 
-  template <class Count>
+  template <bool streams, class Count>
   DLK_INLINE V slope(int64_t i, Count lanes) const {
-    return (load_n(in.x + i, lanes) - load_n(in.target + i, lanes)) * T(2);
+    return (read_n<streams>(in.x + i, lanes) - read_n<streams>(in.target + i, lanes)) * T(2);
   }
 };
 
@@ -103,10 +105,12 @@ void backward(Loss loss, int64_t n, const LossInputs<T>& inputs, const T* dy, in
               Context&) {
   with_formula<T>(loss, inputs, [=](auto formula) {
     const T factor = static_cast<T>(scale) * (step == 0 && n > 0 ? dy[0] : T(1));
-    parallel_elements(n, [=](int64_t begin, int64_t end) {
-      for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
-        const Vec<T> d = formula.slope(begin + i, lanes) * factor;
-        store_n(dx + begin + i, step == 0 ? d : d * load_n(dy + begin + i, lanes), lanes);
+    with_streaming(dx, 0, 3 * n, [=](auto streams) {
+      parallel_elements<streams>(n, [=](int64_t begin, int64_t end) {
+        for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
+          const Vec<T> d = formula.template slope<streams>(begin + i, lanes) * factor;
+          write_n<streams>(dx + begin + i, step == 0 ? d : d * read_n<streams>(dy + begin + i, lanes), lanes);
+        });
       });
     });
   });

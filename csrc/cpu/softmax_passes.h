@@ -77,6 +77,7 @@ DLK_INLINE void tile_max_sum(int64_t C, int64_t inner, int64_t width, const T* x
                     [&](int64_t j, auto lanes) { store(m + j, max(load_n(x + c * inner + j, lanes), load(m + j))); });
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
+      __builtin_prefetch(x + c * inner + width + j, /*write=*/0, /*L2*/ 2);  // the next tile
       const Vec<T> e = exp_or_zero(load_n(x + c * inner + j, lanes) - load(m + j));
       keep(c, j, e, lanes);
       store(sum + j, load(sum + j) + e);
