@@ -39,9 +39,9 @@ struct BinaryCrossEntropy {
     return load_or_one(in.weight, i, lanes) * ((T(1) - t) * x + log_weight(i, t, lanes) * softplus);
   }
 
-  template <bool streams, class Count>
+  template <class Count>
   DLK_INLINE V slope(int64_t i, Count lanes) const {
-    const V x = read_n<streams>(in.x + i, lanes), t = read_n<streams>(in.target + i, lanes);
+    const V x = read_n(in.x + i, lanes), t = read_n(in.target + i, lanes);
     const V p = load_or_one(in.positive_weight, i, lanes);
     return load_or_one(in.weight, i, lanes) * (log_weight(i, t, lanes) * sigmoid(x) - p * t);
   }
@@ -59,9 +59,9 @@ struct Mse {
     return d * d;
   }
 
-  template <bool streams, class Count>
+  template <class Count>
   DLK_INLINE V slope(int64_t i, Count lanes) const {
-    return (read_n<streams>(in.x + i, lanes) - read_n<streams>(in.target + i, lanes)) * T(2);
+    return (read_n(in.x + i, lanes) - read_n(in.target + i, lanes)) * T(2);
   }
 };
 
@@ -108,8 +108,8 @@ void backward(Loss loss, int64_t n, const LossInputs<T>& inputs, const T* dy, in
     with_streaming(dx, 0, 3 * n, [=](auto streams) {
       parallel_elements<streams>(n, [=](int64_t begin, int64_t end) {
         for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
-          const Vec<T> d = formula.template slope<streams>(begin + i, lanes) * factor;
-          write_n<streams>(dx + begin + i, step == 0 ? d : d * read_n<streams>(dy + begin + i, lanes), lanes);
+          const Vec<T> d = formula.slope(begin + i, lanes) * factor;
+          write_n<streams>(dx + begin + i, step == 0 ? d : d * read_n(dy + begin + i, lanes), lanes);
         });
       });
     });

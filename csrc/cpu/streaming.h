@@ -1,5 +1,5 @@
 // Non-temporal stores, for outputs that will not stay in the cache: they do not fetch the lines that they overwrite, so
-// a copy moves two bytes where plain stores move three.
+// a copy moves two bytes where plain stores move three. And loads that fetch ahead, for inputs from beyond L2.
 //
 // A kernel asks once per call, with_streaming(y, row, elements, f), and writes with write_n<streams> within
 // parallel_for<streams>, which makes the stores visible before the threads meet.
@@ -38,12 +38,12 @@ DLK_INLINE void write_n(T* p, Vec<T> v, Count lanes) {
     store_n(p, v, lanes);
 }
 
-/// load_n for a kernel that streams its output and walks through its inputs: fetches what comes a page later, since
-/// hardware prefetchers stop at the end of a page, after which a core waits for memory until they have started again.
-template <bool streams, class T, class Count>
+/// load_n for a kernel that walks once through what may not be in its core's cache: fetches what comes a page later,
+/// since hardware prefetchers stop at the end of a page, after which the core would wait until they have started again.
+template <class T, class Count>
 DLK_INLINE Vec<T> read_n(const T* p, Count lanes) {
   constexpr int64_t kPage = 4096 / sizeof(T);
-  if constexpr (streams) __builtin_prefetch(p + kPage);
+  __builtin_prefetch(p + kPage);
   return load_n(p, lanes);
 }
 
