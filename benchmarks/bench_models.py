@@ -1,8 +1,8 @@
 """Whole models: a training step (forward, loss, backward, SGD) and inference, against the better memory format of eager
 PyTorch and, in training on most threads, against torch.compile; ours, by `dlkernels.convert`, in its better format too.
 
-Which format is better is found by a few steps of each before the timing. torch.compile gets the one that suits eager; its
-compilation is not timed. Training is timed both with our caching allocator and without.
+Which format is better is found by a few steps of each before the timing. torch.compile gets the one that suits eager;
+its compilation is not timed. Training is timed both with our caching allocator and without.
 """
 
 import copy

@@ -245,8 +245,8 @@ bool is_dilated(const Correlation& q) { return Dilation(q).h > 1 || Dilation(q).
 /// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md). Those sum
 /// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
 /// pixels, the more accurately the fewer there are; with AVX2 dilated filters and single small images are summed best.
-/// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels); with AVX2
-/// those of small images over 128 and more lose as much as all others.
+/// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels); with
+/// AVX2 those of small images over 128 and more lose as much as all others.
 int accurate_tile(const Correlation& q, Pass pass) {
   if (q.less_accurate) return 4;
   constexpr bool avx512 = kIsa == Isa::avx512;
