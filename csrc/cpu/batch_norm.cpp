@@ -35,7 +35,7 @@ struct Affine {
   }
 };
 
-/// Normalises the N planes of channel c.
+/// Normalises the N planes of channel c, which lie apart: a page ahead would often be another channel's.
 template <bool streams, class T>
 void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>& affine, T* y) {
   const T mean = affine.mean[c], a = affine.a[c], b = affine.b[c];
@@ -48,6 +48,7 @@ void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>&
 }
 
 /// f(n) for rows [begin, end), in blocks, the last one first: what was read last, for the sums, is still in the cache.
+/// (Reading a page ahead misses the first page of each.)
 template <class F>
 DLK_INLINE void for_each_row_from_the_end(int64_t begin, int64_t end, F f) {
   for (int64_t last = end; last > begin; last -= kSumRows)

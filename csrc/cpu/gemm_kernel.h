@@ -179,19 +179,19 @@ DLK_INLINE void zero(int64_t n, T* to) {
   if (i < n) store_partial(to + i, Vec<T>{}, n - i);
 }
 
-/// Packs K x n (n <= NR) with unit column stride into one panel; missing columns become 0.
-template <class T>
-void pack_panel(int64_t K, int64_t n, const T* b, int64_t b_row, T* panel) {
+/// Packs K x n (n <= NR) with unit column stride into one panel; missing columns become 0. Term k becomes row row(k).
+template <class T, class Row = std::identity>
+void pack_panel(int64_t K, int64_t n, const T* b, int64_t b_row, T* panel, Row row = {}) {
   constexpr int NR = Block<T>::NR;
   if (n == NR) {
     for (int64_t k = 0; k < K; ++k)
-      for (int v = 0; v < NR; v += kLanes<T>) store(panel + k * NR + v, load(b + k * b_row + v));
+      for (int v = 0; v < NR; v += kLanes<T>) store(panel + row(k) * NR + v, load(b + k * b_row + v));
     return;
   }
   for (int64_t k = 0; k < K; ++k)
     for (int v = 0; v < NR; v += kLanes<T>) {
       const int64_t left = n - v < 0 ? 0 : n - v < kLanes<T> ? n - v : kLanes<T>;
-      store(panel + k * NR + v, load_partial(b + k * b_row + v, left));
+      store(panel + row(k) * NR + v, load_partial(b + k * b_row + v, left));
     }
 }
 

@@ -105,7 +105,7 @@ void backward(Loss loss, int64_t n, const LossInputs<T>& inputs, const T* dy, in
               Context&) {
   with_formula<T>(loss, inputs, [=](auto formula) {
     const T factor = static_cast<T>(scale) * (step == 0 && n > 0 ? dy[0] : T(1));
-    with_streaming(dx, 0, 3 * n, [=](auto streams) {
+    with_streaming(dx, 0, (step == 0 ? 3 : 4) * n, [=](auto streams) {
       parallel_elements<streams>(n, [=](int64_t begin, int64_t end) {
         for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
           const Vec<T> d = formula.slope(begin + i, lanes) * factor;

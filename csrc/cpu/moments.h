@@ -43,7 +43,8 @@ void add_moments(Moments& moments, const T* x, int64_t n) {
     const auto sum =
         sum_vecs<1, T>(count, [&](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(block + i, lanes); });
     const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
-    const int64_t ahead = n - begin >= 2 * kMomentsBlock ? kMomentsBlock : 0;  // memory would idle while L1 is read
+    // While this reads L1, memory would idle: fetch the next block, if there is one (else what is here already).
+    const int64_t ahead = n - begin > kMomentsBlock ? kMomentsBlock : 0;
     const auto powers = sum_vecs_restarting<2, T>(count, [&](int64_t i, auto lanes, auto& sums) {
       __builtin_prefetch(block + ahead + i);
       const Vec<T> d = load_n(block + i, lanes, shift) - shift;

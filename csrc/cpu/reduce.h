@@ -11,17 +11,6 @@
 namespace dlk::cpu {
 namespace {
 
-/// f(i, lanes, fetch) as for_each_vec over a row of n elements of each of `operands` matrices, in a pass that finds
-/// them in L1 from the one before: memory would idle meanwhile, so fetch(p), for each matrix, fetches what comes a row
-/// after p + i. Prefetchers do not foresee it, since they stop at the end of a page. Of rows of which two do not stay
-/// in L1, nothing is fetched.
-template <class T, int operands, class F>
-DLK_INLINE void for_each_vec_and_next_row(int64_t n, F f) {
-  constexpr int64_t kMost = 16 * 1024 / (2 * operands * sizeof(T));  // half of L1
-  if (n > kMost) return for_each_vec<T>(n, [&](int64_t i, auto lanes) { f(i, lanes, [](const T*) {}); });
-  for_each_vec<T>(n, [&](int64_t i, auto lanes) { f(i, lanes, [=](const T* p) { __builtin_prefetch(p + n + i); }); });
-}
-
 /// The numbers that one pass sums, each in the lanes of a vector.
 template <class T, int count>
 struct Sums {

@@ -73,11 +73,12 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
       const V g = load_n(dy + c * inner + j, lanes);
       store(sum + j, load(sum + j) + (log ? g : g * load_n(y + c * inner + j, lanes)));
     });
+  const int64_t next = next_tile(C, inner, width);
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = c * inner + j;
-      __builtin_prefetch(dy + at + width, /*write=*/0, /*L2*/ 2);  // the next tile
-      __builtin_prefetch(y + at + width, /*write=*/0, /*L2*/ 2);
+      __builtin_prefetch(dy + next + at, /*write=*/0, /*L2*/ 2);
+      __builtin_prefetch(y + next + at, /*write=*/0, /*L2*/ 2);
       const V g = load_n(dy + at, lanes), v = load_n(y + at, lanes), total = load(sum + j);
       write_n<streams>(dx + at, log ? g - exp_or_zero(v) * total : v * (g - total), lanes);
     });

@@ -12,6 +12,7 @@
 #include "csrc/core/softmax.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/reduce.h"
+#include "csrc/cpu/streaming.h"
 #include "csrc/cpu/vmath.h"
 
 namespace dlk::cpu {
@@ -22,13 +23,17 @@ constexpr int64_t kExpCost = 4;  // an exp and three passes, in elements of stre
 template <class T>
 constexpr T kLowest = -std::numeric_limits<T>::infinity();
 
-/// The columns of a tile, whole cache lines: C rows of the three tensors of backward within a core's L2 cache.
+/// The columns of a tile, whole cache lines: C rows of the three tensors of backward, or of two and what is fetched of
+/// the next tile, within a core's L2 cache.
 template <class T>
 int64_t tile_width(int64_t C) {
   constexpr int64_t kBytes = 128 * 1024, kLine = 64 / sizeof(T);
   const int64_t columns = kBytes / (std::max<int64_t>(C, 1) * static_cast<int64_t>(sizeof(T)));
   return std::clamp(columns / kLine * kLine, 4 * kLine, kTile);
 }
+
+/// From a tile of `width` columns to the next, which its last pass fetches into L2.
+inline int64_t next_tile(int64_t C, int64_t inner, int64_t width) { return width < inner ? width : C * inner; }
 
 /// row(i) for each of the `outer` rows, or tile(i, j, width) for columns [j, j + width) of each i, over the threads.
 template <class T, bool streams = false, class Row, class Tile>
@@ -75,9 +80,10 @@ DLK_INLINE void tile_max_sum(int64_t C, int64_t inner, int64_t width, const T* x
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width,
                     [&](int64_t j, auto lanes) { store(m + j, max(load_n(x + c * inner + j, lanes), load(m + j))); });
+  const int64_t next = next_tile(C, inner, width);
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
-      __builtin_prefetch(x + c * inner + width + j, /*write=*/0, /*L2*/ 2);  // the next tile
+      __builtin_prefetch(x + next + c * inner + j, /*write=*/0, /*L2*/ 2);
       const Vec<T> e = exp_or_zero(load_n(x + c * inner + j, lanes) - load(m + j));
       keep(c, j, e, lanes);
       store(sum + j, load(sum + j) + e);

@@ -47,6 +47,17 @@ DLK_INLINE Vec<T> read_n(const T* p, Count lanes) {
   return load_n(p, lanes);
 }
 
+/// f(i, lanes, fetch) as for_each_vec over a row of n elements of each of `operands` matrices, in a pass that finds
+/// them in L1 from the one before: memory would idle meanwhile, so fetch(p), for each matrix, fetches what comes a row
+/// after p + i. Of rows of which two do not stay
+/// in L1, nothing is fetched.
+template <class T, int operands, class F>
+DLK_INLINE void for_each_vec_and_next_row(int64_t n, F f) {
+  constexpr int64_t kMost = 16 * 1024 / (2 * operands * sizeof(T));  // half of L1
+  if (n > kMost) return for_each_vec<T>(n, [&](int64_t i, auto lanes) { f(i, lanes, [](const T*) {}); });
+  for_each_vec<T>(n, [&](int64_t i, auto lanes) { f(i, lanes, [=](const T* p) { __builtin_prefetch(p + n + i); }); });
+}
+
 /// f(std::bool_constant<streams>), where `streams` says whether to stream an output of rows of `row` elements, which
 /// are written from their beginning in whole vectors, by a kernel that reads and writes `elements` of T in all. Beyond
 /// three quarters of the last cache it pays (1.3 to 1.6 times faster on Zen 3); below, the next layer finds the output

@@ -22,8 +22,9 @@ constexpr int L = kLanes<T>;
 /// Bytes of V and M of one block of tiles: they stay in L2 (1 MiB and more with AVX-512, else 512 KiB) with a plane of
 /// U.
 constexpr int64_t kBlockBytes = kIsa == Isa::avx512 ? 1 << 20 : 384 << 10;
-/// Images so small that PyTorch's kernels lose least to rounding, and that tiles of 3 cost nothing: with 14 x 14 pixels
-/// they are 5 to 14 % faster than tiles of 4, which waste more at the borders.
+/// Images so small that PyTorch's kernels lose least to rounding, unless they add many channels, and that tiles of 3
+/// cost little: with 14 x 14 pixels they are 2 to 14 % faster than tiles of 4, which waste more at the borders, the
+/// less the more channels there are.
 bool is_small(const Correlation& q) { return q.pixels() < 512; }
 /// Channels after which sums restart, which bounds their rounding error. In a sum of C random terms in runs of r, its
 /// variance is as r + C / r: least at the root of C, and at r = sqrt(2 C) 6 % more for 0.7 of the restarts.
@@ -34,6 +35,7 @@ int64_t sum_channels(const Correlation& q) {
 }
 /// Channels of U that are transformed at once: their taps stay in L1.
 constexpr int64_t kWeightChannels = 16;
+constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
 
 /// Reads weights (m .. m + NR, c .. c + channels) into panel[c][tap][NR]; zeros beyond CO.
 void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_t channels, T* panel) {
@@ -54,15 +56,16 @@ void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_
     const T* tap = from + q.weight[t];
     const auto row = [t](int64_t i) { return 9 * i + t; };
     // Lines of the next channels, which are too far apart for the hardware to foresee them.
-    const auto fetch = [&](int64_t j) { __builtin_prefetch(tap + channels * q.w_in + j, /*write=*/0, /*L2*/ 2); };
+    const auto fetch = [next = tap + channels * q.w_in](int64_t offset) {
+      __builtin_prefetch(next + offset, /*write=*/0, /*L2*/ 2);
+    };
     if (q.w_in == 1) {
       for (int64_t j = 0; j < n; ++j) fetch(j * q.w_out);
       pack_panel_transposed<T>(channels, n, [&](int64_t j) { return tap + j * q.w_out; }, panel, row);
-    } else if (q.w_out == 1 && n == NR) {
-      for (int64_t i = 0; i < channels; ++i) {
-        fetch(i * q.w_in);
-        copy(tap + i * q.w_in, NR, panel + row(i) * NR);
-      }
+    } else if (q.w_out == 1) {
+      for (int64_t i = 0; i < channels; ++i)
+        for (int64_t j = 0; j < n; j += kLine) fetch(i * q.w_in + j);
+      pack_panel(channels, n, tap, q.w_in, panel, row);
     } else {
       for (int64_t i = 0; i < channels; ++i)
         for (int64_t j = 0; j < NR; ++j) panel[row(i) * NR + j] = j < n ? tap[j * q.w_out + i * q.w_in] : T(0);
@@ -245,8 +248,8 @@ bool is_dilated(const Correlation& q) { return Dilation(q).h > 1 || Dilation(q).
 /// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md). Those sum
 /// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
 /// pixels, the more accurately the fewer there are; with AVX2 dilated filters and single small images are summed best.
-/// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels); with
-/// AVX2 those of small images over 128 and more lose as much as all others.
+/// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels), but
+/// with AVX2 those over 128 and more lose as much in small images as in all others.
 int accurate_tile(const Correlation& q, Pass pass) {
   if (q.less_accurate) return 4;
   constexpr bool avx512 = kIsa == Isa::avx512;
