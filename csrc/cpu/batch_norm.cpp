@@ -62,7 +62,7 @@ void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y)
     parallel_for<streams>(s.N, s.C, [=](int64_t begin, int64_t end) {
       for_each_row_from_the_end(begin, end, [&](int64_t n) {
         for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
-          const Vec<T> d = read_n(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
+          const Vec<T> d = read_n<streams>(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
           write_n<streams>(y + n * s.C + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
         });
       });
@@ -84,7 +84,6 @@ void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& c
                   [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_row(x, n, C, c, lanes); });
       for (int64_t c = 0; c < C; ++c) shift[c] /= static_cast<T>(end - begin);
       sum_rows<2>(C, begin, end, shift + C, [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) {
-        __builtin_prefetch(x + (n + kSumRows) * C + c, /*write=*/0, /*L2*/ 2);  // the next block
         const Vec<T> d = load_n(x + n * C + c, lanes) - load_n(shift + c, lanes);
         sum[0] += d;
         sum[1] += d * d;
@@ -226,9 +225,9 @@ struct Backward {
   DLK_INLINE void row_dx(int64_t n) const {
     const int64_t row = n * s.C;
     for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
-      V g = read_n(dy + row + c, lanes);
+      V g = read_n<streams>(dy + row + c, lanes);
       if (training) {
-        const V d = read_n(x + row + c, lanes) - load_n(mean + c, lanes);
+        const V d = read_n<streams>(x + row + c, lanes) - load_n(mean + c, lanes);
         g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
       }
       write_n<streams>(dx + row + c, g * load_n(gradient.a + c, lanes), lanes);

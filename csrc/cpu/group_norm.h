@@ -92,7 +92,6 @@ void block_moments(RowNormShape s, const T* x, int64_t begin, int64_t end, T* su
     std::fill(shift + first, shift + first + s.channels, static_cast<T>(total / count));
   }
   sum_rows<2>(C, begin, end, s1, [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) {
-    __builtin_prefetch(x + (row + kSumRows) * C + c, /*write=*/0, /*L2*/ 2);  // the next block
     const Vec<T> d = load_n(x + row * C + c, lanes) - load_n(shift + c, lanes);
     sum[0] += d;
     sum[1] += d * d;
@@ -140,7 +139,7 @@ void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T*
     blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
       const T *m = constants + sample * 3 * C, *a = m + C, *b = a + C;
       for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-        const Vec<T> d = read_n(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+        const Vec<T> d = read_n<streams>(x + pixel * C + c, lanes) - load_n(m + c, lanes);
         write_n<streams>(y + pixel * C + c, d * load_n(a + c, lanes) + load_n(b + c, lanes), lanes);
       });
     });
@@ -203,8 +202,8 @@ void backward_channels_last(RowNormShape s, const T* dy, const T* x, const T* me
     blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
       const T *m = constants + sample * 4 * C, *a = m + C, *b = a + C, *k = b + C;
       for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-        const Vec<T> d = read_n(x + pixel * C + c, lanes) - load_n(m + c, lanes);
-        const Vec<T> g = read_n(dy + pixel * C + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
+        const Vec<T> d = read_n<streams>(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+        const Vec<T> g = read_n<streams>(dy + pixel * C + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
         write_n<streams>(dx + pixel * C + c, g - d * load_n(k + c, lanes), lanes);
       });
     });

@@ -43,14 +43,18 @@ void add_moments(Moments& moments, const T* x, int64_t n) {
     const auto sum =
         sum_vecs<1, T>(count, [&](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(block + i, lanes); });
     const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
-    // While this reads L1, memory would idle: fetch the next block, if there is one (else what is here already).
-    const int64_t ahead = n - begin > kMomentsBlock ? kMomentsBlock : 0;
-    const auto powers = sum_vecs_restarting<2, T>(count, [&](int64_t i, auto lanes, auto& sums) {
-      __builtin_prefetch(block + ahead + i);
+    const auto add_powers = [=](int64_t i, auto lanes, auto& sums) {
       const Vec<T> d = load_n(block + i, lanes, shift) - shift;
       sums.of[0] += d;
       sums.of[1] += d * d;
-    });
+    };
+    // While this reads L1, memory would idle: fetch the next block, if there is one.
+    const auto powers = n - begin <= kMomentsBlock
+                            ? sum_vecs_restarting<2, T>(count, add_powers)
+                            : sum_vecs_restarting<2, T>(count, [=](int64_t i, auto lanes, auto& sums) {
+                                __builtin_prefetch(block + kMomentsBlock + i);
+                                add_powers(i, lanes, sums);
+                              });
     moments.add(Moments::shifted(static_cast<double>(count), shift, reduce_sum_in_double(powers.of[0]),
                                  reduce_sum_in_double(powers.of[1])));
   }

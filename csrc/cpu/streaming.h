@@ -38,12 +38,14 @@ DLK_INLINE void write_n(T* p, Vec<T> v, Count lanes) {
     store_n(p, v, lanes);
 }
 
-/// load_n for a kernel that walks once through what may not be in its core's cache: fetches what comes a page later,
-/// since hardware prefetchers stop at the end of a page, after which the core would wait until they have started again.
-template <class T, class Count>
+/// load_n for a kernel that walks once through what may not be in its core's cache: if `ahead`, fetches what comes a
+/// page later, since hardware prefetchers stop at the end of a page, after which the core would wait until they have
+/// started again. Where a vector costs few instructions, one more is felt if L2 has all: there `ahead` is what
+/// with_streaming says.
+template <bool ahead = true, class T, class Count>
 DLK_INLINE Vec<T> read_n(const T* p, Count lanes) {
   constexpr int64_t kPage = 4096 / sizeof(T);
-  __builtin_prefetch(p + kPage);
+  if constexpr (ahead) __builtin_prefetch(p + kPage);
   return load_n(p, lanes);
 }
 
