@@ -51,8 +51,7 @@ DLK_INLINE Vec<T> read_n(const T* p, Count lanes) {
 
 /// f(i, lanes, fetch) as for_each_vec over a row of n elements of each of `operands` matrices, in a pass that finds
 /// them in L1 from the one before: memory would idle meanwhile, so fetch(p), for each matrix, fetches what comes a row
-/// after p + i. Of rows of which two do not stay
-/// in L1, nothing is fetched.
+/// after p + i. Of rows of which two do not stay in L1, nothing is fetched.
 template <class T, int operands, class F>
 DLK_INLINE void for_each_vec_and_next_row(int64_t n, F f) {
   constexpr int64_t kMost = 16 * 1024 / (2 * operands * sizeof(T));  // half of L1
