@@ -119,8 +119,16 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors)
         prefetch_rows_ahead(p, top);
         for_each_output_vec<kStride>(w, inside, T(0), [&](int64_t ow, auto lanes, auto taps) {
           Vec<T> sum{};
-          for (int64_t r = 0; r < r_taps.end - r_taps.begin; ++r)
-            for (int64_t s = 0; s < (kS ? kS : p.S); ++s) sum += taps(top + r * p.W, w.start(ow), s);
+          const int64_t rows = r_taps.end - r_taps.begin;
+          if constexpr (kS > 0 && kStride > 0) {
+            const auto runs = combine_runs(Runs<T, kS, kStride>(0), taps, top, rows, p.W, w.start(ow),
+                                           [](Vec<T>& total, Vec<T> v) { total += v; });
+#pragma GCC unroll 3
+            for (int s = 0; s < kS; ++s) sum += runs.tap(s);
+          } else {
+            for (int64_t r = 0; r < rows; ++r)
+              for (int64_t s = 0; s < (kS ? kS : p.S); ++s) sum += taps(top + r * p.W, w.start(ow), s);
+          }
           store_n(y + row * p.OW + ow, sum / divisors.vector_at(oh, ow), lanes);
         });
       }

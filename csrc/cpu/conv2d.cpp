@@ -219,9 +219,9 @@ template <class T>
 bool few_outputs(const Correlation& q) {
   constexpr int64_t L = kLanes<T>, kMostTerms = 1024;  // a tile reads as many rows, in one pass
   if (q.CI * q.taps > kMostTerms) return false;
-  // NHWC images are transposed on the way, in and out: worth it where the outputs of a pixel would fill less than half
-  // of a vector. NCHW rows must fill their vectors where outputs would.
-  if (q.channels_last) return q.step_w == 1 && q.CO < L / 2;
+  // NHWC images are transposed on the way, in and out: worth it where the outputs of a pixel would fill three quarters
+  // of a vector at most. NCHW rows must fill their vectors where outputs would.
+  if (q.channels_last) return q.step_w == 1 && 4 * q.CO <= 3 * L;
   return q.CO <= 3 * Block<T>::MR && (q.CO < L || 4 * q.cols > 3 * round_up(q.cols, L));
 }
 
@@ -292,33 +292,33 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
       T* image = out + (n * q.OH * q.OW * q.groups + (q.channels_last ? g : g * q.OH * q.OW)) * q.CO;
       // A tile takes any vectors of the band's rows: those of short rows too.
       const int64_t row_vectors = ceil_div(q.cols, L), vectors = (i1 - i0) * row_vectors;
-      const auto column = [&](int64_t vector) {  // the last of a row that is stored in place ends where the row does
-        const int64_t j = vector % row_vectors * L;
-        return direct && j > q.cols - L ? q.cols - L : j;
-      };
       // A tile's rows of outputs pass all vectors before the next rows come, which writes NCHW planes in long runs.
       const int64_t step = even_part(q.CO, Block<T>::MR);
       for (int64_t m = 0; m < q.CO; m += step) {
         const int64_t outputs = q.CO - m < step ? q.CO - m : step, most = scattered_vectors<T>(outputs);
+        CView<T> c{.data = tile, .row_stride = kWidth};
+        if (direct) c.data = image + m * q.OH * q.OW, c.row_stride = q.OH * q.OW;
+        if (bias) c.row_bias = bias + g * q.CO + m;
+        int64_t i = i0, of_row = 0;  // the next vector: its row, and which of the row
         for (int64_t v = 0; v < vectors; v += most) {
-          const int64_t count = vectors - v < most ? vectors - v : most;
-          int64_t positions[kMostScattered], columns[kMostScattered];
+          const int64_t count = vectors - v < most ? vectors - v : most, first_row = i;
+          int64_t rows[kMostScattered], starts[kMostScattered], positions[kMostScattered], columns[kMostScattered];
           for (int64_t u = 0; u < count; ++u) {
-            const int64_t i = (v + u) / row_vectors, j = column(v + u);
-            positions[u] = i * patches.row_stride() + j;
-            columns[u] = direct ? q.output_pixel(i0 + i, j) : u * L;
+            // The last of a row that is stored in place ends where the row does.
+            const int64_t j = direct && (of_row + 1) * L > q.cols ? q.cols - L : of_row * L;
+            rows[u] = i, starts[u] = j;
+            positions[u] = (i - i0) * patches.row_stride() + j;
+            columns[u] = direct ? q.output_pixel(i, j) : u * L;
+            if (++of_row == row_vectors) of_row = 0, ++i;
           }
-          const Range taps = taps_inside(q, i0 + v / row_vectors, i0 + (v + count - 1) / row_vectors);
-          CView<T> c{.data = tile, .row_stride = kWidth, .columns = columns};
-          if (direct) c.data = image + m * q.OH * q.OW, c.row_stride = q.OH * q.OW;
-          if (bias) c.row_bias = bias + g * q.CO + m;
+          const Range taps = taps_inside(q, first_row, rows[count - 1]);
+          c.columns = columns;
           const AView<T> of_taps{a.from_row(m).data + taps.begin * q.CI, stride, true};
           multiply_scattered(outputs, count, taps.size() * q.CI, of_taps, origin, offsets + taps.begin * q.CI,
                              positions, c, kRun<T>);
-          for (int64_t u = 0; u < count && !direct; ++u) {
-            const int64_t i = i0 + (v + u) / row_vectors, j = column(v + u);
-            write_pixels(q, m, outputs, q.cols - j < L ? q.cols - j : L, tile + u * L, kWidth, i, j, image);
-          }
+          for (int64_t u = 0; u < count && !direct; ++u)
+            write_pixels(q, m, outputs, q.cols - starts[u] < L ? q.cols - starts[u] : L, tile + u * L, kWidth, rows[u],
+                         starts[u], image);
         }
       }
     });

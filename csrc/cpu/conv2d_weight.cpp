@@ -37,14 +37,16 @@ constexpr int64_t kMostPartial = int64_t{8} << 20;
 /// PyTorch sums all pixels accurately (7 x 7), and it costs 3 % at most.
 constexpr int64_t kSumPixels = 64;
 
-/// How the work is cut. Rows (c, t) come in the blocks of SumBlocks, whose rows are adjacent in dwT.
+/// How the work is cut. Rows come in the blocks of SumBlocks, whose rows are adjacent in dwT.
 template <class T>
 struct Cut {
+  bool channels_innermost;  // rows are (t, c), else (c, t)
   SumBlocks<T> rows;
   int64_t row_count, block_pixels, pixel_blocks, splits, row_parts;
   bool in_place;  // one split of one block, whose sums are dw itself: its rows are adjacent
 
-  explicit Cut(const Correlation& q) : rows(q, kRows), row_count(q.CI * q.taps) {
+  Cut(const Correlation& q, bool channels_innermost)
+      : channels_innermost(channels_innermost), rows(q, kRows, channels_innermost), row_count(q.CI * q.taps) {
     block_pixels = q.pixels() <= kOneBlock ? q.pixels() : kBlock;
     pixel_blocks = ceil_div(q.pixels(), block_pixels);
     const int64_t wanted = ceil_div(kTasks, q.groups), room = kMostPartial / (q.groups * row_count * q.CO);
@@ -54,7 +56,7 @@ struct Cut {
     const int64_t parts = ceil_div(wanted, splits);
     row_parts = parts < rows.count() ? parts : rows.count();
     in_place = pixel_blocks == 1 &&
-               (q.channels_last ? q.w_in == 1 && taps_in_order(q, q.CI) : q.w_in == q.taps && taps_in_order(q, 1));
+               (channels_innermost ? q.w_in == 1 && taps_in_order(q, q.CI) : q.w_in == q.taps && taps_in_order(q, 1));
   }
 
   /// The i-th of `parts` shares of n.
@@ -62,7 +64,7 @@ struct Cut {
   /// The first row of a block.
   int64_t first_row(const Correlation& q, int64_t block) const {
     const Range channels = rows.channel_range(block), taps = rows.tap_range(block);
-    return q.channels_last ? taps.begin * q.CI + channels.begin : channels.begin * q.taps + taps.begin;
+    return channels_innermost ? taps.begin * q.CI + channels.begin : channels.begin * q.taps + taps.begin;
   }
   int64_t block_rows(int64_t block) const { return rows.channel_range(block).size() * rows.tap_range(block).size(); }
 };
@@ -99,7 +101,7 @@ template <class T>
 struct Buffers {
   T *gradient, *patches, *stage;
   Run* runs;           // NCHW
-  bool reads_rows;     // NHWC, instead of packed patches; then:
+  bool reads_rows;     // instead of packed patches; then:
   Stretch* stretches;  // the rows of a block
   const T** starts;    // where they are
 };
@@ -110,14 +112,16 @@ int64_t most_rows(const Correlation& q, const Cut<T>& cut) {
   return ceil_div(cut.block_pixels, q.cols) + 1;
 }
 
-/// NHWC: whether patches are read where they lie in staged rows: not where pixels are so far apart that they share
-/// cache sets, nor where staging all taps for each part of the rows takes more copies than packing each tap once.
+/// Whether patches are read where they lie, in NHWC pixels, or, if a tap could fall outside of the image or pixels are
+/// NCHW, in staged rows: not where pixels are so far apart that they share cache sets, nor where staging all taps for
+/// each part of the rows takes longer than packing each tap once.
 template <class T>
 bool reads_rows(const Correlation& q, const Cut<T>& cut) {
-  if (!q.channels_last) return false;
-  const bool inside = Span(q).inside(q);
+  constexpr int64_t kTranspose = 4;  // copies in the time of transposing NCHW
+  const bool inside = q.channels_last && Span(q).inside(q);
   if (2 * q.step_w * (inside ? q.groups : 1) * q.CI > kFarStride<T>) return false;
-  return inside || (cut.row_parts * q.step_h * q.step_w < q.taps && PixelRows<T>::pays(q, most_rows(q, cut)));
+  const int64_t copies = cut.row_parts * q.step_h * q.step_w * (q.channels_last ? 1 : kTranspose);
+  return inside || (copies < q.taps && PixelRows<T>::pays(q, most_rows(q, cut)));
 }
 
 /// Adds the products of blocks [row_blocks) of rows and one block of pixels to the sums (c, t) x CO.
@@ -183,7 +187,8 @@ void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64
   constexpr int64_t L = kLanes<T>;
   const int64_t rows = cut.row_count - row < L ? cut.row_count - row : L, size = cut.row_count * q.CO;
   const auto offset = [&](int64_t i) {  // of row i in dw
-    return q.channels_last ? i % q.CI * q.w_in + q.weight[i / q.CI] : i / q.taps * q.w_in + q.weight[i % q.taps];
+    return cut.channels_innermost ? i % q.CI * q.w_in + q.weight[i / q.CI]
+                                  : i / q.taps * q.w_in + q.weight[i % q.taps];
   };
   bool adjacent = true;
   for (int64_t i = 1; i < rows; ++i) adjacent &= offset(row + i) == offset(row) + i;
@@ -275,13 +280,14 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
   if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
-  const Cut<T> cut(q);
+  Cut<T> cut(q, /*channels_innermost=*/true);
+  const bool rows = reads_rows(q, cut);
+  if (!rows && !q.channels_last) cut = Cut<T>(q, false);
   const int64_t size = cut.row_count * q.CO;
   T* partial = context.array<T>(cut.in_place ? 0 : q.groups * cut.splits * size);
 
   const int64_t threads = max_threads();
   const int64_t gradient_size = cut.block_pixels * round_up(q.CO, B::NR);
-  const bool rows = reads_rows(q, cut);
   const int64_t patches_size = rows ? 0
                                : q.channels_last
                                    ? cut.block_pixels * packed_row_stride<T>(cut.rows.terms())

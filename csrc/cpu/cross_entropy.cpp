@@ -94,22 +94,27 @@ T finish(const CrossEntropyParams& p, const Coefficients<T>& a, int64_t i, const
   return dense + a.sharp * a.weight(t) * ((m - x[t * p.inner]) + log_sum);
 }
 
+/// `rows` <= kLanes rows from i on.
 template <class T>
-void forward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, T* maximum, T* log_sum,
-                 T* loss) {
-  T m, sum, dense = 0;
-  row_max_sum(p.C, x + i * p.C, m, sum, [](auto...) {});
-  const T log = std::log(sum);
-  if (a.has_dense) {
-    Vec<T> sums = {};
-    for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-      sums += a.along_row(i * p.C, c, lanes) * ((m - load_n(x + i * p.C + c, lanes)) + log);
-    });
-    dense = reduce_sum(sums);
+void forward_rows(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, int64_t rows,
+                  T* maximum, T* log_sum, T* loss) {
+  T m[kLanes<T>], log[kLanes<T>] = {};
+  for (int64_t r = 0; r < rows; ++r) row_max_sum(p.C, x + (i + r) * p.C, m[r], log[r], [](auto...) {});
+  take_logs(rows, log);
+  for (int64_t r = 0; r < rows; ++r, ++i) {
+    const T* const row = x + i * p.C;
+    T dense = 0;
+    if (a.has_dense) {
+      Vec<T> sums = {};
+      for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
+        sums += a.along_row(i * p.C, c, lanes) * ((m[r] - load_n(row + c, lanes)) + log[r]);
+      });
+      dense = reduce_sum(sums);
+    }
+    maximum[i] = m[r];
+    log_sum[i] = log[r];
+    loss[i] = finish(p, a, i, row, m[r], log[r], dense);
   }
-  maximum[i] = m;
-  log_sum[i] = log;
-  loss[i] = finish(p, a, i, x + i * p.C, m, log, dense);
 }
 
 template <class T>
@@ -118,7 +123,7 @@ void forward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>
   const int64_t start = n * p.C * p.inner + j0, i = n * p.inner + j0;
   T m[kTile] = {}, log[kTile] = {}, dense[kTile] = {};
   tile_max_sum(p.C, p.inner, width, x + start, m, log, [](auto...) {});
-  for (int64_t j = 0; j < width; ++j) log[j] = std::log(log[j]);
+  take_logs(width, log);
   for (int64_t c = 0; c < p.C && a.has_dense; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = start + c * p.inner + j;
@@ -168,7 +173,7 @@ void forward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets<
     forward_picked(p, x, a, loss, reduced ? &total : nullptr, context);
   } else {
     for_each_row_or_tile<T>(
-        {p.N, p.C, p.inner}, [&](int64_t i) { forward_row(p, x, a, i, maximum, log_sum, loss); },
+        {p.N, p.C, p.inner}, [&](int64_t i, int64_t count) { forward_rows(p, x, a, i, count, maximum, log_sum, loss); },
         [&](int64_t n, int64_t j, int64_t width) { forward_tile(p, x, a, n, j, width, maximum, log_sum, loss); });
     // In double, since losses may have either sign and cancel: they are few next to the elements of x.
     if (reduced)
@@ -271,7 +276,10 @@ void backward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets
   if (!p.logits) return backward_picked(p, a, dloss, step, s, dx);
   for_each_row_or_tile<T>(
       {p.N, p.C, p.inner},
-      [&](int64_t i) { backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx); },
+      [&](int64_t begin, int64_t count) {
+        for (int64_t i = begin; i < begin + count; ++i)
+          backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx);
+      },
       [&](int64_t n, int64_t j, int64_t width) {
         backward_tile(p, x, a, n, j, width, maximum, log_sum, dloss, step, s, dx);
       });

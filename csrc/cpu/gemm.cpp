@@ -24,6 +24,7 @@ template <class T>
 struct Plan {
   using B = Block<T>;
   bool a_rows_contiguous, b_transposed, pack_a, pack_b;
+  bool a_far;    // A is more than stays in L2, and read where it lies, row by row
   bool keeps_b;  // a thread keeps all its packed panels of B, for more than one block of A
   int64_t kc, mc, nc;
   int64_t a_stride;  // of the packed block of A: from row to row, or from column to column
@@ -35,6 +36,7 @@ struct Plan {
     assert(!b_transposed || p.b_row == 1 || p.K == 1);
     // Packing pays where a block is read several times and lies badly.
     pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T>);
+    a_far = a_rows_contiguous && !pack_a && p.M * p.K > kMostNear && p.N <= kFewColumns;
     kc = p.K < B::kDepth ? p.K : B::kDepth;
     const bool badly = p.b_row > kFarStride<T> || crowds_sets<T>(kc, p.b_row);
     pack_b = b_transposed || (p.M > 6 * B::MR && badly);
@@ -45,6 +47,9 @@ struct Plan {
     a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : packed_row_stride<T>(mc);
   }
 
+  /// Elements of A that a core's L2 keeps from one product to the next, and columns up to which waiting for more counts
+  /// beside the products.
+  static constexpr int64_t kMostNear = (512 << 10) / sizeof(T), kFewColumns = 16 * B::NR;
   /// Columns of B that are packed before A's first block comes again.
   static constexpr int64_t kColumns = 2048;
   int64_t a_elements() const { return pack_a ? (a_rows_contiguous ? mc : kc) * a_stride : 0; }
@@ -112,6 +117,7 @@ void multiply_rows(const Plan<T>& plan, const Gemm& p, const Part& part, const T
         ahead = {packed + NR * K, NR};
       panel = packed, stride = NR, panel_stride = K * NR;
     }
+    a_view.from_far = plan.a_far && j == 0;
     multiply_block(M, n, K, a_view, panel, panel_stride, stride, c_view.from(0, j), p.run, ahead);
   }
 }

@@ -93,7 +93,8 @@ struct Terms {
   const int64_t* offsets = nullptr;    // of rows of B
   const int64_t* positions = nullptr;  // of its vectors
   Ahead<T> ahead = {};                 // what to prefetch meanwhile
-  int64_t ahead_period = 0;            // steps from one row of it to the next
+  bool a_ahead = false;                // that is the rows of A after these, else rows of B
+  int64_t ahead_period = 0;            // steps from one prefetch to the next; 0: none
 };
 
 /// Terms by which a strided B is fetched into L1 before its use, far enough for L2 to answer (15 cycles): products take
@@ -103,21 +104,25 @@ constexpr int64_t kTermsAhead = 12;
 /// instructions as the loads.
 constexpr int kStep = 4;
 
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
+
 /// Lines of C that a tile asks for at once: a core waits for 16 at most, and more would hold up the loads of the first
 /// terms.
 constexpr int kLinesAtOnce = 16;
 
-/// What a tile prefetches between steps: the rows of C that it did not ask for at once, then rows ahead, one every
-/// `period` steps.
+/// What a tile prefetches between steps: the rows of C that it did not ask for at once, then every `ahead_period` steps
+/// a row of B ahead, or a line of each of the next rows of A.
 template <class T, int rows, int nv>
 class Prefetches {
  public:
-  /// Rows of C are `c_stride` apart, their vectors at `at`.
-  DLK_INLINE Prefetches(const Terms<T>& terms, const T* c, int64_t c_stride, const int64_t (&at)[nv])
-      : ahead_(terms.ahead.data),
-        ahead_stride_(terms.ahead.stride),
-        period_(ahead_ ? terms.ahead_period : 0),
-        wait_(kLater > 0 ? 2 : period_),
+  /// For the first tile of its rows or another. Rows of C are `c_stride` apart, their vectors at `at`.
+  DLK_INLINE Prefetches(const Terms<T>& terms, bool first, const T* c, int64_t c_stride, const int64_t (&at)[nv])
+      : terms_(terms),
+        ahead_(terms.ahead.data),
+        wait_(kLater > 0                ? 2
+              : first || !terms.a_ahead ? terms.ahead_period
+                                        : 0),
         c_(c),
         c_stride_(c_stride) {
 #pragma GCC unroll 8
@@ -145,20 +150,24 @@ class Prefetches {
     }
   }
   DLK_INLINE void fetch() {
-    wait_ = period_;
+    wait_ = terms_.ahead_period;
     if (kLater > 0 && c_ != nullptr) {
       fetch_c<kLater>();
       c_ = nullptr;
-      return;
-    }
+    } else if (terms_.a_ahead) {
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) __builtin_prefetch(ahead_ + i * terms_.ahead.stride, /*write=*/0, /*L2*/ 2);
+      ahead_ += kLine<T>;
+    } else {
 #pragma GCC unroll 8
-    for (int v = 0; v < nv; ++v) __builtin_prefetch(ahead_ + v * kLanes<T>, /*write=*/0, /*L2*/ 2);
-    ahead_ += ahead_stride_;
+      for (int v = 0; v < nv; ++v) __builtin_prefetch(ahead_ + v * kLanes<T>, /*write=*/0, /*L2*/ 2);
+      ahead_ += terms_.ahead.stride;
+    }
   }
 
+  const Terms<T>& terms_;
   const T* ahead_;
-  int64_t ahead_stride_, period_;
-  int64_t wait_;  // steps; 0: for ever
+  int64_t wait_;  // steps
   const T* c_;
   int64_t c_stride_, at_[nv];
 };
@@ -274,7 +283,7 @@ DLK_INLINE void tile(const Terms<T>& terms, const T* a, const T* b, const CView<
   const T* const row_bias = direct ? c.row_bias : nullptr;
   const T* const column_bias = direct && c.column_bias ? c.column_bias + j : nullptr;
   // C is needed at the end, and by then must not be waited for.
-  Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b, Prefetches<T, rows, nv>(terms, to, stride, at));
+  Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b, Prefetches<T, rows, nv>(terms, j == 0, to, stride, at));
   Vec<T> sum[rows][nv];
   for (int64_t left = terms.K;;) {
     walk.multiply(left < terms.run ? left : terms.run, sum);
@@ -307,9 +316,11 @@ template <class T>
 using TileFunction = void (*)(const Terms<T>&, const T*, const T*, const CView<T>&, int64_t);
 
 /// row_of_tiles<> for 1 .. MR rows, or as many as there are registers for, so that a group of fewer costs no wasted
-/// work.
+/// work. Where sums are one vector wide, twice MR: MR of them would wait for each other.
 template <class T, int nv>
-constexpr int kMostRows = nv <= Block<T>::NV ? Block<T>::MR : Block<T>::MR * Block<T>::NV / nv;
+constexpr int kMostRows = nv > Block<T>::NV                   ? Block<T>::MR * Block<T>::NV / nv
+                          : nv == 1 && 2 * Block<T>::MR <= 12 ? 2 * Block<T>::MR
+                                                              : Block<T>::MR;
 template <class T, int nv, AWalk a_walk, BWalk b_walk, class = std::make_integer_sequence<int, kMostRows<T, nv>>>
 struct Tiles;
 template <class T, int nv, AWalk a_walk, BWalk b_walk, int... i>
@@ -336,10 +347,11 @@ const TileFunction<T>* tiles(const AView<T>& a, int64_t b_stride, int64_t n) {
   return a.rows_contiguous ? tiles<T, AWalk::rows, BWalk::strided>(n) : tiles<T, AWalk::columns, BWalk::strided>(n);
 }
 
-/// f(first, rows) for the groups of rows of A, as even as can be, since one of few rows would keep few sums in flight.
-template <class T, class F>
-void for_each_group(int64_t M, F&& f) {
-  const int64_t groups = ceil_div(M, Block<T>::MR);
+/// f(first, rows) for the groups of `most` rows of A, as even as can be, since one of few rows would keep few sums in
+/// flight.
+template <class F>
+void for_each_group(int64_t M, int64_t most, F&& f) {
+  const int64_t groups = ceil_div(M, most);
   for (int64_t g = 0; g < groups; ++g) f(M * g / groups, M * (g + 1) / groups - M * g / groups);
 }
 
@@ -356,24 +368,28 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
                  .b_stride = b_stride,
                  .panel_stride = panel_stride,
                  .stretches = a.stretches,
-                 .ahead = ahead};
+                 .ahead = ahead,
+                 .a_ahead = a.from_far,
+                 .ahead_period = a.from_far ? kLine<T> / kStep : 0};
   // Each group of rows prefetches its share of the rows ahead, about evenly over its own steps, one a step at most.
   const int64_t share = ceil_div(K, ceil_div(M, Block<T>::MR));
-  if (ahead.data) terms.ahead_period = K > kStep * share ? K / kStep / share : 1;
+  if (ahead.data && !a.from_far) terms.ahead_period = K > kStep * share ? K / kStep / share : 1;
   const int64_t near = panels_at_once<T>(K) * NR;
   for (int64_t begin = 0; begin < N; begin += near) {
     const int64_t end = begin + near < N ? begin + near : N;
     // A last panel that fills no more than a vector takes tiles of its own.
     const int64_t last = (end - begin) % NR, narrow = last <= kLanes<T> ? last : 0, wide = end - begin - narrow;
     const T* const panels = b + begin / NR * panel_stride;
-    for_each_group<T>(M, [&](int64_t i, int64_t rows) {
-      const T* const a_rows = a.from_row(i).data;
-      if (wide > 0) tiles(a, b_stride, wide)[rows - 1](terms, a_rows, panels, c.from(i, begin), wide);
-      if (narrow > 0)
-        tiles(a, b_stride, narrow)[rows - 1](terms, a_rows, panels + wide / NR * panel_stride, c.from(i, begin + wide),
-                                             narrow);
-      if (ahead.data) terms.ahead.data += share * ahead.stride;
-    });
+    const auto multiply = [&](int64_t first, int64_t n, int64_t most_rows) {
+      for_each_group(M, most_rows, [&](int64_t i, int64_t rows) {
+        if (a.from_far) terms.ahead = {a.from_row(i + rows).data, a.stride};
+        tiles(a, b_stride, n)[rows - 1](terms, a.from_row(i).data, panels + first / NR * panel_stride,
+                                        c.from(i, begin + first), n);
+        if (ahead.data && !a.from_far) terms.ahead.data += share * ahead.stride;
+      });
+    };
+    if (wide > 0) multiply(0, wide, Block<T>::MR);
+    if (narrow > 0) multiply(wide, narrow, kMostRows<T, 1>);
   }
 }
 

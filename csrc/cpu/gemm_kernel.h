@@ -65,9 +65,12 @@ struct AView {
   int64_t stride;
   bool rows_contiguous;
   const Stretch* stretches = nullptr;  // together K terms
+  bool from_far = false;               // rows, contiguous, from beyond L2: each group prefetches the one after it
 
   DLK_INLINE AView from_row(int64_t i) const {
-    return {data + (rows_contiguous ? i * stride : i), stride, rows_contiguous, stretches};
+    AView view = *this;
+    view.data += rows_contiguous ? i * stride : i;
+    return view;
   }
 };
 

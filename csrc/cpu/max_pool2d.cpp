@@ -104,6 +104,20 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
         const auto first = static_cast<IntOf<T>>(r_taps.begin * p.S);
         prefetch_rows_ahead(p, top);
         for_each_output_vec<kStride>(w, inside, kPadding, [&](int64_t ow, auto lanes, auto taps) {
+          if constexpr (!kPositions && kS > 0 && kStride > 0) {
+            Vec<T> sum{};
+            const auto runs = combine_runs(Runs<T, kS, kStride>(kPadding), taps, top, r_taps.end - r_taps.begin,
+                                           p.dilation_h * p.W, w.start(ow), [&](Vec<T>& most, Vec<T> v) {
+                                             sum += v;
+                                             most = max(v, most);
+                                           });
+            if (bits_of_lanes<T>(sum != sum) == 0) [[likely]] {  // else look again, as in greatest()
+              Vec<T> most = runs.tap(0);
+#pragma GCC unroll 3
+              for (int s = 1; s < kS; ++s) most = max(runs.tap(s), most);
+              return store_n(y + at + ow, most, lanes);
+            }
+          }
           const Best<T> best = greatest<T>(first, [&](auto f) {
             const T* tap_row = top;
             auto position = splat(first);

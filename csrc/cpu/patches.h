@@ -5,6 +5,8 @@
 // A block is a range of output pixels, counted through all images (n, i, j), so that small images share a block.
 #pragma once
 
+#include <algorithm>
+
 #include "csrc/cpu/correlation.h"
 
 namespace dlk::cpu::DLK_ISA {
@@ -25,11 +27,10 @@ struct Pixel {
   }
 };
 
-/// Which of `width` staged columns lie in an input row, the first at its column `left`: those of [begin, end), none of
-/// a row that does not exist.
-inline Range columns_inside(const Correlation& q, int64_t left, int64_t width, bool exists) {
+/// Which of `width` staged columns lie in an input row, the first at its column `left`: those of [begin, end).
+inline Range columns_inside(const Correlation& q, int64_t left, int64_t width) {
   const int64_t begin = left < 0 ? -left : 0, end = q.IW - left < width ? q.IW - left : width;
-  return exists && begin < end ? Range{begin, end} : Range{width, width};
+  return begin < end ? Range{begin, end} : Range{width, width};
 }
 
 // ---- NCHW: rows of the image are contiguous.
@@ -53,7 +54,7 @@ class PlanarPatches {
     const int64_t images = ceil_div(pixels, q.rows * q.cols) + 1;
     const int64_t rows = ceil_div(pixels, q.cols) + images;
     const int64_t in_rows = rows * q.step_h + images * (span.height + q.step_h);
-    return channels * in_rows * stage_width(q, span) + kLanes<T>;
+    return channels * (in_rows * stage_width(q, span) + kLanes<T>);
   }
 
   /// `always` stages even what could be read where it lies: readers may then overrun a row by a vector or two.
@@ -76,6 +77,7 @@ class PlanarPatches {
       }
       if (!in_place_) plane_ += ((last.i - first.i) * q.step_h + span_.height) * width_;
     }
+    if (!in_place_) plane_ += kLanes<T>;  // the last row of a channel may be written a vector too far
   }
 
   /// Makes channels [channels) of group g of `in` (all of `in`) readable. NHWC images, with step_w 1 and `always`, are
@@ -84,19 +86,20 @@ class PlanarPatches {
     const int64_t image = q_.IH * q_.IW;
     source_ = in + (g * q_.CI + channels.begin) * image;
     if (in_place_) return;
-    if (q_.channels_last) {
-      const int64_t C = q_.groups * q_.CI;
-      for_each_row([&](int64_t n, int64_t h, bool exists, int64_t at) {
-        const T* from = in + (n * q_.IH + h) * q_.IW * C + g * q_.CI + channels.begin;
-        stage_pixels(exists ? from : nullptr, channels.size(), stage_ + at);
-      });
-    } else {
-      for (int64_t c = 0; c < channels.size(); ++c)
-        for_each_row([&](int64_t n, int64_t h, bool exists, int64_t at) {
-          const T* from = source_ + (n * q_.groups * q_.CI + c) * image + h * q_.IW;
-          stage_row(exists ? from : nullptr, stage_ + c * plane_ + at);
-        });
-    }
+    const int64_t C = q_.groups * q_.CI;
+    for_each_part([&](int64_t n, int64_t top, int64_t bottom, int64_t at) {
+      const int64_t begin = std::clamp<int64_t>(0, top, bottom), end = std::clamp(q_.IH, begin, bottom);
+      for (int64_t h = begin; h < end && q_.channels_last; ++h)
+        stage_pixels(in + (n * q_.IH + h) * q_.IW * C + g * q_.CI + channels.begin, channels.size(),
+                     stage_ + at + (h - top) * width_);
+      for (int64_t c = 0; c < channels.size(); ++c) {
+        T* const to = stage_ + c * plane_ + at;
+        zero((begin - top) * width_, to);
+        for (int64_t h = begin; h < end && !q_.channels_last; ++h)
+          stage_row(source_ + (n * C + c) * image + h * q_.IW, to + (h - top) * width_);
+        zero((bottom - end) * width_, to + (end - top) * width_);
+      }
+    });
     source_ = stage_;
   }
 
@@ -210,9 +213,9 @@ class PlanarPatches {
     }
   }
 
-  /// f(image, row h of it, whether it exists, where it goes in the stage of a channel) for the rows that are needed.
+  /// f(image, rows [top, bottom) of it that are needed, where they go in the stage of a channel).
   template <class F>
-  void for_each_row(F&& f) const {
+  void for_each_part(F&& f) const {
     int64_t at = 0;
     for (int64_t p = pixels_.begin; p < pixels_.end;) {
       const Pixel first(q_, p);
@@ -220,14 +223,15 @@ class PlanarPatches {
       p = image_end < pixels_.end ? image_end : pixels_.end;
       const int64_t top = first.i * q_.step_h + span_.top;
       const int64_t bottom = Pixel(q_, p - 1).i * q_.step_h + span_.top + span_.height;
-      for (int64_t h = top; h < bottom; ++h, at += width_) f(first.n, h, h >= 0 && h < q_.IH, at);
+      f(first.n, top, bottom, at);
+      at += (bottom - top) * width_;
     }
   }
 
-  /// One NHWC input row (null: zeros) with its padding, to a plane per channel.
+  /// One NHWC input row with its padding, to a plane per channel.
   void stage_pixels(const T* from, int64_t channels, T* to) const {
     const int64_t C = q_.groups * q_.CI, left = span_.left;
-    const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
+    const auto [begin, end] = columns_inside(q_, left, width_);
     for (int64_t c = 0; c < channels; ++c) {
       zero(begin, to + c * plane_);
       zero(width_ - end, to + c * plane_ + end);
@@ -235,13 +239,12 @@ class PlanarPatches {
     if (begin < end) store_transposed(from + (left + begin) * C, C, end - begin, channels, to + begin, plane_);
   }
 
-  /// One input row (null: zeros) with its padding. May write up to a vector too far: rows are staged in ascending
-  /// order.
+  /// One input row with its padding. May write up to a vector too far: rows are staged in ascending order.
   void stage_row(const T* from, T* to) const {
     if (q_.step_w == 1) {
       constexpr int64_t L = kLanes<T>;
       const int64_t left = span_.left;
-      const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
+      const auto [begin, end] = columns_inside(q_, left, width_);
       for (int64_t w = 0; w < begin; w += L) store(to + w, Vec<T>{});
       int64_t w = begin;
       for (; w + L <= end; w += L) store(to + w, load(from + left + w));
@@ -254,7 +257,7 @@ class PlanarPatches {
       const int64_t first = span_.left + phase;  // the input column of j = 0
       int64_t begin = first < 0 ? ceil_div(-first, step) : 0, end = first < q_.IW ? ceil_div(q_.IW - first, step) : 0;
       if (end > columns) end = columns;
-      if (from == nullptr || end <= begin) begin = end = columns;
+      if (end <= begin) begin = end = columns;
       zero(begin, to);
       copy_every(step, from + first + begin * step, end - begin, to + begin);
       zero(columns - end, to + end);
@@ -407,7 +410,7 @@ class PixelRows {
   /// One input row (null: zeros) with its padding.
   void stage_row(const T* from, T* to) const {
     const int64_t left = span_.left, C = q_.groups * q_.CI;
-    const auto [begin, end] = columns_inside(q_, left, width_, from != nullptr);
+    const auto [begin, end] = from != nullptr ? columns_inside(q_, left, width_) : Range{width_, width_};
     zero(begin * pixel_, to);
     if (!q_.channels_last) {
       if (begin < end)
@@ -429,16 +432,18 @@ class PixelRows {
 
 // ---- Cutting the sum over (c, t) into blocks.
 
-/// NCHW keeps all taps of a channel together (they read the same staged rows), NHWC the channels of a tap.
+/// The order is (c, t) or (t, c): NCHW keeps all taps of a channel together (they read the same staged rows), NHWC the
+/// channels of a tap.
 template <class T>
 struct SumBlocks {
   int64_t channels, taps;  // per block
   int64_t channel_blocks, tap_blocks;
   int64_t CI, all_taps;
 
-  explicit SumBlocks(const Correlation& q, int64_t most = Block<T>::KC) : CI(q.CI), all_taps(q.taps) {
+  explicit SumBlocks(const Correlation& q, int64_t most = Block<T>::KC) : SumBlocks(q, most, q.channels_last) {}
+  SumBlocks(const Correlation& q, int64_t most, bool channels_innermost) : CI(q.CI), all_taps(q.taps) {
     const auto fit = [](int64_t n, int64_t room) { return n < room ? n : room < 1 ? 1 : room; };
-    if (q.channels_last) {
+    if (channels_innermost) {
       channels = fit(CI, most);
       taps = fit(all_taps, most / channels);
     } else {

@@ -74,11 +74,11 @@ struct Taps {
   T padding;
 
   DLK_INLINE Vec<T> operator()(const T* row, int64_t start, int64_t tap) const {
-    if constexpr (kStride == 1) return load_run(row, start + tap);
+    if constexpr (kStride == 1) return run(row, start + tap);
     if constexpr (kStride == 2) {
       // The even of two vectors' elements, or the odd from one place before: then the last is still the window's.
       const int64_t at = start + tap - (tap > 0);
-      const Vec<T> low = load_run(row, at), high = load_run(row, at + kLanes<T>);
+      const Vec<T> low = run(row, at), high = run(row, at + kLanes<T>);
       return tap > 0 ? every_second<1>(low, high) : every_second<0>(low, high);
     }
     Vec<T> v = splat(padding);
@@ -88,12 +88,42 @@ struct Taps {
     return v;
   }
 
- private:
-  DLK_INLINE Vec<T> load_run(const T* row, int64_t at) const {
+  /// Adjacent elements.
+  DLK_INLINE Vec<T> run(const T* row, int64_t at) const {
     if (!kPads || (at >= 0 && at + kLanes<T> <= W)) return load(row + at);
     return load_between(row + at, -at, W - at, padding);
   }
 };
+
+/// The runs of a row that hold all kS taps of kLanes windows. What combines taps in any order combines the runs of all
+/// rows, and only then sorts them into taps, with the shuffles of one row.
+template <class T, int kS, int kStride>
+struct Runs {
+  static constexpr int kCount = kStride == 1 ? kS : 2 * (kS / 2 + kS % 2);
+  Vec<T> of[kCount];
+
+  explicit Runs(T value) {
+    for (Vec<T>& v : of) v = splat(value);
+  }
+  /// Of run k, from the first tap of the first window.
+  static constexpr int64_t offset(int k) { return kStride == 1 ? k : k / 2 + k % 2 * kLanes<T>; }
+
+  DLK_INLINE Vec<T> tap(int s) const {
+    if constexpr (kStride == 1) return of[s];
+    const int pair = s > 1 ? s / 2 * 2 : 0;  // as Taps: those from tap 0 have 0 and 1, those from tap 1 tap 2
+    return s == 0 ? every_second<0>(of[0], of[1]) : every_second<1>(of[pair], of[pair + 1]);
+  }
+};
+
+/// combine(runs, run k, its elements) for all runs of `rows` rows, `down` apart.
+template <class Runs, class T, class Taps, class F>
+DLK_INLINE Runs combine_runs(Runs runs, Taps taps, const T* row, int64_t rows, int64_t down, int64_t start, F combine) {
+  for (int64_t r = 0; r < rows; ++r, row += down) {
+#pragma GCC unroll 4
+    for (int k = 0; k < Runs::kCount; ++k) combine(runs.of[k], taps.run(row, start + Runs::offset(k)));
+  }
+  return runs;
+}
 
 /// Fetches what the output row after the next three reads and those before it do not: rows are too short for the
 /// hardware to see a stream in each.

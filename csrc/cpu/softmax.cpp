@@ -14,20 +14,24 @@
 namespace dlk::cpu {
 namespace {
 
-/// e: room for the numerators of a row: y itself, or working memory if y is streamed.
+/// e: room for the numerators of the rows: y itself, or working memory if y is streamed.
 template <bool log, bool streams, class T>
-void forward_row(int64_t C, const T* x, T* e, T* y) {
-  T m, sum;
-  row_max_sum(C, x, m, sum, [&](int64_t c, Vec<T> v, auto lanes) {
-    if constexpr (!log) store_n(e + c, v, lanes);
-  });
-  const T finish = log ? std::log(sum) : 1 / sum;
-  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-    if constexpr (log)
-      write_n<streams>(y + c, (load_n(x + c, lanes) - m) - finish, lanes);
-    else
-      write_n<streams>(y + c, load_n(e + c, lanes) * finish, lanes);
-  });
+void forward_rows(int64_t rows, int64_t C, const T* x, T* e, T* y) {
+  T m[kLanes<T>], finish[kLanes<T>] = {};  // what a sum does to y: is subtracted as its logarithm, or divides
+  for (int64_t r = 0; r < rows; ++r)
+    row_max_sum(C, x + r * C, m[r], finish[r], [&](int64_t c, Vec<T> v, auto lanes) {
+      if constexpr (!log) store_n(e + r * C + c, v, lanes);
+    });
+  if (log) take_logs(rows, finish);
+  for (int64_t r = 0; r < rows; ++r, x += C, e += C, y += C) {
+    const T top = m[r], by = log ? finish[r] : 1 / finish[r];
+    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+      if constexpr (log)
+        write_n<streams>(y + c, (load_n(x + c, lanes) - top) - by, lanes);
+      else
+        write_n<streams>(y + c, load_n(e + c, lanes) * by, lanes);
+    });
+  }
 }
 
 template <bool log, bool streams, class T>
@@ -52,15 +56,15 @@ void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* e, int
   tile_max_sum(C, inner, width, x, m, sum, [&](int64_t c, int64_t j, Vec<T> v, auto lanes) {
     if constexpr (!log) store_n(e + c * stride + j, v, lanes);
   });
-  T finish[kTile] = {};  // what the sum does to y: is subtracted as its logarithm, or multiplied by as its inverse
-  for (int64_t j = 0; j < width; ++j) finish[j] = log ? std::log(sum[j]) : 1 / sum[j];
+  if (log) take_logs(width, sum);
+  for (int64_t j = 0; j < width && !log; ++j) sum[j] = 1 / sum[j];
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = c * inner + j;
       if constexpr (log)
-        write_n<streams>(y + at, (load_n(x + at, lanes) - load(m + j)) - load(finish + j), lanes);
+        write_n<streams>(y + at, (load_n(x + at, lanes) - load(m + j)) - load(sum + j), lanes);
       else
-        write_n<streams>(y + at, load_n(e + c * stride + j, lanes) * load(finish + j), lanes);
+        write_n<streams>(y + at, load_n(e + c * stride + j, lanes) * load(sum + j), lanes);
     });
 }
 
@@ -86,17 +90,19 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
 
 template <bool log, class T>
 void forward_as(SoftmaxShape s, const T* x, T* y, Context& context) {
-  const int64_t width = s.inner == 1 ? 1 : tile_width<T>(s.C), tiles = ceil_div(s.inner, width);
+  const int64_t width = s.inner == 1 ? rows_at_once<T>(s.C) : tile_width<T>(s.C);
+  const int64_t tiles = ceil_div(s.inner, width), tasks = s.inner == 1 ? ceil_div(s.outer, width) : s.outer * tiles;
   const int64_t elements = s.outer * s.C * s.inner, room = log ? 0 : ceil_div(s.C * width, kLanes<T>) * kLanes<T>;
-  const int64_t threads = std::min<int64_t>({max_threads(), elements * kExpCost / kGrainElements, s.outer * tiles});
+  const int64_t threads = std::min<int64_t>({max_threads(), elements * kExpCost / kGrainElements, tasks});
   const auto run = [&](auto streams) {
     T* const buffers = context.array<T>(streams ? threads * room : 0);
     run_threads(threads, [=](const Team& team) {
       T* const waiting = buffers + team.rank * room;
-      team.for_each(s.outer * tiles, [&](int64_t task) {
+      team.for_each(tasks, [&](int64_t task) {
         if (s.inner == 1) {
-          const int64_t at = task * s.C;
-          return forward_row<log, streams>(s.C, x + at, streams ? waiting : y + at, y + at);
+          const int64_t i = task * width, at = i * s.C;
+          return forward_rows<log, streams>(std::min(width, s.outer - i), s.C, x + at, streams ? waiting : y + at,
+                                            y + at);
         }
         const int64_t j = task % tiles * width, at = task / tiles * s.C * s.inner + j;
         forward_tile<log, streams>(s.C, s.inner, std::min(width, s.inner - j), x + at, streams ? waiting : y + at,
@@ -115,7 +121,11 @@ void backward_as(SoftmaxShape s, const T* dy, const T* y, T* dx) {
   const int64_t elements = 3 * s.outer * s.C * s.inner;
   with_streaming(dx, s.inner == 1 ? s.C : s.inner, elements, [=](auto streams) {
     for_each_row_or_tile<T, streams>(
-        s, [=](int64_t i) { backward_row<log, streams>(s.C, dy + i * s.C, y + i * s.C, dx + i * s.C); },
+        s,
+        [=](int64_t i, int64_t count) {
+          for (int64_t at = i * s.C; at < (i + count) * s.C; at += s.C)
+            backward_row<log, streams>(s.C, dy + at, y + at, dx + at);
+        },
         [=](int64_t i, int64_t j, int64_t width) {
           const int64_t at = i * s.C * s.inner + j;
           backward_tile<log, streams>(s.C, s.inner, width, dy + at, y + at, dx + at);

@@ -35,12 +35,28 @@ int64_t tile_width(int64_t C) {
 /// From a tile of `width` columns to the next, which its last pass fetches into L2.
 inline int64_t next_tile(int64_t C, int64_t inner, int64_t width) { return width < inner ? width : C * inner; }
 
-/// row(i) for each of the `outer` rows, or tile(i, j, width) for columns [j, j + width) of each i, over the threads.
-template <class T, bool streams = false, class Row, class Tile>
-void for_each_row_or_tile(SoftmaxShape s, Row row, Tile tile) {
+/// Rows that one pass takes before the next begins: where they stay in L1 meanwhile as many as a vector has lanes, so
+/// that their logarithms are one; else one.
+template <class T>
+int64_t rows_at_once(int64_t C) {
+  constexpr int64_t kBytes = 8 * 1024;
+  return kLanes<T> * C * static_cast<int64_t>(sizeof(T)) <= kBytes ? kLanes<T> : 1;
+}
+
+/// x[j] = log(x[j]) for the first `count` sums, and the rest of their vectors.
+template <class T>
+DLK_INLINE void take_logs(int64_t count, T* x) {
+  for (int64_t j = 0; j < count; j += kLanes<T>) store(x + j, log_from_one(load(x + j)));
+}
+
+/// rows(i, count) for each rows_at_once() of the `outer` rows, or tile(i, j, width) for columns [j, j + width) of each
+/// i, over the threads.
+template <class T, bool streams = false, class Rows, class Tile>
+void for_each_row_or_tile(SoftmaxShape s, Rows rows, Tile tile) {
   if (s.inner == 1) {
-    parallel_for<streams>(s.outer, s.C * kExpCost, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) row(i);
+    const int64_t most = rows_at_once<T>(s.C);
+    parallel_for<streams>(ceil_div(s.outer, most), most * s.C * kExpCost, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * most; i < std::min(s.outer, end * most); i += most) rows(i, std::min(most, s.outer - i));
     });
     return;
   }

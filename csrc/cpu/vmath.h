@@ -1,4 +1,4 @@
-// Elementary functions on vectors: exp, expm1, log1p, tanh, sigmoid, the normal tail.
+// Elementary functions on vectors: exp, expm1, log, log1p, tanh, sigmoid, the normal tail.
 //
 // float: polynomials, within 2 ULP (the normal tail: 8 down to 1e-7, under 100 below, and 0 from 13.2 on; tanh without
 // FMA: 2.2) over the whole range, subnormal results, overflow, NaN and Inf included. double: the C library's function
@@ -108,6 +108,17 @@ DLK_INLINE V expm1_negative(V x) {
   }
 }
 
+/// log((1 + r) 2^whole) for r in [sqrt(1/2) - 1, sqrt(2) - 1].
+DLK_INLINE Vec<float> log_of_reduced(Vec<float> r, Vec<float> whole) {
+  constexpr float c[] = {3.3333331174e-1f,  -2.4999993993e-1f, 2.0000714765e-1f,  -1.6668057665e-1f, 1.4249322787e-1f,
+                         -1.2420140846e-1f, 1.1676998740e-1f,  -1.1514610310e-1f, 7.0376836292e-2f};
+  const Vec<float> z = r * r;
+  Vec<float> y = polynomial(r, c) * r * z;
+  y = y + whole * -2.12194440e-4f;  // ln 2 in two parts, as in reduce_exp
+  y = y - z * 0.5f;
+  return (r + y) + whole * 0.693359375f;
+}
+
 /// log(1 + x) for 0 <= x <= 1 (or NaN).
 template <class V>
 DLK_INLINE V log1p_unit(V x) {
@@ -116,15 +127,20 @@ DLK_INLINE V log1p_unit(V x) {
   } else {
     // 1 + x in [1, 2]; above sqrt 2 halve it: log(1 + x) = log((1 + x) / 2) + ln 2, and (1 + x) / 2 - 1 = (x - 1) / 2.
     const auto big = x > 0.41421356f;
-    const V r = big ? x * 0.5f - 0.5f : x;
-    constexpr float c[] = {3.3333331174e-1f,  -2.4999993993e-1f, 2.0000714765e-1f,  -1.6668057665e-1f, 1.4249322787e-1f,
-                           -1.2420140846e-1f, 1.1676998740e-1f,  -1.1514610310e-1f, 7.0376836292e-2f};
-    const V z = r * r;
-    const V zero = splat(0.f);
-    V y = polynomial(r, c) * r * z;
-    y = y + (big ? splat(-2.12194440e-4f) : zero);
-    y = y - z * 0.5f;
-    return (r + y) + (big ? splat(0.693359375f) : zero);
+    return log_of_reduced(big ? x * 0.5f - 0.5f : x, big ? splat(1.f) : splat(0.f));
+  }
+}
+
+/// log(x) for 1 <= x < Inf (or NaN).
+template <class V>
+DLK_INLINE V log_from_one(V x) {
+  if constexpr (sizeof(Lane<V>) == 8) {
+    return lanewise(x, [](double v) { return std::log(v); });
+  } else {
+    // x = (1 + r) 2^whole: counted from sqrt(1/2), the exponent's bits of x are those of 2^whole.
+    const Vec<int32_t> bits = (Vec<int32_t>)x, whole = (bits - 0x3f3504f3) >> 23;
+    const V y = log_of_reduced((V)(bits - (whole << 23)) - 1.f, __builtin_convertvector(whole, V));
+    return x == x ? y : x;
   }
 }
 
