@@ -1,6 +1,8 @@
 # Tests of CUDA kernels on the host executor, label simt. Target simt_tests builds them and nothing else.
 if(DLK_SIMT_MODE STREQUAL "race")
   set(orders forward)  # what this build finds does not depend on the order
+elseif(DLK_SIMT_MODE STREQUAL "sanitize")
+  set(orders forward random:1)  # addresses do so only where there is a race, which that build finds
 else()
   set(orders forward reverse random:1 random:2 random:3)
 endif()
