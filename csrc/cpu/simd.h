@@ -46,7 +46,9 @@ using IntOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 template <class T>
 inline constexpr int kLanes = kVecBytes / static_cast<int>(sizeof(T));
 
+#ifndef DLK_INLINE  // CMakeLists.txt has another one for sanitizers
 #define DLK_INLINE inline __attribute__((always_inline))
+#endif
 
 template <class T>
 DLK_INLINE Vec<T> splat(T x) {
