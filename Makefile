@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 PY := $(VENV)/bin/python
 BUILD_TOOLS := cmake ninja pybind11 setuptools wheel
-TEST_TOOLS := numpy pytest pytest-benchmark
+TEST_TOOLS := numpy pytest pytest-benchmark pytest-xdist
 DEMO_TOOLS := matplotlib scikit-learn tqdm
 CHECK_TOOLS := clang-format==23.1.5 ruff==0.17.6
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/cpp/*.h' 'tests/cpp/*.cpp' \
@@ -44,6 +44,11 @@ $(VENV)/check-tools:
 	$(PY) -m pip install --quiet $(CHECK_TOOLS)
 	touch $@
 
+$(VENV)/cpp-tools:
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet cmake ninja
+	touch $@
+
 # Ninja rebuilds only what changed, so this runs every time.
 build: $(VENV)/tools
 	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
@@ -69,24 +74,30 @@ bench-report: build
 accuracy: build
 	$(PY) benchmarks/accuracy.py
 
+# Two tests run at a time, so a thread that waits for another may not spin: it would take its core.
 test: test-cpp test-python test-simt
+test-cpp test-python test-simt test-sanitize: export OMP_WAIT_POLICY := passive
 
 test-cpp: build
-	$(VENV)/bin/ctest --test-dir $(DLKERNELS_BUILD_DIR) --output-on-failure
+	$(VENV)/bin/ctest --test-dir $(DLKERNELS_BUILD_DIR) --parallel 2 --output-on-failure
 
 # The C++ tests under the address and undefined-behaviour sanitizers (assertions on): needs no torch.
-test-sanitize: $(VENV)/tools
+test-sanitize: $(VENV)/cpp-tools
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DDLK_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja
 	$(VENV)/bin/cmake --build build/sanitize
-	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
+	$(VENV)/bin/ctest --test-dir build/sanitize --parallel 2 --output-on-failure
 
-# The tests of the ops again, on the CUDA kernels, run on the CPU by csrc/simt, two files at a time. After changes of
-# csrc/cuda in more orders of threads and blocks: make test-simt SIMT_ORDERS="forward reverse random:1"
+# The tests of the ops again, on the CUDA kernels, run on the CPU by csrc/simt. After changes of csrc/cuda in more orders of
+# threads and blocks: make test-simt SIMT_ORDERS="forward reverse random:1". gradcheck, which calls small kernels thousands
+# of times and tests formulas rather than orders, runs in the order `forward` only, which is not the default.
 test-simt: build
-	for order in $(SIMT_ORDERS); do printf "$$order %s\n" $(SIMT_TESTS); done | xargs -P 2 -L 1 tests/simt_order.sh $(PY)
+	for order in $(SIMT_ORDERS); do \
+	  test $$order = forward && select= || select="not gradcheck"; echo "order $$order"; \
+	  DLKERNELS_SIMT_ORDER=$$order OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --backend=simt -k "$$select" $(SIMT_TESTS) || exit; \
+	done
 
 # The CUDA kernels under the host executor, in its builds that find wrong addresses and data races: see docs/simt.md.
-test-simt-sanitize test-simt-race: test-simt-%: $(VENV)/tools
+test-simt-sanitize test-simt-race: test-simt-%: $(VENV)/cpp-tools
 	$(VENV)/bin/cmake -S . -B build/simt-$* -G Ninja -DDLK_SIMT=ON -DDLK_SIMT_MODE=$* -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja
 	$(VENV)/bin/cmake --build build/simt-$* --target simt_tests
 	$(VENV)/bin/ctest --test-dir build/simt-$* -L simt --parallel 2 --output-on-failure
@@ -96,7 +107,7 @@ test-install:
 	tests/install.sh "$(TORCH)"
 
 test-python: build
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2
 
 # Compiles the CUDA kernels for sm_80 and sm_90 and checks what came out: needs nvcc and no GPU.
 $(VENV)/cuda-tools:

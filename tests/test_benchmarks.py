@@ -184,8 +184,9 @@ def test_targets_name_cases_that_exist():
         assert target.rows(rows), f"no case is named as in {target}"
 
 
-def test_a_run_ends_in_a_report(tmp_path):
+def test_a_run_ends_in_a_report(tmp_path, monkeypatch):
     """The whole way on one small case: pytest-benchmark, its JSON, the report."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # where it is set, pytest-benchmark measures nothing
     run = tmp_path / "run.json"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/bench_softmax.py"]
     options = ["-k", "softmax and 128x10 and not log", "--threads", "1", "--budget", "0", "--benchmark-json", run]
