@@ -123,6 +123,7 @@ cuda-budget: $(VENV)/cuda-tools
 	$(PY) tests/cuda/check_binaries.py --update
 
 # The extension with CUDA kernels against a CUDA build of torch: links, imports, registers its ops. Needs nvcc and no GPU.
+# No kernel runs there, so none is optimised; what nvcc makes of them with -O3 is the business of check-cuda.
 $(VENV_CUDA)/tools:
 	$(PYTHON) -m venv $(VENV_CUDA)
 	$(VENV_CUDA)/bin/python -m pip install --quiet "$(TORCH_CUDA)" $(BUILD_TOOLS) $(TEST_TOOLS)
@@ -130,7 +131,7 @@ $(VENV_CUDA)/tools:
 
 test-cuda-build: $(VENV_CUDA)/tools
 	DLKERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_GPUS)" DLKERNELS_CPP_TESTS=OFF DLKERNELS_SIMT=OFF \
-	  DLKERNELS_BUILD_DIR=$(CUDA_BUILD_DIR) \
+	  DLKERNELS_BUILD_DIR=$(CUDA_BUILD_DIR) NVCC_APPEND_FLAGS="-Xcicc -O0 -Xptxas -O0" \
 	  $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
 	cd tests && $(VENV_CUDA)/bin/python -P -m pytest -q -p no:cacheprovider cuda/check_build.py
 
