@@ -123,7 +123,6 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors)
           if constexpr (kS > 0 && kStride > 0) {
             const auto runs = combine_runs(Runs<T, kS, kStride>(0), taps, top, rows, p.W, w.start(ow),
                                            [](Vec<T>& total, Vec<T> v) { total += v; });
-#pragma GCC unroll 3
             for (int s = 0; s < kS; ++s) sum += runs.tap(s);
           } else {
             for (int64_t r = 0; r < rows; ++r)

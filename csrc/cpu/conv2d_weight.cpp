@@ -3,12 +3,12 @@
 // implicit GEMM.
 //
 // Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
-// after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC
-// as a column, mostly where the pixels lie (PixelRows). Pixels are cut into a fixed number of splits, each with sums of
-// its own, which are then added in order: tasks (group, split, part of the rows) are cut by shape alone, so the result
-// does not depend on the threads, and sums restart every block, which bounds their rounding error. Few pixels are one
-// block, whose sums are stored as dw. 1 x 1 filters over NHWC pixels, or over small NCHW images, are a product of
-// matrices in memory.
+// after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC,
+// and NCHW that is staged so, as a column, mostly where the pixels lie (PixelRows). Pixels are cut into a fixed number
+// of splits, each with sums of its own, which are then added in order: tasks (group, split, part of the rows) are cut
+// by shape alone, so the result does not depend on the threads, and sums restart every block, which bounds their
+// rounding error. Few pixels are one block, whose sums are stored as dw. 1 x 1 filters over NHWC pixels, or over small
+// NCHW images, are a product of matrices in memory.
 #include "csrc/core/conv2d.h"
 #include "csrc/core/gemm.h"
 #include "csrc/cpu/dispatch.h"
@@ -187,8 +187,7 @@ void add_splits(const Correlation& q, const Cut<T>& cut, const T* partial, int64
   constexpr int64_t L = kLanes<T>;
   const int64_t rows = cut.row_count - row < L ? cut.row_count - row : L, size = cut.row_count * q.CO;
   const auto offset = [&](int64_t i) {  // of row i in dw
-    return cut.channels_innermost ? i % q.CI * q.w_in + q.weight[i / q.CI]
-                                  : i / q.taps * q.w_in + q.weight[i % q.taps];
+    return cut.channels_innermost ? i % q.CI * q.w_in + q.weight[i / q.CI] : i / q.taps * q.w_in + q.weight[i % q.taps];
   };
   bool adjacent = true;
   for (int64_t i = 1; i < rows; ++i) adjacent &= offset(row + i) == offset(row) + i;

@@ -199,23 +199,25 @@ Position<T> position(const CrossEntropyParams& p, const Coefficients<T>& a, int6
   return {dloss, t, a.sharp * a.weight(t)};
 }
 
-template <class T>
+/// dense: whether a has a dense part.
+template <bool dense, class T>
 void backward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, T m, T log_sum, T dloss,
                   T* dx) {
   using V = Vec<T>;
   const int64_t row = i * p.C;
   const Position<T> here = position(p, a, i, dloss);
   V sums = {};
-  if (a.has_dense) for_each_vec<T>(p.C, [&](int64_t c, auto lanes) { sums += a.along_row(row, c, lanes); });
+  if (dense) for_each_vec<T>(p.C, [&](int64_t c, auto lanes) { sums += a.along_row(row, c, lanes); });
   const T A = here.picked + reduce_sum(sums);
   for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-    const V probability = exp_or_zero((load_n(x + row + c, lanes) - m) - log_sum);
-    store_n(dx + row + c, (probability * A - a.along_row(row, c, lanes)) * here.dloss, lanes);
+    V g = exp_or_zero((load_n(x + row + c, lanes) - m) - log_sum) * A;
+    if constexpr (dense) g -= a.along_row(row, c, lanes);
+    store_n(dx + row + c, g * here.dloss, lanes);
   });
   if (here.target >= 0) dx[row + here.target] -= here.dloss * here.picked;
 }
 
-template <class T>
+template <bool dense, class T>
 void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t n, int64_t j0,
                    int64_t width, const T* maximum, const T* log_sum, const T* dloss, int64_t step, T scale, T* dx) {
   using V = Vec<T>;
@@ -229,7 +231,7 @@ void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T
     m[j] = maximum[i + j];
     log[j] = log_sum[i + j];
   }
-  for (int64_t c = 0; c < p.C && a.has_dense; ++c)
+  for (int64_t c = 0; c < p.C && dense; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       store(A + j, load(A + j) + a.along_columns(start + c * p.inner + j, c, lanes));
     });
@@ -237,8 +239,9 @@ void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = start + c * p.inner + j;
       __builtin_prefetch(x + at + p.inner);  // the next row of the tile: the one pass there is reads from beyond L2
-      const V probability = exp_or_zero((load_n(x + at, lanes) - load(m + j)) - load(log + j));
-      store_n(dx + at, (probability * load(A + j) - a.along_columns(at, c, lanes)) * load(g + j), lanes);
+      V d = exp_or_zero((load_n(x + at, lanes) - load(m + j)) - load(log + j)) * load(A + j);
+      if constexpr (dense) d -= a.along_columns(at, c, lanes);
+      store_n(dx + at, d * load(g + j), lanes);
     });
   for (int64_t j = 0; j < width; ++j)
     if (here[j].target >= 0) dx[start + here[j].target * p.inner + j] -= g[j] * here[j].picked;
@@ -274,15 +277,18 @@ void backward(const CrossEntropyParams& p, const T* x, const CrossEntropyTargets
   const Coefficients<T> a(p, targets);
   const T s = static_cast<T>(divisor ? 1 / *divisor : 1);
   if (!p.logits) return backward_picked(p, a, dloss, step, s, dx);
-  for_each_row_or_tile<T>(
-      {p.N, p.C, p.inner},
-      [&](int64_t begin, int64_t count) {
-        for (int64_t i = begin; i < begin + count; ++i)
-          backward_row(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx);
-      },
-      [&](int64_t n, int64_t j, int64_t width) {
-        backward_tile(p, x, a, n, j, width, maximum, log_sum, dloss, step, s, dx);
-      });
+  const auto run = [&](auto dense) {
+    for_each_row_or_tile<T>(
+        {p.N, p.C, p.inner},
+        [&](int64_t begin, int64_t count) {
+          for (int64_t i = begin; i < begin + count; ++i)
+            backward_row<dense>(p, x, a, i, maximum[i], log_sum[i], dloss[i * step] * s, dx);
+        },
+        [&](int64_t n, int64_t j, int64_t width) {
+          backward_tile<dense>(p, x, a, n, j, width, maximum, log_sum, dloss, step, s, dx);
+        });
+  };
+  a.has_dense ? run(std::true_type{}) : run(std::false_type{});
 }
 
 }  // namespace

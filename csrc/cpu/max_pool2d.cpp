@@ -113,7 +113,6 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
                                            });
             if (bits_of_lanes<T>(sum != sum) == 0) [[likely]] {  // else look again, as in greatest()
               Vec<T> most = runs.tap(0);
-#pragma GCC unroll 3
               for (int s = 1; s < kS; ++s) most = max(runs.tap(s), most);
               return store_n(y + at + ow, most, lanes);
             }

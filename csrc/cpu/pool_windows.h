@@ -1,8 +1,8 @@
 // What max and average pooling share: windows along one axis, and NCHW rows of outputs in vectors along OW.
 //
 // A vector holds adjacent outputs; tap s of theirs is every stride_w-th element of an input row, loaded and, with
-// stride 2, sorted in registers. At the ends of a row, where windows reach into the padding, and in rows shorter than a
-// vector, loads are masked.
+// stride 2, sorted in registers (of all rows at once where nothing but their sum or maximum is wanted: Runs). At the
+// ends of a row, where windows reach into the padding, and in rows shorter than a vector, loads are masked.
 #pragma once
 
 #include "csrc/core/pool2d.h"

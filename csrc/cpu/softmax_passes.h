@@ -43,9 +43,10 @@ int64_t rows_at_once(int64_t C) {
   return kLanes<T> * C * static_cast<int64_t>(sizeof(T)) <= kBytes ? kLanes<T> : 1;
 }
 
-/// x[j] = log(x[j]) for the first `count` sums, and the rest of their vectors.
+/// x[j] = log(x[j]) for the first `count` sums, and the rest of their vectors: one alone is sooner done by itself.
 template <class T>
 DLK_INLINE void take_logs(int64_t count, T* x) {
+  if (count == 1) return void(x[0] = std::log(x[0]));
   for (int64_t j = 0; j < count; j += kLanes<T>) store(x + j, log_from_one(load(x + j)));
 }
 
@@ -73,15 +74,19 @@ void for_each_row_or_tile(SoftmaxShape s, Rows rows, Tile tile) {
 /// and comes back in the sum, as does Inf - Inf: m = +Inf, or a row of -Inf only.
 template <class T, class Keep>
 DLK_INLINE void row_max_sum(int64_t C, const T* x, T& m, T& sum, Keep keep) {
-  const auto take_max = [&](int64_t c, auto lanes, Vec<T>& top) { top = max(load_n(x + c, lanes, kLowest<T>), top); };
-  m = reduce_max(accumulate_vecs<T>(C, splat(kLowest<T>), take_max, [](auto a, auto b) { return max(a, b); }));
+  const auto take_max = [&](int64_t c, auto lanes, Vec<T>& most) {
+    most = max(load_n(x + c, lanes, kLowest<T>), most);
+  };
+  const T top =
+      reduce_max(accumulate_vecs<T>(C, splat(kLowest<T>), take_max, [](auto a, auto b) { return max(a, b); }));
   Vec<T> sums = {};
   for_each_vec_and_next_row<T, 1>(C, [&](int64_t c, auto lanes, auto fetch) {
     fetch(x);
-    const Vec<T> e = exp_or_zero(load_n(x + c, lanes, kLowest<T>) - m);
+    const Vec<T> e = exp_or_zero(load_n(x + c, lanes, kLowest<T>) - top);
     keep(c, e, lanes);
     sums += e;
   });
+  m = top;  // not in the loop, which would read it again after each store
   sum = reduce_sum(sums);
 }
 
