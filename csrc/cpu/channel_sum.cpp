@@ -5,25 +5,27 @@
 // any number of threads.
 #include "csrc/core/channel_sum.h"
 
+#include <algorithm>
+
 #include "csrc/cpu/dispatch.h"
-#include "csrc/cpu/reduce.h"
+#include "csrc/cpu/moments.h"
 
 namespace dlk::cpu {
 namespace {
 
-/// Terms per lane before a sum restarts: rounding errors grow with the length of a running sum.
-constexpr int64_t kBlock = 64;
+/// Terms of a chain before the sum restarts: rounding errors grow with the length of a running sum.
+constexpr int64_t kTerms = 64;
 
 template <class T>
-T sum_plane(const T* x, int64_t P) {
+double sum_plane(const T* x, int64_t P) {
+  constexpr int64_t kBlock = kTerms * kChains * kLanes<T>;
   double total = 0;
-  for (int64_t p = 0; p < P; p += kBlock * kLanes<T>) {
-    const int64_t n = P - p < kBlock * kLanes<T> ? P - p : kBlock * kLanes<T>;
-    Vec<T> sum{};
-    for_each_vec<T>(n, [&](int64_t i, auto lanes) { sum += load_n(x + p + i, lanes); });
-    total += reduce_sum(sum);
+  for (int64_t p = 0; p < P; p += kBlock) {
+    const auto sum = sum_vecs<1, T>(std::min(kBlock, P - p),
+                                    [&](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(x + p + i, lanes); });
+    total += reduce_sum(sum.of[0]);
   }
-  return static_cast<T>(total);
+  return total;
 }
 
 template <class T>
@@ -37,30 +39,23 @@ void sum_planes(int64_t N, int64_t C, int64_t P, const T* x, T* sum) {
   });
 }
 
-/// to[c] = the sum of `rows` rows of C values, in chains as accumulate_vecs has them.
+/// to[c] = the sum of `rows` rows of C values.
 template <class T>
 void add_rows(const T* x, int64_t rows, int64_t C, T* to) {
-  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-    Vec<T> sum[kChains] = {};
-    const auto add = [&](int64_t i, int k) { sum[k] += load_n(x + i * C + c, lanes); };
-    int64_t i = 0;
-    for (; i + kChains <= rows; i += kChains)
-      for (int k = 0; k < kChains; ++k) add(i + k, k);
-    for (; i < rows; ++i) add(i, 0);
-    static_assert(kChains == 4);
-    store_n(to + c, (sum[0] + sum[1]) + (sum[2] + sum[3]), lanes);
-  });
+  std::fill_n(to, C, T(0));
+  sum_rows<1>(C, 0, rows, to,
+              [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_row(x, n, C, c, lanes); });
 }
 
 template <class T>
 void sum(int64_t N, int64_t C, int64_t P, const T* x, T* sum, Context& context) {
   if (P > 1) return sum_planes(N, C, P, x, sum);
-  const int64_t blocks = ceil_div(N, kBlock);
+  const int64_t blocks = ceil_div(N, kSumRows);
   T* partial = context.array<T>(blocks * C);
-  parallel_for(blocks, kBlock * C, [&](int64_t begin, int64_t end) {
+  parallel_for(blocks, kSumRows * C, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t row = b * kBlock;
-      add_rows(x + row * C, N - row < kBlock ? N - row : kBlock, C, partial + b * C);
+      const int64_t row = b * kSumRows;
+      add_rows(x + row * C, std::min(kSumRows, N - row), C, partial + b * C);
     }
   });
   add_rows(partial, blocks, C, sum);

@@ -261,7 +261,7 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
   const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
   const int64_t fit = kBandElements / row_elements > 1 ? kBandElements / row_elements : 1;
   const int64_t bands = ceil_div(q.rows, fit), band = ceil_div(q.rows, bands), terms = q.CI * q.taps;
-  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, band * q.cols, q.CI, true) + L, runs_size = band + 1;
+  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, band * q.cols, q.CI, true), runs_size = band + 1;
   const int64_t stride = packed_row_stride<T>(terms), threads = max_threads();
   const bool direct = !q.channels_last && q.col_step == 1 && q.cols >= L;  // tiles store vectors where they belong
   T* weights = context.array<T>(q.groups * q.CO * stride);

@@ -100,7 +100,7 @@ void pack_gradient(const Correlation& q, const T* dy, int64_t g, Range pixels, T
 template <class T>
 struct Buffers {
   T *gradient, *patches, *stage;
-  Run* runs;           // NCHW
+  Run* runs;           // NCHW, packed
   bool reads_rows;     // instead of packed patches; then:
   Stretch* stretches;  // the rows of a block
   const T** starts;    // where they are

@@ -100,7 +100,7 @@ void forward_rows(const CrossEntropyParams& p, const T* x, const Coefficients<T>
                   T* maximum, T* log_sum, T* loss) {
   T m[kLanes<T>], log[kLanes<T>] = {};
   for (int64_t r = 0; r < rows; ++r) row_max_sum(p.C, x + (i + r) * p.C, m[r], log[r], [](auto...) {});
-  take_logs(rows, log);
+  take_row_logs(p.C, rows, log);
   for (int64_t r = 0; r < rows; ++r, ++i) {
     const T* const row = x + i * p.C;
     T dense = 0;

@@ -120,9 +120,8 @@ class Prefetches {
   DLK_INLINE Prefetches(const Terms<T>& terms, bool first, const T* c, int64_t c_stride, const int64_t (&at)[nv])
       : terms_(terms),
         ahead_(terms.ahead.data),
-        wait_(kLater > 0                ? 2
-              : first || !terms.a_ahead ? terms.ahead_period
-                                        : 0),
+        period_(first || !terms.a_ahead ? terms.ahead_period : 0),
+        wait_(kLater > 0 ? 2 : period_),
         c_(c),
         c_stride_(c_stride) {
 #pragma GCC unroll 8
@@ -150,7 +149,7 @@ class Prefetches {
     }
   }
   DLK_INLINE void fetch() {
-    wait_ = terms_.ahead_period;
+    wait_ = period_;
     if (kLater > 0 && c_ != nullptr) {
       fetch_c<kLater>();
       c_ = nullptr;
@@ -167,7 +166,7 @@ class Prefetches {
 
   const Terms<T>& terms_;
   const T* ahead_;
-  int64_t wait_;  // steps
+  int64_t period_, wait_;  // steps; 0: for ever
   const T* c_;
   int64_t c_stride_, at_[nv];
 };
@@ -316,7 +315,8 @@ template <class T>
 using TileFunction = void (*)(const Terms<T>&, const T*, const T*, const CView<T>&, int64_t);
 
 /// row_of_tiles<> for 1 .. MR rows, or as many as there are registers for, so that a group of fewer costs no wasted
-/// work. Where sums are one vector wide, twice MR: MR of them would wait for each other.
+/// work. Where sums are one vector wide, twice MR if that is few: MR of them would wait for each other, and there are
+/// registers for 12 of them.
 template <class T, int nv>
 constexpr int kMostRows = nv > Block<T>::NV                   ? Block<T>::MR * Block<T>::NV / nv
                           : nv == 1 && 2 * Block<T>::MR <= 12 ? 2 * Block<T>::MR
@@ -371,13 +371,14 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
                  .ahead = ahead,
                  .a_ahead = a.from_far,
                  .ahead_period = a.from_far ? kLine<T> / kStep : 0};
-  // Each group of rows prefetches its share of the rows ahead, about evenly over its own steps, one a step at most.
+  // Each group of rows prefetches its share of the rows of B ahead, about evenly over its own steps, one a step at
+  // most.
   const int64_t share = ceil_div(K, ceil_div(M, Block<T>::MR));
   if (ahead.data && !a.from_far) terms.ahead_period = K > kStep * share ? K / kStep / share : 1;
   const int64_t near = panels_at_once<T>(K) * NR;
   for (int64_t begin = 0; begin < N; begin += near) {
     const int64_t end = begin + near < N ? begin + near : N;
-    // A last panel that fills no more than a vector takes tiles of its own.
+    // A last panel that fills no more than a vector takes tiles of its own, after the others.
     const int64_t last = (end - begin) % NR, narrow = last <= kLanes<T> ? last : 0, wide = end - begin - narrow;
     const T* const panels = b + begin / NR * panel_stride;
     const auto multiply = [&](int64_t first, int64_t n, int64_t most_rows) {

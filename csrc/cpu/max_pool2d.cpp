@@ -1,8 +1,9 @@
 // Max pooling: y = max over the window; the gradient goes to the one element that was found.
 //
 // Order as PyTorch's: taps are visited r by r, s by s, and one replaces the best so far if it is greater or NaN: the
-// first of equal maxima wins, a NaN always does; a window of -Inf gives its first element. Padding never wins. What
-// backward needs is the position in the window, one byte per output (see Positions); it is computed only when wanted.
+// first of equal maxima wins (of zeros any, where no position is wanted), a NaN always does; a window of -Inf gives its
+// first element. Padding never wins. What backward needs is the position in the window, one byte per output where that
+// is enough; it is computed only when wanted.
 //
 // NCHW: vectors along OW (pool_windows.h). channels_last: vectors along C. Either way a task is an output row.
 // Backward: dy is added to each position's element one by one (NCHW, few channels, large windows), or each pixel of dx

@@ -57,7 +57,7 @@ class PlanarPatches {
     return channels * (in_rows * stage_width(q, span) + kLanes<T>);
   }
 
-  /// `always` stages even what could be read where it lies: readers may then overrun a row by a vector or two.
+  /// `always` stages even what could be read where it lies: readers may then overrun a row by a vector.
   /// `runs`: room for pixels + pixels / cut + 1 runs; they end at multiples of `cut` pixels.
   PlanarPatches(const Correlation& q, Range pixels, int64_t cut, Run* runs, T* stage, bool always = false)
       : q_(q), span_(q), in_place_(!always && in_place(q, span_)), pixels_(pixels), runs_(runs), stage_(stage) {
@@ -89,14 +89,18 @@ class PlanarPatches {
     const int64_t C = q_.groups * q_.CI;
     for_each_part([&](int64_t n, int64_t top, int64_t bottom, int64_t at) {
       const int64_t begin = std::clamp<int64_t>(0, top, bottom), end = std::clamp(q_.IH, begin, bottom);
-      for (int64_t h = begin; h < end && q_.channels_last; ++h)
-        stage_pixels(in + (n * q_.IH + h) * q_.IW * C + g * q_.CI + channels.begin, channels.size(),
-                     stage_ + at + (h - top) * width_);
+      if (q_.channels_last) {
+        for (int64_t h = begin; h < end; ++h)
+          stage_pixels(in + (n * q_.IH + h) * q_.IW * C + g * q_.CI + channels.begin, channels.size(),
+                       stage_ + at + (h - top) * width_);
+      }
       for (int64_t c = 0; c < channels.size(); ++c) {
         T* const to = stage_ + c * plane_ + at;
         zero((begin - top) * width_, to);
-        for (int64_t h = begin; h < end && !q_.channels_last; ++h)
-          stage_row(source_ + (n * C + c) * image + h * q_.IW, to + (h - top) * width_);
+        if (!q_.channels_last) {
+          for (int64_t h = begin; h < end; ++h)
+            stage_row(source_ + (n * C + c) * image + h * q_.IW, to + (h - top) * width_);
+        }
         zero((bottom - end) * width_, to + (end - top) * width_);
       }
     });

@@ -22,7 +22,7 @@ void forward_rows(int64_t rows, int64_t C, const T* x, T* e, T* y) {
     row_max_sum(C, x + r * C, m[r], finish[r], [&](int64_t c, Vec<T> v, auto lanes) {
       if constexpr (!log) store_n(e + r * C + c, v, lanes);
     });
-  if (log) take_logs(rows, finish);
+  if (log) take_row_logs(C, rows, finish);
   for (int64_t r = 0; r < rows; ++r, x += C, e += C, y += C) {
     const T top = m[r], by = log ? finish[r] : 1 / finish[r];
     for_each_vec<T>(C, [&](int64_t c, auto lanes) {
@@ -49,7 +49,7 @@ void backward_row(int64_t C, const T* dy, const T* y, T* dx) {
   });
 }
 
-/// e as in forward_row, with rows `stride` apart.
+/// e as in forward_rows, with rows `stride` apart.
 template <bool log, bool streams, class T>
 void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* e, int64_t stride, T* y) {
   T m[kTile], sum[kTile];

@@ -43,11 +43,17 @@ int64_t rows_at_once(int64_t C) {
   return kLanes<T> * C * static_cast<int64_t>(sizeof(T)) <= kBytes ? kLanes<T> : 1;
 }
 
-/// x[j] = log(x[j]) for the first `count` sums, and the rest of their vectors: one alone is sooner done by itself.
+/// x[j] = log(x[j]) for the first `count` sums, and the rest of their vectors.
 template <class T>
 DLK_INLINE void take_logs(int64_t count, T* x) {
-  if (count == 1) return void(x[0] = std::log(x[0]));
   for (int64_t j = 0; j < count; j += kLanes<T>) store(x + j, log_from_one(load(x + j)));
+}
+
+/// The same for the sums of `count` of rows_at_once(C) rows: where that is one, it is sooner done by itself.
+template <class T>
+DLK_INLINE void take_row_logs(int64_t C, int64_t count, T* x) {
+  if (rows_at_once<T>(C) > 1) return take_logs(count, x);
+  x[0] = std::log(x[0]);
 }
 
 /// rows(i, count) for each rows_at_once() of the `outer` rows, or tile(i, j, width) for columns [j, j + width) of each

@@ -1,10 +1,10 @@
 // Elementary functions on vectors: exp, expm1, log, log1p, tanh, sigmoid, the normal tail.
 //
 // float: polynomials, within 2 ULP (the normal tail: 8 down to 1e-7, under 100 below, and 0 from 13.2 on; tanh without
-// FMA: 2.2) over the whole range, subnormal results, overflow, NaN and Inf included. double: the C library's function
-// per lane. float64 serves gradient checks, where exactness counts and speed does not. Method: Cody & Waite range
-// reduction; coefficients of log from Cephes (Moshier), the others from our own relative minimax fits, with the errors
-// stated.
+// FMA: 2.2) over the whole range, subnormal results, overflow, NaN and Inf included (log: from 1, without Inf). double:
+// the C library's function per lane. float64 serves gradient checks, where exactness counts and speed does not. Method:
+// Cody & Waite range reduction; coefficients of log from Cephes (Moshier), the others from our own relative minimax
+// fits, with the errors stated.
 #pragma once
 
 #include <cmath>

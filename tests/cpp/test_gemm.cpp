@@ -51,11 +51,14 @@ void check_sizes() {
       // 0 to past three vectors of 16 floats along N, past MR along M.
       for (int64_t n = 0; n <= 50; ++n)
         for (const int64_t m : {1, 5, 15}) check_product<T>(m, n, 7, a_transposed, b_transposed, n % 2, n % 4);
-      for (int64_t m = 0; m <= 30; ++m) check_product<T>(m, 9, 3, a_transposed, b_transposed, m % 2, m % 4);
+      for (int64_t m = 0; m <= 30; ++m)
+        for (const int64_t n : {3, 9})
+          check_product<T>(m, n, 3 + 34 * (n == 3), a_transposed, b_transposed, m % 2, m % 4);
       for (const int64_t k : {0, 1, 127, 128, 129, 255, 256, 257, 520})
         check_product<T>(9, 37, k, a_transposed, b_transposed, true, 1);
       check_product<T>(190, 70, 600, a_transposed, b_transposed, true, 3);   // packs A
       check_product<T>(50, 1100, 60, a_transposed, b_transposed, false, 1);  // packs B, two blocks of columns
+      check_product<T>(400, 24, 700, a_transposed, b_transposed, true, 1);   // fetches A's next rows
       check_product<T>(13, 21, 34, a_transposed, b_transposed, true, 1, 9);
       // Two threads' parts of C differ, and the smaller one is cut into larger blocks of rows (AVX2, AVX-512) or
       // columns.
