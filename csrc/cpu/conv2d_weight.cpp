@@ -253,19 +253,27 @@ void multiply_planes(const Correlation& q, const T* x, const T* dy, T* dw, Conte
   });
 }
 
+/// dw = dy^T x, or, of many pixels where there are more outputs than inputs, dw^T = x^T dy, which is then transposed:
+/// the longer side of dw should be the product's columns, since panels are packed in runs, and rows in short pieces.
 template <class T>
 void multiply(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
   if (!q.channels_last) return multiply_planes(q, x, dy, dw, context);
-  const Gemm product{.M = q.CO,
-                     .N = q.CI,
+  constexpr int64_t kManyPixels = 32;  // per input channel: the product takes much longer than transposing
+  const bool transposed = q.CO > q.CI && q.pixels() >= kManyPixels * q.CI;
+  const int64_t M = transposed ? q.CI : q.CO, N = transposed ? q.CO : q.CI;
+  const Gemm product{.M = M,
+                     .N = N,
                      .K = q.pixels(),
                      .a_row = 1,
-                     .a_col = q.CO,
-                     .b_row = q.CI,
+                     .a_col = M,
+                     .b_row = N,
                      .b_col = 1,
-                     .c_row = q.w_out,
+                     .c_row = transposed ? N : q.w_out,
                      .run = kSumPixels};
-  kernel_table<GemmKernels<T>, kIsa>().multiply(product, dy, x, nullptr, dw, context);
+  T* const to = transposed ? context.array<T>(M * N) : dw;
+  kernel_table<GemmKernels<T>, kIsa>().multiply(product, transposed ? x : dy, transposed ? dy : x, nullptr, to,
+                                                context);
+  if (transposed) store_transposed(to, N, M, N, dw, q.w_out);
 }
 
 template <class T>
@@ -275,10 +283,10 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   if (q.pixels() == 0) return zero(q.groups * q.CO * q.CI * q.taps, dw);
   if (is_depthwise_pixels(q)) return depthwise_pixels_weight(q, x, dy, dw, context);
   if (has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
+  if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
   if (has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
-  if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
   Cut<T> cut(q, /*channels_innermost=*/true);
   const bool rows = reads_rows(q, cut);
   if (!rows && !q.channels_last) cut = Cut<T>(q, false);
