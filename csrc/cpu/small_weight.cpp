@@ -1,5 +1,4 @@
-// Convolution gradient to weights of few outputs or few terms (c, t): dw[k, c, t] = sum over pixels p of dy[k, p]
-// patch(c, t, p).
+// Convolution gradient to few weights, or of few outputs: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p).
 //
 // Lanes are adjacent pixels of a row: a tile of outputs x terms keeps a vector of sums each in registers and runs over
 // the rows of a band, so nothing but the padded input rows is packed (NHWC: transposed, and dy too). The rows of all
