@@ -47,6 +47,7 @@ CASES = {
     "1x1": ((3, 40, 7, 9), (70, 40, 1, 1), {}),
     "1x1_small_planes": ((12, 70, 7, 7), (66, 70, 1, 1), {}),
     "1x1_large": ((2, 12, 33, 31), (20, 12, 1, 1), {}),
+    "1x1_many_pixels": ((2, 17, 33, 31), (100, 17, 1, 1), {}),
     "1x1_strided_large": ((2, 12, 65, 65), (8, 12, 1, 1), {"stride": 2}),  # at 64 x 66 PyTorch 2.13 itself crashes
     "1x1_strided": ((2, 12, 9, 9), (8, 12, 1, 1), {"stride": 2}),
     "7x7_stride_2": ((2, 3, 31, 29), (10, 3, 7, 7), {"stride": 2, "padding": 3}),
@@ -278,7 +279,9 @@ THREADED = [
     "3x3",
     "7x7_stride_2",
     "1x1_small_planes",
+    "1x1_many_pixels",
     "lenet_2",
+    "5x5_padded",
     "groups",
     "depthwise",
     "narrow_groups",
