@@ -99,7 +99,7 @@ struct Taps {
 /// rows, and only then sorts them into taps, with the shuffles of one row.
 template <class T, int kS, int kStride>
 struct Runs {
-  static constexpr int kCount = kStride == 1 ? kS : 2 * (kS / 2 + kS % 2);
+  static constexpr int kCount = kStride == 1 ? kS : kS + kS % 2;
   Vec<T> of[kCount];
 
   explicit Runs(T value) {
@@ -110,7 +110,7 @@ struct Runs {
 
   DLK_INLINE Vec<T> tap(int s) const {
     if constexpr (kStride == 1) return of[s];
-    const int pair = s > 1 ? s / 2 * 2 : 0;  // as Taps: those from tap 0 have 0 and 1, those from tap 1 tap 2
+    const int pair = s / 2 * 2;  // as Taps: those from tap 0 have 0 and 1, those from tap 1 tap 2
     return s == 0 ? every_second<0>(of[0], of[1]) : every_second<1>(of[pair], of[pair + 1]);
   }
 };
