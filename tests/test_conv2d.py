@@ -106,7 +106,7 @@ def test_weight_formats(x_format, w_format):
 
 @pytest.mark.parametrize("image, options", [(9, {"stride": 2}), (20, {"stride": 2}), (24, {"padding": 1})])
 @pytest.mark.parametrize("x_format", FORMATS)
-@pytest.mark.parametrize("order", itertools.permutations(range(4)), ids=str)
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
 def test_dense_weights_in_any_order(order, x_format, image, options):
     """Axes of the weights lie in memory in this order, outermost first; their gradient takes it too."""
     x, w = operands((2, 20, image, image), (40, 20, 3, 3), None, x_format=x_format)
