@@ -247,19 +247,21 @@ bool is_dilated(const Correlation& q) { return Dilation(q).h > 1 || Dilation(q).
 /// The largest tile whose error against float64 (RMS and maximum) stays within twice that of PyTorch's kernels for the
 /// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md). Those sum
 /// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
-/// pixels, the more accurately the fewer there are; with AVX2 dilated filters and single small images are summed best.
+/// pixels, the more accurately the fewer there are; single small images are summed best, and with AVX2 dilated filters.
 /// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels), but
 /// with AVX2 those over 128 and more lose as much in small images as in all others.
 int accurate_tile(const Correlation& q, Pass pass) {
   if (q.less_accurate) return 4;
   constexpr bool avx512 = kIsa == Isa::avx512;
   const bool exact = q.CI <= 32 || (is_small(q) && (avx512 || q.CI < 128));
+  const bool single = q.pixels() < 256;
   switch (pass) {
     case Pass::forward:
-      return exact || (avx512 && !q.channels_last) ? 3 : 4;
+      if (avx512 && !q.channels_last) return single ? 2 : 3;
+      return exact ? 3 : 4;
     case Pass::backward_input:
       if (q.channels_last && !exact) return 4;
-      return !avx512 && q.pixels() < 256 ? 2 : 3;
+      return single ? 2 : 3;
     default:
       if (avx512 && q.channels_last) return q.pixels() >= 1024 ? 3 : 2;
       return is_small(q) || (!avx512 && is_dilated(q)) ? 3 : 4;
