@@ -77,29 +77,26 @@ void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& c
   T* partial = context.array<T>(blocks * 3 * C);  // per block: shift, s1, s2 of Moments::shifted
   parallel_for(blocks, 2 * kSumRows * C, [=](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
-      const int64_t begin = k * kSumRows, end = std::min(s.N, begin + kSumRows);
       T* shift = partial + k * 3 * C;
-      std::fill(shift, shift + 3 * C, T(0));
-      sum_rows<1>(C, begin, end, shift,
-                  [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_row(x, n, C, c, lanes); });
-      for (int64_t c = 0; c < C; ++c) shift[c] /= static_cast<T>(end - begin);
-      sum_rows<2>(C, begin, end, shift + C, [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) {
-        const Vec<T> d = load_n(x + n * C + c, lanes) - load_n(shift + c, lanes);
-        sum[0] += d;
-        sum[1] += d * d;
+      shifted_sums(x, C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), shift, shift + C, [=](int64_t rows) {
+        for (int64_t c = 0; c < C; ++c) shift[c] /= static_cast<T>(rows);
       });
     }
   });
-  parallel_for(C, blocks * 8, [=](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      Moments moments;
+  using Wide = typename VecOf<double, kLanes<T> * 8>::type;
+  parallel_for(ceil_div(C, kLanes<T>), blocks * kLanes<T>, [=](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v) {
+      const int64_t c = v * kLanes<T>;
+      const int lanes = static_cast<int>(std::min<int64_t>(C - c, kLanes<T>));
+      const auto wide = [=](const T* p) { return __builtin_convertvector(load_partial(p + c, lanes), Wide); };
+      Moments<Wide> moments;
       for (int64_t k = 0; k < blocks; ++k) {
-        const T* p = partial + k * 3 * C + c;
-        moments.add(
-            Moments::shifted(static_cast<double>(std::min(kSumRows, s.N - k * kSumRows)), p[0], p[C], p[2 * C]));
+        const T* p = partial + k * 3 * C;
+        const double rows = static_cast<double>(std::min(kSumRows, s.N - k * kSumRows));
+        moments.add(Moments<Wide>::shifted(rows, wide(p), wide(p + C), wide(p + 2 * C)));
       }
-      mean[c] = static_cast<T>(moments.mean);
-      var[c] = static_cast<T>(moments.variance());
+      store_partial(mean + c, __builtin_convertvector(moments.mean, Vec<T>), lanes);
+      store_partial(var + c, __builtin_convertvector(moments.variance(), Vec<T>), lanes);
     }
   });
 }
@@ -116,7 +113,7 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
   with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
-        Moments moments;
+        Moments<> moments;
         for (int64_t n = 0; n < s.N; ++n) add_moments(moments, x + (n * s.C + c) * s.inner, s.inner);
         mean[c] = static_cast<T>(moments.mean);
         var[c] = static_cast<T>(moments.variance());
@@ -213,12 +210,12 @@ struct Backward {
     const int64_t C = s.C;
     T* sums = partial + k * 2 * C;
     std::fill(sums, sums + 2 * C, T(0));
-    sum_rows<2>(C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), sums,
-                [&](int64_t n, int64_t c, auto lanes, V* sum) {
-                  const V g = load_row(dy, n, C, c, lanes);
-                  sum[0] += g;
-                  sum[1] += g * (load_row(x, n, C, c, lanes) - load_n(mean + c, lanes));
-                });
+    const auto add = [&](int64_t at, int64_t c, auto lanes, V* sum) {
+      const V g = load_n(dy + at, lanes);
+      sum[0] += g;
+      sum[1] += g * (load_n(x + at, lanes) - load_n(mean + c, lanes));
+    };
+    sum_rows<2>(C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), sums, add, dy, x);
   }
 
   template <bool streams>

@@ -43,8 +43,8 @@ void sum_planes(int64_t N, int64_t C, int64_t P, const T* x, T* sum) {
 template <class T>
 void add_rows(const T* x, int64_t rows, int64_t C, T* to) {
   std::fill_n(to, C, T(0));
-  sum_rows<1>(C, 0, rows, to,
-              [=](int64_t n, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_row(x, n, C, c, lanes); });
+  sum_rows<1>(
+      C, 0, rows, to, [=](int64_t at, int64_t, auto lanes, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); }, x);
 }
 
 template <class T>

@@ -79,22 +79,17 @@ struct PixelBlocks {
 
 /// The moments of each group in one block; `sums` is room for 3 C numbers.
 template <class T>
-void block_moments(RowNormShape s, const T* x, int64_t begin, int64_t end, T* sums, Moments* moments) {
+void block_moments(RowNormShape s, const T* x, int64_t begin, int64_t end, T* sums, Moments<>* moments) {
   const int64_t C = s.groups * s.channels;
   T *shift = sums, *s1 = sums + C, *s2 = sums + 2 * C;
   const double count = static_cast<double>((end - begin) * s.channels);
-  std::fill(sums, sums + 3 * C, T(0));
-  sum_rows<1>(C, begin, end, shift,
-              [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) { sum[0] += load_row(x, row, C, c, lanes); });
-  for (int64_t first = 0; first < C; first += s.channels) {
-    double total = 0;
-    for (int64_t k = 0; k < s.channels; ++k) total += shift[first + k];
-    std::fill(shift + first, shift + first + s.channels, static_cast<T>(total / count));
-  }
-  sum_rows<2>(C, begin, end, s1, [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) {
-    const Vec<T> d = load_n(x + row * C + c, lanes) - load_n(shift + c, lanes);
-    sum[0] += d;
-    sum[1] += d * d;
+  shifted_sums(x, C, begin, end, shift, s1, [=](int64_t rows) {
+    for (int64_t first = 0; first < C; first += s.channels) {
+      double total = 0;
+      for (int64_t k = 0; k < s.channels; ++k) total += shift[first + k];
+      const T mean = static_cast<T>(total / static_cast<double>(rows * s.channels));
+      std::fill(shift + first, shift + first + s.channels, mean);
+    }
   });
   for (int64_t g = 0; g < s.groups; ++g) {
     double total1 = 0, total2 = 0;
@@ -102,7 +97,7 @@ void block_moments(RowNormShape s, const T* x, int64_t begin, int64_t end, T* su
       total1 += s1[c];
       total2 += s2[c];
     }
-    moments[g] = Moments::shifted(count, shift[g * s.channels], total1, total2);
+    moments[g] = Moments<>::shifted(count, shift[g * s.channels], total1, total2);
   }
 }
 
@@ -112,7 +107,7 @@ void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T*
   const PixelBlocks blocks{s};
   const int64_t C = blocks.C;
   T* sums = context.array<T>(blocks.count() * 3 * C);
-  Moments* moments = context.array<Moments>(blocks.count() * s.groups);
+  Moments<>* moments = context.array<Moments<>>(blocks.count() * s.groups);
   blocks.for_each(2, [=](int64_t block, int64_t begin, int64_t end) {
     block_moments(s, x, begin, end, sums + block * 3 * C, moments + block * s.groups);
   });
@@ -121,7 +116,7 @@ void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T*
   parallel_for(s.rows, blocks.per_sample * 8 + s.channels, [=](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const int64_t sample = row / s.groups, g = row % s.groups;
-      Moments total;
+      Moments<> total;
       for (int64_t k = 0; k < blocks.per_sample; ++k)
         total.add(moments[(sample * blocks.per_sample + k) * s.groups + g]);
       mean[row] = static_cast<T>(total.mean);
@@ -158,11 +153,12 @@ GradientSums* plane_sums(PixelBlocks blocks, const T* dy, const T* x, const T* m
     const T* m = means + block / blocks.per_sample * C;
     T* sums = partial + block * 2 * C;
     std::fill(sums, sums + 2 * C, T(0));
-    sum_rows<2>(C, begin, end, sums, [=](int64_t row, int64_t c, auto lanes, Vec<T>* sum) {
-      const Vec<T> g = load_row(dy, row, C, c, lanes);
+    const auto add = [=](int64_t at, int64_t c, auto lanes, Vec<T>* sum) {
+      const Vec<T> g = load_n(dy + at, lanes);
       sum[0] += g;
-      sum[1] += g * (load_row(x, row, C, c, lanes) - load_n(m + c, lanes));
-    });
+      sum[1] += g * (load_n(x + at, lanes) - load_n(m + c, lanes));
+    };
+    sum_rows<2>(C, begin, end, sums, add, dy, x);
   });
   GradientSums* sums = context.array<GradientSums>(blocks.samples * C);
   parallel_for(blocks.samples * C, blocks.per_sample * 2, [=](int64_t first, int64_t last) {

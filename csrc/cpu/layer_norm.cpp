@@ -60,7 +60,7 @@ void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double 
   with_streaming(y, run_of(s), 2 * s.rows * D, [=](auto streams) {
     parallel_for<streams>(s.rows, 3 * D, [=](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        Moments moments;
+        Moments<> moments;
         add_moments(moments, x + row * D, D);
         mean[row] = static_cast<T>(moments.mean);
         rstd[row] = static_cast<T>(1 / std::sqrt(moments.variance() + eps));

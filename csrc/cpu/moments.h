@@ -13,30 +13,33 @@ namespace {
 
 constexpr int64_t kMomentsBlock = 2048;  // elements: 8-16 KiB, so that the second pass over a block reads L1
 
-/// Count, mean and sum of squared deviations of a set of numbers.
+/// Count, mean and sum of squared deviations of a set of numbers; of one set per lane, where V is a vector of double.
+template <class V = double>
 struct Moments {
-  double n = 0, mean = 0, m2 = 0;
+  double n = 0;
+  V mean{}, m2{};
 
   /// Of n numbers x from s1 = sum(x - shift) and s2 = sum((x - shift)^2), shift being near their mean.
-  static Moments shifted(double n, double shift, double s1, double s2) {
+  static Moments shifted(double n, V shift, V s1, V s2) {
     // Inf among the numbers: the mean is shift, Inf or NaN, and the variance NaN.
-    const double m2 = s2 - s1 * s1 / n;
-    return {n, std::isfinite(shift) ? shift + s1 / n : shift, m2 < 0 ? 0 : m2};
+    const V m2 = s2 - s1 * s1 / n, zero{};
+    return {n, shift - shift == zero ? shift + s1 / n : shift, m2 < zero ? zero : m2};
   }
 
-  void add(const Moments& b) {
-    const double delta = b.mean - mean, total = n + b.n;
+  DLK_INLINE void add(const Moments& b) {
+    const double total = n + b.n;
+    const V delta = b.mean - mean;
     m2 += b.m2 + delta * delta * (n * b.n / total);
     mean = (n * mean + b.n * b.mean) / total;
     n = total;
   }
 
-  double variance() const { return m2 / n; }
+  V variance() const { return m2 / n; }
 };
 
 /// Adds the n contiguous numbers at x.
 template <class T>
-void add_moments(Moments& moments, const T* x, int64_t n) {
+void add_moments(Moments<>& moments, const T* x, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += kMomentsBlock) {
     const T* block = x + begin;
     const int64_t count = std::min(kMomentsBlock, n - begin);
@@ -55,8 +58,8 @@ void add_moments(Moments& moments, const T* x, int64_t n) {
                                 __builtin_prefetch(block + kMomentsBlock + i);
                                 add_powers(i, lanes, sums);
                               });
-    moments.add(Moments::shifted(static_cast<double>(count), shift, reduce_sum_in_double(powers.of[0]),
-                                 reduce_sum_in_double(powers.of[1])));
+    moments.add(Moments<>::shifted(static_cast<double>(count), shift, reduce_sum_in_double(powers.of[0]),
+                                   reduce_sum_in_double(powers.of[1])));
   }
 }
 
@@ -82,32 +85,58 @@ void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, int6
 /// Rows that sum_rows adds among themselves.
 constexpr int64_t kRowGroup = 8;
 
-/// For `add` below: column c of row n, whose next group is fetched ahead: a group's rows are more streams than the
-/// hardware follows (batch norm's gradient, 144 channels: from 0.73 to 1.1 of PyTorch's speed on Zen 3).
-template <class T, class Count>
-DLK_INLINE Vec<T> load_row(const T* x, int64_t n, int64_t C, int64_t c, Count lanes) {
-  __builtin_prefetch(x + (n + kRowGroup) * C + c);
-  return load_n(x + n * C + c, lanes);
-}
-
 /// Rows that sum_rows should be given at a time: longer sums in T lose digits, shorter ones cost more to combine.
 constexpr int64_t kSumRows = 128;
 
-/// Adds to sums (count, C), over rows [begin, end), what add(n, c, lanes, sum) adds to sum[0..count) for row n. A group
-/// of rows is added among themselves first: fewer loads and stores of the sums, and fewer roundings.
-template <int count, class T, class Add>
-DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add) {
+/// Adds to sums (count, C), over rows [begin, end), what add(at, c, lanes, sum) adds to sum[0..count) for columns c and
+/// on of one row, which are `at` elements from the first row's beginning. A group of rows is added among themselves
+/// first: fewer loads and stores of the sums, and fewer roundings.
+///
+/// The arrays `from` are fetched ahead, the next group or two pages, and in the order of memory, which prefetchers see
+/// as a stream: the group's rows are too many for them, where several share a page (Zen 4, 64 to 512 channels, from L3:
+/// from 20 to 40 GB/s; in the order of use, fetching changes nothing).
+template <int count, class T, class Add, class... From>
+DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add, const From*... from) {
+  constexpr int64_t kAhead = 2 * 4096 / sizeof(T);
   const auto add_group = [&](int64_t n, auto rows) {
+    int64_t next = n * C + std::max(kRowGroup * C, kAhead);
     for_each_vec<T>(C, [&](int64_t c, auto lanes) {
       Vec<T> sum[count] = {};
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < rows; ++i) add(n + i, c, lanes, sum);
+      int64_t at = n * C + c;
+      for (int64_t i = 0; i < rows; ++i) {
+        asm volatile("" : "+r"(at));  // else the compiler keeps an address for each row, in memory
+        (__builtin_prefetch(from + next + i * lanes), ...);
+        add(at, c, lanes, sum);
+        at += C;
+      }
+      next += rows * lanes;
       for (int k = 0; k < count; ++k) store_n(sums + k * C + c, load_n(sums + k * C + c, lanes) + sum[k], lanes);
     });
   };
   int64_t n = begin;
   for (; n + kRowGroup <= end; n += kRowGroup) add_group(n, std::integral_constant<int64_t, kRowGroup>{});
   if (n < end) add_group(n, end - n);
+}
+
+/// For each of C columns of rows [begin, end): s1 = sum(x - shift) and s2 = sum((x - shift)^2), which are (2, C). The
+/// shift is the mean of the first group of rows, so that one pass over kSumRows is enough; of fewer, whose few
+/// roundings nothing averages, it is the mean of all. mean(rows) is to make it of the sums over so many, which it finds
+/// in `shift`. If these k of n rows have a mean that is off by d, the sum of squared deviations is d^2 k (n - k) / n at
+/// least, so that s2 is at most about n / k times it: more digits are not lost.
+template <class T, class Mean>
+DLK_INLINE void shifted_sums(const T* x, int64_t C, int64_t begin, int64_t end, T* shift, T* s, Mean mean) {
+  const int64_t first = end - begin < kSumRows ? end - begin : kRowGroup;
+  std::fill(shift, shift + C, T(0));
+  std::fill(s, s + 2 * C, T(0));
+  sum_rows<1>(C, begin, begin + first, shift,
+              [=](int64_t at, int64_t, auto lanes, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); });
+  mean(first);
+  const auto add = [=](int64_t at, int64_t c, auto lanes, Vec<T>* sum) {
+    const Vec<T> d = load_n(x + at, lanes) - load_n(shift + c, lanes);
+    sum[0] += d;
+    sum[1] += d * d;
+  };
+  sum_rows<2>(C, begin, end, s, add, x);
 }
 
 }  // namespace
