@@ -113,8 +113,8 @@ def test_fashion_mnist_is_read_from_idx_files(tmp_path):
     assert data.train_images.mean().abs() < 1e-5 and (data.train_images.std() - 1).abs() < 1e-5
 
 
-# Compressed in the test: gzip writes the time into what it makes, so the parameters, and with them the tests' names, would
-# differ between pytest's processes.
+# Compressed in the test: gzip writes the time into what it makes, and the tests' names would differ between pytest's
+# processes.
 @pytest.mark.parametrize(
     "content, message",
     [
