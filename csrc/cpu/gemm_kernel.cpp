@@ -243,9 +243,14 @@ class Walk {
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const Vec<T> ak = splat(pa_[i / kReach][i % kReach * row()]);
+      const T* const a = pa_[i / kReach] + i % kReach * row();
+      if constexpr (nv == 1) {
+        add_product<T>(sum[i][0], bk[0], a);
+      } else {
+        const Vec<T> ak = splat(*a);
 #pragma GCC unroll 8
-      for (int v = 0; v < nv; ++v) add_product<T>(sum[i][v], bk[v], ak);
+        for (int v = 0; v < nv; ++v) add_product<T>(sum[i][v], bk[v], ak);
+      }
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kPointers; ++q) pa_[q] += term();

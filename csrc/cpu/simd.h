@@ -93,6 +93,20 @@ DLK_INLINE void add_product(Vec<T>& sum, Vec<T> a, Vec<T> b) {
 #endif
 }
 
+/// sum += a * *b. AVX-512 broadcasts within the instruction: by one of its own, which takes the time of half a product on
+/// Zen 4, a tile of one vector reaches three quarters of the peak.
+template <class T>
+DLK_INLINE void add_product(Vec<T>& sum, Vec<T> a, const T* b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*b));
+  else
+    asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*b));
+#else
+  add_product<T>(sum, a, splat(*b));
+#endif
+}
+
 #if defined(__AVX512F__)
 /// The lanes whose bit is set from memory, the rest `fill`.
 template <class T>
