@@ -128,16 +128,17 @@ struct Grid {
   int64_t columns;  // of the grid
 };
 
-/// The grid of `parts` rectangles that takes the least time, of products and of packing.
+/// The grid of `parts` rectangles that takes the least time, of products and of packing. Rows are shared evenly, not by
+/// MR: any number of them makes groups of about one size, but of 16 one thread would get 14 (AVX-512).
 template <class T>
 Grid grid(const Gemm& p, int64_t parts) {
-  constexpr int64_t MR = Block<T>::MR, NR = Block<T>::NR;
+  constexpr int64_t NR = Block<T>::NR;
   constexpr int64_t kPack = 64;  // multiply-adds in the time that packing an element takes
   Grid best{};
   int64_t least = 0;
   for (int64_t columns = 1; columns <= parts; ++columns) {
     if (parts % columns) continue;
-    const int64_t m = round_up(ceil_div(p.M, parts / columns), MR), n = round_up(ceil_div(p.N, columns), NR);
+    const int64_t m = ceil_div(p.M, parts / columns), n = round_up(ceil_div(p.N, columns), NR);
     const int64_t time = m * n + kPack * (m + n);
     if (least == 0 || time < least) least = time, best = {m, n, ceil_div(p.N, n)};
   }
