@@ -81,17 +81,83 @@ void sum_taps(const TapList& taps, int64_t C, const T* weights, const T* in, int
   });
 }
 
-/// Row i of image n: `weights` are [tap][C].
+/// The same for `groups` groups of kPixels pixels whose taps come in rows of S adjacent columns, `stride` columns apart
+/// from pixel to pixel: there an input is loaded once for all pixels that read it.
+template <class T, int S, int stride>
+void sum_tap_rows(const TapList& taps, int64_t C, const T* weights, const T* in, int64_t step, int64_t ahead,
+                  const T* bias, T* out, int64_t out_step, int64_t groups) {
+  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+    const T* from = in + c;
+    T* to = out + c;
+    for (int64_t g = 0; g < groups; ++g, from += kPixels * step, to += kPixels * out_step) {
+      Vec<T> sum[kPixels];
+      for (int o = 0; o < kPixels; ++o) sum[o] = bias ? load_n(bias + c, lanes) : Vec<T>{};
+      for (int64_t k = 0; k < taps.count; k += S) {
+        const T *const row = from + taps.offsets[k], *const of_row = weights + taps.weights[k] + c;
+        Vec<T> weight[S];
+#pragma GCC unroll 7
+        for (int s = 0; s < S; ++s) weight[s] = load_n(of_row + s * C, lanes);
+#pragma GCC unroll 16
+        for (int column = 0; column < (kPixels - 1) * stride + S; ++column) {
+          const Vec<T> x = load_n(row + column * C, lanes);
+#pragma GCC unroll 4
+          for (int o = 0; o < kPixels; ++o)
+            if (const int s = column - o * stride; 0 <= s && s < S) sum[o] += x * weight[s];
+        }
+      }
+      for (int o = 0; o < kPixels; ++o) {
+        __builtin_prefetch(from + ahead + o * step, 0, /*L2*/ 2);
+        __builtin_prefetch(to + (o + kPixels) * out_step, 1);
+        store_n(to + o * out_step, sum[o], lanes);
+      }
+    }
+  });
+}
+
+/// sum_taps for groups of kPixels pixels.
 template <class T>
-void correlate_row(const Correlation& q, const Span& span, int64_t n, int64_t i, const T* in, const T* weights,
-                   const T* bias, T* out, const TapList& list) {
+void sum_groups(const TapList& taps, int64_t C, const T* weights, const T* in, int64_t step, int64_t ahead,
+                const T* bias, T* out, int64_t out_step, int64_t groups) {
+  for (int64_t g = 0; g < groups; ++g, in += kPixels * step, out += kPixels * out_step)
+    sum_taps<T, kPixels>(taps, C, weights, in, step, ahead, bias, out, out_step);
+}
+
+template <class T>
+using SumGroups = void (*)(const TapList&, int64_t, const T*, const T*, int64_t, int64_t, const T*, T*, int64_t,
+                           int64_t);
+
+/// Whether the taps come in rows of adjacent columns.
+bool in_rows(const Correlation& q, const Span& span) {
+  for (int64_t t = 0; t < q.taps; ++t)
+    if (const int64_t s = t % span.width; q.dw[t] != span.left + s || q.dh[t] != q.dh[t - s]) return false;
+  return q.taps % span.width == 0;
+}
+
+/// For groups of pixels that read all columns of the taps: taps by rows are 1.1 to 1.3 times faster, but 3 columns of
+/// more channels wait for memory, which likes the order of pixels better (144: 0.93 to 1.03).
+template <class T>
+SumGroups<T> group_function(const Correlation& q, const Span& span) {
+  if (in_rows(q, span)) {
+    if (span.width == 3 && q.step_w == 1 && q.groups <= 64) return sum_tap_rows<T, 3, 1>;
+    if (span.width == 3 && q.step_w == 2) return sum_tap_rows<T, 3, 2>;
+    if (span.width == 5 && q.step_w == 1) return sum_tap_rows<T, 5, 1>;
+    if (span.width == 7 && q.step_w == 1) return sum_tap_rows<T, 7, 1>;
+  }
+  return sum_groups<T>;
+}
+
+/// Row i of image n: `weights` are [tap][C]; `sum_groups` is group_function()'s.
+template <class T>
+void correlate_row(const Correlation& q, const Span& span, SumGroups<T> sum_groups, int64_t n, int64_t i, const T* in,
+                   const T* weights, const T* bias, T* out, const TapList& list) {
   const int64_t C = q.groups, step = q.step_w * C, out_step = q.col_step * C;
   const T* image = in + n * q.IH * q.IW * C;
   T* to = out + (n * q.OH * q.OW + q.output_pixel(i, 0)) * C;
   const int64_t ahead = (i * q.step_h + span.top + span.height) * q.IW * C;
   for_each_run(q, span, i, list, [&](int64_t j, int64_t end, const TapList& taps) {
-    for (; j + kPixels <= end; j += kPixels)
-      sum_taps<T, kPixels>(taps, C, weights, image + j * step, step, ahead, bias, to + j * out_step, out_step);
+    const int64_t groups = (end - j) / kPixels;
+    sum_groups(taps, C, weights, image + j * step, step, ahead, bias, to + j * out_step, out_step, groups);
+    j += groups * kPixels;
     for (; j < end; ++j)
       sum_taps<T, 1>(taps, C, weights, image + j * step, step, ahead, bias, to + j * out_step, out_step);
   });
@@ -142,12 +208,13 @@ void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bi
   const Span span(q);
   T* weights = context.array<T>(q.taps * C);
   const TapLists lists(q, context);
+  const SumGroups<T> sum_groups = group_function<T>(q, span);
   for (int64_t t = 0; t < q.taps; ++t)
     for (int64_t c = 0; c < C; ++c) weights[t * C + c] = w[c * q.w_group + q.weight[t]];
   run_team(worth_threads(q), [&](const Team& team) {
     const TapList list = lists.of(team);
     team.for_each(q.N * q.rows, [&](int64_t task) {
-      correlate_row(q, span, task / q.rows, task % q.rows, in, weights, bias, out, list);
+      correlate_row(q, span, sum_groups, task / q.rows, task % q.rows, in, weights, bias, out, list);
     });
   });
 }

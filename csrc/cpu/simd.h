@@ -93,8 +93,8 @@ DLK_INLINE void add_product(Vec<T>& sum, Vec<T> a, Vec<T> b) {
 #endif
 }
 
-/// sum += a * *b. AVX-512 broadcasts within the instruction: by one of its own, which takes the time of half a product on
-/// Zen 4, a tile of one vector reaches three quarters of the peak.
+/// sum += a * *b. AVX-512 broadcasts within the instruction: by one of its own, which takes the time of half a product
+/// on Zen 4, a tile of one vector reaches three quarters of the peak.
 template <class T>
 DLK_INLINE void add_product(Vec<T>& sum, Vec<T> a, const T* b) {
 #if defined(__AVX512F__)
