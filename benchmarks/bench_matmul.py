@@ -15,6 +15,7 @@ def matmul(a, b, quick=False):
         lambda library, a, b: library.matmul(a, b),
         (a, b),
         flops=2 * math.prod(a) * b[-1],
+        peak=math.prod(a) * b[-1] >= 512**3,
         quick=quick,
     )
 

@@ -20,6 +20,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import machine
 import memory
 import pytest
 import torch
@@ -46,7 +47,7 @@ class Case:
     statistics). flops: multiplications and additions of the forward pass; each gradient of a product has as many.
     backward_reads: whether the backward pass needs the inputs (for the bytes that it cannot avoid). verify: raises
     unless results, a list of output and gradients, are right, where PyTorch's own differ by chance. cached: with our
-    caching allocator.
+    caching allocator. peak: forward on one thread is also compared with the FMA peak, in the same rounds.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Case:
     backward_reads: bool = True
     verify: Callable | None = None
     cached: bool = True
+    peak: bool = False
     quick: bool = False
 
     @property
@@ -305,6 +307,9 @@ def measure(case, phase, threads, roofline, budget, benchmark, compiled):
         calls = {"compile": torch.compile(calls["torch"])} | calls
     timed = forward_run if phase == "forward" else functools.partial(training_run, prepared, phase)
     runs = {name: timed(call) for name, call in calls.items()}
+    if with_peak := case.peak and phase == "forward" and threads == 1:
+        peak_flops, peak_run = machine.fma_run()
+        runs = {"fma loop": peak_run} | runs
     samples = take_turns(benchmark, runs, budget)
     columns = {"forward": ["forward"], "training": ["both", "backward"]}.get(phase, [None, phase])
     rows = [
@@ -312,6 +317,12 @@ def measure(case, phase, threads, roofline, budget, benchmark, compiled):
         for i, name in enumerate(columns)
         if name
     ]
+    if with_peak:
+        shares = [
+            rows[0]["flops"] / ours / (peak_flops / peak)
+            for (ours,), (peak,) in zip(samples["ours"], samples["fma loop"], strict=True)
+        ]
+        rows[0]["of peak"] = statistics.median(shares)
     if phase == "training":
         for name in libraries:
             step = functools.partial(runs[name], 1)

@@ -118,6 +118,20 @@ def measure_roofline(threads):
     return Roofline(threads, flops, copy)
 
 
+def fma_run():
+    """The peak in turns with a product, since clocks drift: (the operations of a call, a function of loops that returns
+    the seconds of a call, as a tuple of one). On one core, a call takes about a millisecond."""
+    library, sink, repeats = _library(), torch.zeros(16), 300_000
+
+    def run(loops):
+        start = time.perf_counter()
+        for _ in range(loops):
+            library.fma_loop(repeats, sink.data_ptr())
+        return ((time.perf_counter() - start) / loops,)
+
+    return library.fma_loop(repeats, sink.data_ptr()), run
+
+
 def _cpu_model():
     match = re.search(r"^(?:model name|Hardware|CPU implementer)\s*: (.*)$", _read("/proc/cpuinfo"), re.M)
     return match.group(1) if match else platform.processor() or platform.machine()
