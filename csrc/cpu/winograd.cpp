@@ -73,6 +73,16 @@ void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_
   }
 }
 
+/// kLanes<double> floats.
+DLK_INLINE Vec<double> load_as_double(const float* p) {
+  Vec<double> v;
+  for (int l = 0; l < kLanes<double>; ++l) v[l] = p[l];
+  return v;
+}
+DLK_INLINE void store_as_float(float* p, Vec<double> v) {
+  for (int l = 0; l < kLanes<double>; ++l) p[l] = static_cast<float>(v[l]);
+}
+
 /// u[plane][c][NR] = the transformed weights of outputs [m, m + NR) and channels [channels).
 template <int tile>
 void transform_weights(const Correlation& q, const T* w, int64_t m, Range channels, T* u, int64_t plane) {
@@ -82,12 +92,12 @@ void transform_weights(const Correlation& q, const T* w, int64_t m, Range channe
     const int64_t count = channels.end - c < kWeightChannels ? channels.end - c : kWeightChannels;
     read_weights(q, w, m, c, count, taps);
     for (int64_t i = 0; i < count; ++i)
-      for (int v = 0; v < B::NR; v += L) {
+      for (int v = 0; v < B::NR; v += kLanes<double>) {
         const T* from = taps + i * 9 * B::NR + v;
         T* to = u + (c - channels.begin + i) * B::NR + v;
-        transform_2d<T, typename W::Weight>(
-            [&](int r, int s) { return load(from + (3 * r + s) * B::NR); },
-            [&](int r, int s, Vec<T> value) { store(to + (r * W::kAlpha + s) * plane, value); });
+        transform_2d<double, typename W::Weight>(
+            [&](int r, int s) { return load_as_double(from + (3 * r + s) * B::NR); },
+            [&](int r, int s, Vec<double> value) { store_as_float(to + (r * W::kAlpha + s) * plane, value); });
       }
   }
 }
@@ -263,7 +273,7 @@ int accurate_tile(const Correlation& q, Pass pass) {
       if (q.channels_last && !exact) return 4;
       return single ? 2 : 3;
     default:
-      if (avx512 && q.channels_last) return q.pixels() >= 1024 ? 3 : 2;
+      if (avx512 && q.channels_last) return q.pixels() >= 2048 ? 3 : 2;
       return is_small(q) || (!avx512 && is_dilated(q)) ? 3 : 4;
   }
 }
