@@ -259,11 +259,11 @@ bool is_dilated(const Correlation& q) { return Dilation(q).h > 1 || Dilation(q).
 /// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
 /// pixels, the more accurately the fewer there are; single small images are summed best, and with AVX2 dilated filters.
 /// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels), but
-/// with AVX2 those over 128 and more lose as much in small images as in all others.
+/// those over 128 and more lose as much in small images as in all others.
 int accurate_tile(const Correlation& q, Pass pass) {
   if (q.less_accurate) return 4;
   constexpr bool avx512 = kIsa == Isa::avx512;
-  const bool exact = q.CI <= 32 || (is_small(q) && (avx512 || q.CI < 128));
+  const bool exact = q.CI <= 32 || (is_small(q) && q.CI < 128);
   const bool single = q.pixels() < 256;
   switch (pass) {
     case Pass::forward:
