@@ -276,6 +276,52 @@ void multiply(const Correlation& q, const T* x, const T* dy, T* dw, Context& con
   if (transposed) store_transposed(to, N, M, N, dw, q.w_out);
 }
 
+/// Parts of the pixels that are a product each: of NHWC a number that keeps a few threads busy, NCHW images.
+int64_t product_parts(const Correlation& q) { return !q.channels_last ? q.N : q.pixels() >= kSplitPixels ? kTasks : 1; }
+
+/// Whether dw is a sum of such products: of few tiles, or of large images. A side of dw should fill a panel's vectors,
+/// and NCHW's dot products should take longer than adding their lanes.
+template <class T>
+bool is_sum_of_products(const Correlation& q) {
+  return reads_same_pixel(q) && q.groups == 1 && q.w_in == 1 && std::max(q.CO, q.CI) >= 2 * kLanes<T> &&
+         (q.channels_last || q.IH * q.IW >= 8 * kLanes<T>) && (product_parts(q) + 1) * q.CO * q.CI <= kMostPartial;
+}
+
+/// dw = the sum over parts of the pixels of dy^T x, or its transpose if CO is the longer side.
+template <class T>
+void add_products(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
+  const bool transposed = q.CO > q.CI, pixels_last = !q.channels_last;
+  const int64_t M = std::min(q.CI, q.CO), N = std::max(q.CI, q.CO), size = M * N;
+  const int64_t parts = product_parts(q), K = q.pixels() / parts, left = q.pixels() - parts * K;
+  Gemm product{.M = M,
+               .N = N,
+               .K = K,
+               .a_row = pixels_last ? K : 1,
+               .a_col = pixels_last ? 1 : M,
+               .b_row = pixels_last ? 1 : N,
+               .b_col = pixels_last ? K : 1,
+               .c_row = N,
+               .batch = parts,
+               .run = kSumPixels,
+               .a_batch = K * M,
+               .b_batch = K * N,
+               .c_batch = size};
+  const T *const a = transposed ? x : dy, *const b = transposed ? dy : x;
+  T* const sums = context.array<T>((parts + 1) * size);
+  const auto& gemm = kernel_table<GemmKernels<T>, kIsa>();
+  gemm.multiply(product, a, b, nullptr, sums, context);
+  if (left > 0) {
+    product.K = left, product.batch = 1;
+    gemm.multiply(product, a + parts * K * M, b + parts * K * N, nullptr, sums + parts * size, context);
+  }
+  for (int64_t i = 1; i < parts + (left > 0); ++i)
+    for_each_vec<T>(size, [&](int64_t at, auto lanes) {
+      store_n(sums + at, load_n(sums + at, lanes) + load_n(sums + i * size + at, lanes), lanes);
+    });
+  if (transposed) return store_transposed(sums, N, M, N, dw, q.w_out);
+  for (int64_t k = 0; k < q.CO; ++k) copy(sums + k * q.CI, q.CI, dw + k * q.w_out);
+}
+
 template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
@@ -284,6 +330,7 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   if (is_depthwise_pixels(q)) return depthwise_pixels_weight(q, x, dy, dw, context);
   if (has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
   if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
+  if (is_sum_of_products<T>(q)) return add_products(q, x, dy, dw, context);
   if (has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
