@@ -219,10 +219,11 @@ template <class T>
 bool few_outputs(const Correlation& q) {
   constexpr int64_t L = kLanes<T>, kMostTerms = 1024;  // a tile reads as many rows, in one pass
   if (q.CI * q.taps > kMostTerms) return false;
-  // NHWC images are transposed on the way, in and out: worth it where the outputs of a pixel would fill three quarters
-  // of a vector at most. NCHW rows must fill their vectors where outputs would.
-  if (q.channels_last) return q.step_w == 1 && 4 * q.CO <= 3 * L;
-  return q.CO <= 3 * Block<T>::MR && (q.CO < L || 4 * q.cols > 3 * round_up(q.cols, L));
+  // Lanes are filled by the pixels of a row, else by the outputs. NHWC images are transposed on the way, in and out;
+  // columns apart are sorted by their remainder, which takes longer than placing them pixel by pixel.
+  const auto filled = [](int64_t n) { return static_cast<double>(n) / static_cast<double>(round_up(n, L)); };
+  if (q.channels_last) return q.step_w == 1 && 4 * q.CO <= 3 * L && filled(q.cols) >= filled(q.CO);
+  return q.CO < 2 * L && (q.step_w == 1 ? 1.2 : 0.7) * filled(q.cols) >= filled(q.CO);
 }
 
 /// Taps that may read rows of the image from the rows [first, last] of the grid.
@@ -426,14 +427,16 @@ int64_t band_rows(const Correlation& q) {
   return ceil_div(rows, ceil_div(rows * q.cols, Block<T>::MC));
 }
 
-/// Whether tiles read patches where they lie: each within one grid row, so short rows would leave them few sums.
+/// Whether tiles read patches where they lie: each within one grid row, so short rows leave them few sums.
 template <class T>
 bool reads_rows(const Correlation& q) {
   // NCHW transposes its sums, which takes longer than packing patches where outputs are many beside the terms.
   constexpr int64_t kManyTerms = 160;
   const int64_t terms = q.CI * q.taps;
   if (!q.channels_last && (q.taps == 1 || (terms < kManyTerms && 2 * terms < 5 * q.CO))) return false;
-  return 2 * q.cols >= Block<T>::MR && PixelRows<T>::pays(q, band_rows<T>(q));
+  // Packed patches fill a tile: worth it where many outputs share them.
+  const bool fills_tiles = 2 * q.cols >= Block<T>::MR || (q.cols >= 4 && q.CO <= 2 * Block<T>::NR);
+  return fills_tiles && PixelRows<T>::pays(q, band_rows<T>(q));
 }
 
 /// Writes the sums of a band of grid rows, pixel by pixel `stride` apart, to the planes of NCHW outputs from `out` on.
