@@ -4,7 +4,7 @@
 //     training: dx = (dy - dbias / M - (x - mean) r dweight / M) a;   eval: dx = dy a
 //
 // inner > 1: vectors run along inner. A thread computes whole channels, statistics first, then y while the channel is
-// still in its cache; sums are over parts of a plane, combined in double.
+// still in its cache; sums are over parts of a plane, combined in double. Evaluation takes plane after plane.
 // inner == 1 (channels_last, 2-D): vectors run along C. Blocks of rows are summed by themselves, per channel, and
 // combined in order in double; then each row is normalised.
 #include "csrc/core/batch_norm.h"
@@ -35,16 +35,13 @@ struct Affine {
   }
 };
 
-/// Normalises the N planes of channel c, which lie apart: a page ahead would often be another channel's.
-template <bool streams, class T>
-void normalise_channel(BatchNormShape s, int64_t c, const T* x, const Affine<T>& affine, T* y) {
+/// Normalises a plane of channel c; `ahead`: as read_n, for planes one after the other.
+template <bool streams, bool ahead, class T>
+void normalise_plane(int64_t inner, int64_t c, const T* x, const Affine<T>& affine, T* y) {
   const T mean = affine.mean[c], a = affine.a[c], b = affine.b[c];
-  for (int64_t n = 0; n < s.N; ++n) {
-    const int64_t plane = (n * s.C + c) * s.inner;
-    for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
-      write_n<streams>(y + plane + i, (load_n(x + plane + i, lanes) - mean) * a + b, lanes);
-    });
-  }
+  for_each_vec<T>(inner, [&](int64_t i, auto lanes) {
+    write_n<streams>(y + i, (read_n<ahead>(x + i, lanes) - mean) * a + b, lanes);
+  });
 }
 
 /// f(n) for rows [begin, end), in blocks, the last one first: what was read last, for the sums, is still in the cache.
@@ -118,7 +115,10 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
         mean[c] = static_cast<T>(moments.mean);
         var[c] = static_cast<T>(moments.variance());
         affine.set(c, mean[c], var[c], weight, bias, eps);
-        normalise_channel<streams>(s, c, x, affine, y);
+        for (int64_t n = 0; n < s.N; ++n) {
+          const int64_t plane = (n * s.C + c) * s.inner;
+          normalise_plane<streams, false>(s.inner, c, x + plane, affine, y + plane);
+        }
       }
     });
   });
@@ -131,8 +131,9 @@ void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, con
   for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
   if (s.inner == 1) return normalise_rows(s, x, affine, y);
   with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
-    parallel_for<streams>(s.C, s.N * s.inner, [=](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) normalise_channel<streams>(s, c, x, affine, y);
+    parallel_for<streams>(s.N * s.C, s.inner, [=](int64_t begin, int64_t end) {  // planes in the order of memory
+      for (int64_t plane = begin; plane < end; ++plane)
+        normalise_plane<streams, true>(s.inner, plane % s.C, x + plane * s.inner, affine, y + plane * s.inner);
     });
   });
 }
