@@ -60,7 +60,7 @@ def affordable(case):
 def cases():
     modules = [importlib.import_module(path.stem) for path in sorted(HERE.glob("bench_*.py"))]
     benchmarked = [case for module in modules for case in getattr(module, "CASES", [])]
-    return [case for case in [*benchmarked, *WINOGRAD] if isinstance(case, Case) and affordable(case)]
+    return [case for case in benchmarked if isinstance(case, Case) and affordable(case)] + WINOGRAD
 
 
 # ---- Errors

@@ -43,8 +43,8 @@ void stream(float* y, Vec v) {
 
 extern "C" {
 
-// Returns the floating-point operations done. The sums come from `sink` and go there, so that the compiler drops none: it
-// saw that 1 * 0.999 + 0.001 rounds to 1 and kept a sum that began with 1 out of the loop, a peak 9 % too high.
+// Returns the floating-point operations done. The sums come from `sink` and go there, so that the compiler drops none:
+// it saw that 1 * 0.999 + 0.001 rounds to 1 and kept a sum that began with 1 out of the loop, a peak 9 % too high.
 long long fma_loop(long long repeats, float* sink) {
   Vec sums[kSums];
   for (int i = 0; i < kSums; ++i) sums[i] = Vec{} + *sink * static_cast<float>(i);

@@ -116,6 +116,21 @@ def test_nan_and_inf(layout, training):
     compare("batch_norm", LAYOUTS[layout](x).requires_grad_(), training=training)
 
 
+@pytest.mark.parametrize("first", [0, 150])
+@pytest.mark.parametrize("others", [[float("inf")], [float("inf"), -float("inf")], [float("inf"), float("nan")]])
+def test_statistics_of_special_values_in_many_rows(first, others):
+    """In the first rows of a block of rows, which the others are compared with, or later; PyTorch's means."""
+    x = rand(300, 5)
+    x[first : first + 1, 2] = others[0]
+    x[first + 100, 2] = others[-1]
+    means = []
+    for batch_norm in (DF.batch_norm, F.batch_norm):
+        mean, var = torch.zeros(5), torch.ones(5)
+        batch_norm(x, mean, var, training=True, momentum=1.0)
+        means.append(torch.cat([mean, var]))
+    torch.testing.assert_close(*means, equal_nan=True)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("affine", [True, False])

@@ -48,6 +48,7 @@ CASES = {
     "1x1_small_planes": ((12, 70, 7, 7), (66, 70, 1, 1), {}),
     "1x1_large": ((2, 12, 33, 31), (20, 12, 1, 1), {}),
     "1x1_many_pixels": ((2, 17, 33, 31), (100, 17, 1, 1), {}),
+    "short_rows": ((3, 19, 9, 8), (21, 19, 3, 3), {"stride": 2, "padding": 1}),
     "1x1_few_outputs": ((3, 50, 33, 31), (7, 50, 1, 1), {}),
     "1x1_few_inputs": ((3, 7, 33, 31), (50, 7, 1, 1), {}),
     "1x1_one_output": ((2, 50, 13, 11), (1, 50, 1, 1), {}),
@@ -68,6 +69,9 @@ CASES = {
     "padding_past_kernel": ((1, 2, 3, 3), (3, 2, 2, 2), {"padding": 4}),
     "groups": ((2, 12, 9, 10), (18, 4, 3, 3), {"groups": 3, "padding": 1}),
     "depthwise": ((2, 37, 12, 19), (37, 1, 3, 3), {"groups": 37, "padding": 1}),
+    "depthwise_5x5": ((2, 37, 12, 19), (37, 1, 5, 5), {"groups": 37, "padding": 2}),
+    "depthwise_7x7": ((2, 37, 9, 19), (37, 1, 7, 7), {"groups": 37, "padding": 3}),
+    "depthwise_3x3_stride_2": ((2, 37, 9, 19), (37, 1, 3, 3), {"groups": 37, "padding": 1, "stride": 2}),
     "depthwise_strided": ((2, 70, 12, 19), (70, 1, 5, 3), {"groups": 70, "padding": (2, 1), "stride": 2}),
     "depthwise_multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "padding": 1}),
     "narrow_groups": ((2, 36, 13, 17), (36, 4, 3, 3), {"groups": 9, "padding": 1}),
@@ -354,6 +358,18 @@ def test_compiled():
     expected = torch.autograd.grad(function(*inputs), inputs)
     for a, b in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("outputs", [1, 8])
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+def test_long_sums_of_equal_terms(x_format, outputs, backend):
+    """Equal terms round the same way each time: sums over many pixels restart, so that this does not add up."""
+    if backend != "cpu":
+        pytest.skip("the CPU's kernels")
+    x = torch.full((1, 32, 400, 400), 0.1).contiguous(memory_format=x_format)
+    w = torch.zeros(outputs, 32, 1, 1, requires_grad=True)
+    (dw,) = torch.autograd.grad(DF.conv2d(x, w).sum(), w)
+    torch.testing.assert_close(dw.double(), torch.full_like(dw, 0.1).double() * 400**2, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dilation", [1, 2])

@@ -7,8 +7,8 @@
 // and NCHW that is staged so, as a column, mostly where the pixels lie (PixelRows). Pixels are cut into a fixed number
 // of splits, each with sums of its own, which are then added in order: tasks (group, split, part of the rows) are cut
 // by shape alone, so the result does not depend on the threads, and sums restart every block, which bounds their
-// rounding error. Few pixels are one block, whose sums are stored as dw. 1 x 1 filters over NHWC pixels, or over small
-// NCHW images, are a product of matrices in memory.
+// rounding error. Few pixels are one block, whose sums are stored as dw. 1 x 1 filters are a product of
+// matrices in memory, or a sum of such products: over parts of the NHWC pixels, or over NCHW images.
 #include "csrc/core/conv2d.h"
 #include "csrc/core/gemm.h"
 #include "csrc/cpu/dispatch.h"

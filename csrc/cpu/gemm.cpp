@@ -167,8 +167,8 @@ void multiply(const Gemm& given, const T* a, const T* b, const T* bias, T* c, Co
   if (p.run == 0) p.run = p.N > Block<T>::NR ? Block<T>::kSum : Block<T>::kSum / 2;
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
-  if (is_gemv(p) && !p.bias_per_row) return gemv(p, a, b, bias, c);
-  if (const Gemm t = transposed(p); p.N == 1 && !bias && is_gemv(t)) return gemv<T>(t, b, a, nullptr, c);
+  if (is_gemv(given) && !p.bias_per_row) return gemv(given, a, b, bias, c);
+  if (const Gemm t = transposed(given); p.N == 1 && !bias && is_gemv(t)) return gemv<T>(t, b, a, nullptr, c);
   const bool parallel = p.batch * p.M * p.N * p.K >= kGrainMultiplies;
   const int64_t threads = parallel ? max_threads() : 1;
   const Grid cut = grid<T>(p, p.batch >= 4 * threads ? 1 : threads);

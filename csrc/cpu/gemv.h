@@ -20,29 +20,38 @@ constexpr int64_t kFewRows = 2 * kRowGroup;
 /// weights for one sample).
 constexpr int64_t kFewTerms = 2, kLongRow = 256;
 
+/// B by rows does not restart its sums, so not where `run` asks for it.
 inline bool is_gemv(const Gemm& p) {
   if (p.b_row == 1 && p.b_col != 1) return p.M <= kFewRows && p.a_col == 1;
-  return p.b_col == 1 && (p.M == 1 || (p.K <= kFewTerms && p.N >= kLongRow));
+  const bool restarts = p.run > 0 && p.K > 8 * p.run;
+  return p.b_col == 1 && ((p.M == 1 && !restarts) || (p.K <= kFewTerms && p.N >= kLongRow));
 }
 
-/// rows x cols dot products of length K.
+/// rows x cols dot products of length K > 0, whose sums restart after `run` terms of a lane (0: never).
 template <class T, int rows, int cols>
-DLK_INLINE void dots(int64_t K, const T* a, int64_t a_row, const T* b, int64_t b_col, const T* bias, T* c,
+DLK_INLINE void dots(int64_t K, int64_t run, const T* a, int64_t a_row, const T* b, int64_t b_col, const T* bias, T* c,
                      int64_t c_row) {
-  Vec<T> sum[rows][cols] = {};
-  for_each_vec<T>(K, [&](int64_t k, auto lanes) {
-    Vec<T> x[rows];
+  const int64_t most = run > 0 ? run * kLanes<T> : K;
+  for (int64_t begin = 0; begin < K; begin += most) {
+    Vec<T> sum[rows][cols] = {};
+    for_each_vec<T>(K - begin < most ? K - begin : most, [&](int64_t i, auto lanes) {
+      const int64_t k = begin + i;
+      Vec<T> x[rows];
 #pragma GCC unroll 4
-    for (int i = 0; i < rows; ++i) x[i] = load_n(a + i * a_row + k, lanes);
+      for (int i = 0; i < rows; ++i) x[i] = load_n(a + i * a_row + k, lanes);
 #pragma GCC unroll 8
-    for (int j = 0; j < cols; ++j) {
-      const Vec<T> y = load_n(b + j * b_col + k, lanes);
+      for (int j = 0; j < cols; ++j) {
+        const Vec<T> y = load_n(b + j * b_col + k, lanes);
 #pragma GCC unroll 4
-      for (int i = 0; i < rows; ++i) sum[i][j] += x[i] * y;
-    }
-  });
-  for (int i = 0; i < rows; ++i)
-    for (int j = 0; j < cols; ++j) c[i * c_row + j] = reduce_sum(sum[i][j]) + (bias ? bias[j] : T(0));
+        for (int i = 0; i < rows; ++i) sum[i][j] += x[i] * y;
+      }
+    });
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < cols; ++j) {
+        T& to = c[i * c_row + j];
+        to = reduce_sum(sum[i][j]) + (begin > 0 ? to : bias ? bias[j] : T(0));
+      }
+  }
 }
 
 /// Columns [0, n) of C from B by columns.
@@ -51,9 +60,9 @@ void multiply_columns(const Gemm& p, int64_t n, const T* a, const T* b, const T*
   constexpr int kCols = rows == 1 ? 8 : 4;  // 8 sums and more hide the latency of an FMA (4 cycles, two per cycle)
   int64_t j = 0;
   for (; j + kCols <= n; j += kCols)
-    dots<T, rows, kCols>(p.K, a, p.a_row, b + j * p.b_col, p.b_col, bias ? bias + j : nullptr, c + j, p.c_row);
+    dots<T, rows, kCols>(p.K, p.run, a, p.a_row, b + j * p.b_col, p.b_col, bias ? bias + j : nullptr, c + j, p.c_row);
   for (; j < n; ++j)
-    dots<T, rows, 1>(p.K, a, p.a_row, b + j * p.b_col, p.b_col, bias ? bias + j : nullptr, c + j, p.c_row);
+    dots<T, rows, 1>(p.K, p.run, a, p.a_row, b + j * p.b_col, p.b_col, bias ? bias + j : nullptr, c + j, p.c_row);
 }
 
 /// c[0, n) = start[0, n) (null: 0) + a[0, rows) times `rows` rows of B. The partial sum of these rows is rounded apart,

@@ -6,6 +6,8 @@
 // a group needs is then spread over its channels again.
 #pragma once
 
+#include <cmath>
+
 #include "csrc/core/layer_norm.h"
 #include "csrc/cpu/moments.h"
 #include "csrc/cpu/parallel.h"

@@ -9,6 +9,8 @@
 // blocks of them; rows stay in its cache from one pass to the next. Blocks are combined in order, in double.
 #include "csrc/core/layer_norm.h"
 
+#include <cmath>
+
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/group_norm.h"
 #include "csrc/cpu/moments.h"

@@ -1,10 +1,9 @@
 // Sums for normalisation, forward and backward: mean and variance without cancellation, the same for every number of
-// threads: blocks of a fixed size, each about its own mean in T, combined in order in double (Chan, Golub & LeVeque
-// 1983).
+// threads: blocks of a fixed size, each about a number near its mean in T, combined in order in double (Chan, Golub &
+// LeVeque 1983).
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 
 #include "csrc/cpu/reduce.h"
 
@@ -21,7 +20,7 @@ struct Moments {
 
   /// Of n numbers x from s1 = sum(x - shift) and s2 = sum((x - shift)^2), shift being near their mean.
   static Moments shifted(double n, V shift, V s1, V s2) {
-    // Inf among the numbers: the mean is shift, Inf or NaN, and the variance NaN.
+    // Inf or NaN among the numbers: so is the shift, if it is their mean, else s1; and the variance is NaN.
     const V m2 = s2 - s1 * s1 / n, zero{};
     return {n, shift - shift == zero ? shift + s1 / n : shift, m2 < zero ? zero : m2};
   }
@@ -131,6 +130,8 @@ DLK_INLINE void shifted_sums(const T* x, int64_t C, int64_t begin, int64_t end, 
   sum_rows<1>(C, begin, begin + first, shift,
               [=](int64_t at, int64_t, auto lanes, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); });
   mean(first);
+  // Inf or NaN among the first rows: s1 shall tell which, and what the others say to it.
+  for (int64_t c = 0; c < C; ++c) shift[c] = shift[c] - shift[c] == T(0) ? shift[c] : T(0);
   const auto add = [=](int64_t at, int64_t c, auto lanes, Vec<T>* sum) {
     const Vec<T> d = load_n(x + at, lanes) - load_n(shift + c, lanes);
     sum[0] += d;
