@@ -208,15 +208,7 @@ struct Backward {
 
   /// Sums over block k of the rows: partial[k][0 or 1][C] = sum dy, sum dy (x - mean).
   DLK_INLINE void block_sums(int64_t k, T* partial) const {
-    const int64_t C = s.C;
-    T* sums = partial + k * 2 * C;
-    std::fill(sums, sums + 2 * C, T(0));
-    const auto add = [&](int64_t at, int64_t c, auto lanes, V* sum) {
-      const V g = load_n(dy + at, lanes);
-      sum[0] += g;
-      sum[1] += g * (load_n(x + at, lanes) - load_n(mean + c, lanes));
-    };
-    sum_rows<2>(C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), sums, add, dy, x);
+    gradient_column_sums(dy, x, mean, s.C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), partial + k * 2 * s.C);
   }
 
   template <bool streams>

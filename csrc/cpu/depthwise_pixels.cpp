@@ -60,9 +60,20 @@ void for_each_run(const Correlation& q, const Span& span, int64_t i, TapList tap
   }
 }
 
-/// `pixels` outputs, out_step apart, of all C channels, whose inputs are `step` apart. The inputs that the next row of
-/// the grid reads first, `ahead` of these, are fetched into L2, and the next pixels' outputs into L1: the hardware does
-/// not look across rows, and is slow to follow as many runs as this has.
+/// Writes the sums of adjacent pixels. The inputs that the next row of the grid reads first, `ahead` of these, are
+/// fetched into L2, and the next pixels' outputs into L1: the hardware does not look across rows, and is slow to follow
+/// as many runs as this has.
+template <class T, int pixels, class Count>
+DLK_INLINE void store_sums(const Vec<T> (&sum)[pixels], const T* in, int64_t step, int64_t ahead, T* out,
+                           int64_t out_step, Count lanes) {
+  for (int o = 0; o < pixels; ++o) {
+    __builtin_prefetch(in + ahead + o * step, 0, /*L2*/ 2);
+    __builtin_prefetch(out + (o + pixels) * out_step, 1);
+    store_n(out + o * out_step, sum[o], lanes);
+  }
+}
+
+/// `pixels` outputs, out_step apart, of all C channels, whose inputs are `step` apart.
 template <class T, int pixels>
 void sum_taps(const TapList& taps, int64_t C, const T* weights, const T* in, int64_t step, int64_t ahead, const T* bias,
               T* out, int64_t out_step) {
@@ -73,11 +84,7 @@ void sum_taps(const TapList& taps, int64_t C, const T* weights, const T* in, int
       const Vec<T> weight = load_n(weights + taps.weights[k] + c, lanes);
       for (int o = 0; o < pixels; ++o) sum[o] += load_n(in + taps.offsets[k] + o * step + c, lanes) * weight;
     }
-    for (int o = 0; o < pixels; ++o) {
-      __builtin_prefetch(in + ahead + o * step + c, 0, /*L2*/ 2);
-      __builtin_prefetch(out + (o + pixels) * out_step + c, 1);
-      store_n(out + o * out_step + c, sum[o], lanes);
-    }
+    store_sums(sum, in + c, step, ahead, out + c, out_step, lanes);
   });
 }
 
@@ -105,11 +112,7 @@ void sum_tap_rows(const TapList& taps, int64_t C, const T* weights, const T* in,
             if (const int s = column - o * stride; 0 <= s && s < S) sum[o] += x * weight[s];
         }
       }
-      for (int o = 0; o < kPixels; ++o) {
-        __builtin_prefetch(from + ahead + o * step, 0, /*L2*/ 2);
-        __builtin_prefetch(to + (o + kPixels) * out_step, 1);
-        store_n(to + o * out_step, sum[o], lanes);
-      }
+      store_sums(sum, from, step, ahead, to, out_step, lanes);
     }
   });
 }

@@ -167,6 +167,7 @@ void multiply(const Gemm& given, const T* a, const T* b, const T* bias, T* c, Co
   if (p.run == 0) p.run = p.N > Block<T>::NR ? Block<T>::kSum : Block<T>::kSum / 2;
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
+  // These restart their sums only where it is asked for.
   if (is_gemv(given) && !p.bias_per_row) return gemv(given, a, b, bias, c);
   if (const Gemm t = transposed(given); p.N == 1 && !bias && is_gemv(t)) return gemv<T>(t, b, a, nullptr, c);
   const bool parallel = p.batch * p.M * p.N * p.K >= kGrainMultiplies;

@@ -34,8 +34,8 @@ DLK_INLINE void dots(int64_t K, int64_t run, const T* a, int64_t a_row, const T*
   const int64_t most = run > 0 ? run * kLanes<T> : K;
   for (int64_t begin = 0; begin < K; begin += most) {
     Vec<T> sum[rows][cols] = {};
-    for_each_vec<T>(K - begin < most ? K - begin : most, [&](int64_t i, auto lanes) {
-      const int64_t k = begin + i;
+    for_each_vec<T>(K - begin < most ? K - begin : most, [&](int64_t at, auto lanes) {
+      const int64_t k = begin + at;
       Vec<T> x[rows];
 #pragma GCC unroll 4
       for (int i = 0; i < rows; ++i) x[i] = load_n(a + i * a_row + k, lanes);

@@ -152,15 +152,7 @@ GradientSums* plane_sums(PixelBlocks blocks, const T* dy, const T* x, const T* m
   T* means = context.array<T>(blocks.samples * C);
   for (int64_t plane = 0; plane < blocks.samples * C; ++plane) means[plane] = mean[plane / s.channels];
   blocks.for_each(2, [=](int64_t block, int64_t begin, int64_t end) {
-    const T* m = means + block / blocks.per_sample * C;
-    T* sums = partial + block * 2 * C;
-    std::fill(sums, sums + 2 * C, T(0));
-    const auto add = [=](int64_t at, int64_t c, auto lanes, Vec<T>* sum) {
-      const Vec<T> g = load_n(dy + at, lanes);
-      sum[0] += g;
-      sum[1] += g * (load_n(x + at, lanes) - load_n(m + c, lanes));
-    };
-    sum_rows<2>(C, begin, end, sums, add, dy, x);
+    gradient_column_sums(dy, x, means + block / blocks.per_sample * C, C, begin, end, partial + block * 2 * C);
   });
   GradientSums* sums = context.array<GradientSums>(blocks.samples * C);
   parallel_for(blocks.samples * C, blocks.per_sample * 2, [=](int64_t first, int64_t last) {

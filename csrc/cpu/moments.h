@@ -140,5 +140,18 @@ DLK_INLINE void shifted_sums(const T* x, int64_t C, int64_t begin, int64_t end, 
   sum_rows<2>(C, begin, end, s, add, x);
 }
 
+/// For each of C columns of rows [begin, end): sums (2, C) = sum dy, sum dy (x - mean).
+template <class T>
+DLK_INLINE void gradient_column_sums(const T* dy, const T* x, const T* mean, int64_t C, int64_t begin, int64_t end,
+                                     T* sums) {
+  std::fill(sums, sums + 2 * C, T(0));
+  const auto add = [=](int64_t at, int64_t c, auto lanes, Vec<T>* sum) {
+    const Vec<T> g = load_n(dy + at, lanes);
+    sum[0] += g;
+    sum[1] += g * (load_n(x + at, lanes) - load_n(mean + c, lanes));
+  };
+  sum_rows<2>(C, begin, end, sums, add, dy, x);
+}
+
 }  // namespace
 }  // namespace dlk::cpu

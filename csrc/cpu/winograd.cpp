@@ -255,7 +255,8 @@ bool applies(const Correlation& q) {
 bool is_dilated(const Correlation& q) { return Dilation(q).h > 1 || Dilation(q).w > 1; }
 
 /// The largest tile whose error against float64 (RMS and maximum) stays within twice that of PyTorch's kernels for the
-/// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md). Those sum
+/// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md, which marks a
+/// few maxima that do not, mostly of heavy-tailed inputs). Those sum
 /// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
 /// pixels, the more accurately the fewer there are; single small images are summed best, and with AVX2 dilated filters.
 /// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels), but
