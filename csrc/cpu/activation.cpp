@@ -148,7 +148,7 @@ void map(F f, int64_t n, const T* x, T* y) {
   with_streaming(y, 0, 2 * n, [=](auto streams) {
     parallel_elements<streams>(n, [=](int64_t begin, int64_t end) {
       for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
-        write_n<streams>(y + begin + i, f.forward(read_n(x + begin + i, lanes)), lanes);
+        write_n<streams>(y + begin + i, f.forward(read_n<kFetch<streams>>(x + begin + i, lanes)), lanes);
       });
     });
   });
@@ -160,7 +160,9 @@ void map_backward(F f, int64_t n, const T* dy, const T* saved, T* dx) {
     parallel_elements<streams>(n, [=](int64_t begin, int64_t end) {
       for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
         const int64_t at = begin + i;
-        write_n<streams>(dx + at, f.backward(read_n(dy + at, lanes), read_n(saved + at, lanes)), lanes);
+        write_n<streams>(
+            dx + at, f.backward(read_n<kFetch<streams>>(dy + at, lanes), read_n<kFetch<streams>>(saved + at, lanes)),
+            lanes);
       });
     });
   });
@@ -172,7 +174,7 @@ void map_slopes(F f, int64_t n, const T* x, T* y, uint64_t* unit) {
     parallel_words<streams>(n, [=](int64_t word, int64_t first, int64_t count) {
       uint64_t bits = 0;
       for_each_vec<T>(count, [&](int64_t i, auto lanes) {
-        const Vec<T> v = read_n(x + first + i, lanes);
+        const Vec<T> v = read_n<kFetch<streams>>(x + first + i, lanes);
         bits |= bits_of_lanes<T>(f.has_unit_slope(v)) << i;
         write_n<streams>(y + first + i, f.forward(v), lanes);
       });
@@ -232,7 +234,7 @@ void backward_slopes(double other_slope, int64_t n, const T* dy, const uint64_t*
   with_streaming(dx, 0, 2 * n, [=](auto streams) {
     parallel_words<streams>(n, [=](int64_t word, int64_t first, int64_t count) {
       for_each_vec_of_bits<T>(unit[word], count, [&](int64_t i, auto lanes, auto is_unit) {
-        const Vec<T> d = read_n(dy + first + i, lanes);
+        const Vec<T> d = read_n<kFetch<streams>>(dy + first + i, lanes);
         const Vec<T> other = slope == 0 ? Vec<T>{} : d * slope;  // 0 even where dy is NaN
         write_n<streams>(dx + first + i, is_unit ? d : other, lanes);
       });

@@ -35,12 +35,12 @@ struct Affine {
   }
 };
 
-/// Normalises a plane of channel c; `ahead`: as read_n, for planes one after the other.
-template <bool streams, bool ahead, class T>
+/// Normalises a plane of channel c.
+template <bool streams, Fetch fetch, class T>
 void normalise_plane(int64_t inner, int64_t c, const T* x, const Affine<T>& affine, T* y) {
   const T mean = affine.mean[c], a = affine.a[c], b = affine.b[c];
   for_each_vec<T>(inner, [&](int64_t i, auto lanes) {
-    write_n<streams>(y + i, (read_n<ahead>(x + i, lanes) - mean) * a + b, lanes);
+    write_n<streams>(y + i, (read_n<fetch>(x + i, lanes) - mean) * a + b, lanes);
   });
 }
 
@@ -59,7 +59,7 @@ void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y)
     parallel_for<streams>(s.N, s.C, [=](int64_t begin, int64_t end) {
       for_each_row_from_the_end(begin, end, [&](int64_t n) {
         for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
-          const Vec<T> d = read_n<streams>(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
+          const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
           write_n<streams>(y + n * s.C + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
         });
       });
@@ -117,7 +117,7 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
         affine.set(c, mean[c], var[c], weight, bias, eps);
         for (int64_t n = 0; n < s.N; ++n) {
           const int64_t plane = (n * s.C + c) * s.inner;
-          normalise_plane<streams, false>(s.inner, c, x + plane, affine, y + plane);
+          normalise_plane<streams, Fetch::nothing>(s.inner, c, x + plane, affine, y + plane);
         }
       }
     });
@@ -133,7 +133,8 @@ void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, con
   with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.N * s.C, s.inner, [=](int64_t begin, int64_t end) {  // planes in the order of memory
       for (int64_t plane = begin; plane < end; ++plane)
-        normalise_plane<streams, true>(s.inner, plane % s.C, x + plane * s.inner, affine, y + plane * s.inner);
+        normalise_plane<streams, kFetch<streams>>(s.inner, plane % s.C, x + plane * s.inner, affine,
+                                                  y + plane * s.inner);
     });
   });
 }
@@ -215,9 +216,9 @@ struct Backward {
   DLK_INLINE void row_dx(int64_t n) const {
     const int64_t row = n * s.C;
     for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
-      V g = read_n<streams>(dy + row + c, lanes);
+      V g = read_n<kFetchIfStreams<streams>>(dy + row + c, lanes);
       if (training) {
-        const V d = read_n<streams>(x + row + c, lanes) - load_n(mean + c, lanes);
+        const V d = read_n<kFetchIfStreams<streams>>(x + row + c, lanes) - load_n(mean + c, lanes);
         g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
       }
       write_n<streams>(dx + row + c, g * load_n(gradient.a + c, lanes), lanes);

@@ -238,7 +238,7 @@ void backward_tile(const CrossEntropyParams& p, const T* x, const Coefficients<T
   for (int64_t c = 0; c < p.C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = start + c * p.inner + j;
-      __builtin_prefetch(x + at + p.inner);  // the next row of the tile: the one pass there is reads from beyond L2
+      fetch_ahead(x + at + p.inner);  // the next row of the tile: the one pass there is reads from beyond L2
       V d = exp_or_zero((load_n(x + at, lanes) - load(m + j)) - load(log + j)) * load(A + j);
       if constexpr (dense) d -= a.along_columns(at, c, lanes);
       store_n(dx + at, d * load(g + j), lanes);

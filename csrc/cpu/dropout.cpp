@@ -173,7 +173,7 @@ void to_channels_last(DropoutShape shape, const uint64_t* logical, uint64_t* kee
 template <bool streams, class T>
 DLK_INLINE void apply_word(uint64_t keep, int64_t count, Vec<T> factor, const T* x, T* y) {
   for_each_vec_of_bits<T>(keep, count, [&](int64_t i, auto lanes, auto kept) {
-    write_n<streams>(y + i, read_n(x + i, lanes) * (kept ? factor : Vec<T>{}), lanes);
+    write_n<streams>(y + i, read_n<kFetch<streams>>(x + i, lanes) * (kept ? factor : Vec<T>{}), lanes);
   });
 }
 
@@ -210,7 +210,7 @@ void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, con
         for (int64_t plane = begin; plane < end; ++plane) {
           const int64_t at = plane * shape.P;
           for_each_vec<T>(shape.P, [&](int64_t i, auto lanes) {
-            write_n<streams>(y + at + i, read_n(x + at + i, lanes) * factors[plane], lanes);
+            write_n<streams>(y + at + i, read_n<kFetch<streams>>(x + at + i, lanes) * factors[plane], lanes);
           });
         }
       });
@@ -222,7 +222,8 @@ void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, con
         const int64_t at = pixel * shape.C;
         const T* image_factors = factors + pixel / shape.P * shape.C;
         for_each_vec<T>(shape.C, [&](int64_t c, auto lanes) {
-          write_n<streams>(y + at + c, read_n(x + at + c, lanes) * load_n(image_factors + c, lanes), lanes);
+          write_n<streams>(y + at + c, read_n<kFetch<streams>>(x + at + c, lanes) * load_n(image_factors + c, lanes),
+                           lanes);
         });
       }
     });

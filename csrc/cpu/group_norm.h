@@ -136,7 +136,7 @@ void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T*
     blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
       const T *m = constants + sample * 3 * C, *a = m + C, *b = a + C;
       for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-        const Vec<T> d = read_n<streams>(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+        const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + pixel * C + c, lanes) - load_n(m + c, lanes);
         write_n<streams>(y + pixel * C + c, d * load_n(a + c, lanes) + load_n(b + c, lanes), lanes);
       });
     });
@@ -192,8 +192,9 @@ void backward_channels_last(RowNormShape s, const T* dy, const T* x, const T* me
     blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
       const T *m = constants + sample * 4 * C, *a = m + C, *b = a + C, *k = b + C;
       for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-        const Vec<T> d = read_n<streams>(x + pixel * C + c, lanes) - load_n(m + c, lanes);
-        const Vec<T> g = read_n<streams>(dy + pixel * C + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
+        const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+        const Vec<T> g =
+            read_n<kFetchIfStreams<streams>>(dy + pixel * C + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
         write_n<streams>(dx + pixel * C + c, g - d * load_n(k + c, lanes), lanes);
       });
     });

@@ -109,7 +109,7 @@ void backward(Loss loss, int64_t n, const LossInputs<T>& inputs, const T* dy, in
       parallel_elements<streams>(n, [=](int64_t begin, int64_t end) {
         for_each_vec<T>(end - begin, [&](int64_t i, auto lanes) {
           const Vec<T> d = formula.slope(begin + i, lanes) * factor;
-          write_n<streams>(dx + begin + i, step == 0 ? d : d * read_n(dy + begin + i, lanes), lanes);
+          write_n<streams>(dx + begin + i, step == 0 ? d : d * read_n<kFetch<streams>>(dy + begin + i, lanes), lanes);
         });
       });
     });

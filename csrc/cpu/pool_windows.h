@@ -131,7 +131,7 @@ template <class T>
 DLK_INLINE void prefetch_rows_ahead(const Pool2d& p, const T* top) {
   constexpr int64_t kAhead = 4;
   const int64_t size = p.stride_h * p.W;
-  for (int64_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(top + kAhead * size + i);
+  for (int64_t i = 0; i < size; i += 64 / sizeof(T)) fetch_ahead(top + kAhead * size + i);
 }
 
 /// f(ow, lanes, taps) for the outputs of a row in vectors from ow on; the last may overlap the one before it. `inside`
