@@ -42,12 +42,20 @@ INPUTS = {
 
 # Channels, size, images: single small ones, which PyTorch sums best, and many pixels.
 WINOGRAD = [
-    case
-    for channels, size, n in (
-        *itertools.product((64, 128, 256, 512), (7, 14, 15), (1,)),
-        *((64, 56, 2), (128, 28, 2), (256, 14, 4), (512, 7, 8)),
-    )
-    for case in conv2d(3, channels, channels, size, n=n)
+    *(
+        case
+        for channels, size, n in (
+            *itertools.product((64, 128, 256, 512), (7, 14, 15), (1,)),
+            *((64, 56, 2), (128, 28, 2), (256, 14, 4), (512, 7, 8)),
+        )
+        for case in conv2d(3, channels, channels, size, n=n)
+    ),
+    *(
+        case
+        for k in ((1, 3), (4, 1), (1, 5), (7, 1), 5)
+        for channels, size, n in ((64, 56, 2), (128, 14, 1), (256, 14, 4), (512, 7, 8))
+        for case in conv2d(k, channels, channels, size, n=n)
+    ),
 ]
 
 

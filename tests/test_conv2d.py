@@ -86,6 +86,12 @@ CASES = {
     "winograd_small_images": ((30, 33, 5, 3), (34, 33, 3, 3), {"padding": 1}),
     "winograd_dilated": ((2, 40, 19, 26), (37, 40, 3, 3), {"padding": (2, 4), "dilation": (2, 3)}),
     "winograd_dilated_few_tiles": ((1, 72, 21, 23), (150, 72, 3, 3), {"padding": 1, "dilation": (3, 1)}),
+    "winograd_line": ((3, 68, 17, 30), (67, 68, 1, 3), {"padding": (0, 1)}),
+    "winograd_long_line": ((3, 68, 31, 14), (67, 68, 7, 1), {"padding": (4, 0), "dilation": (2, 1)}),
+    "winograd_line_few_tiles": ((1, 132, 1, 60), (150, 132, 1, 5), {"padding": (0, 2)}),
+    "winograd_5x5": ((2, 40, 23, 19), (37, 40, 5, 5), {"padding": 2}),
+    "winograd_4x6_dilated": ((2, 36, 30, 33), (34, 36, 4, 6), {"padding": (3, 5), "dilation": (1, 2)}),
+    "winograd_7x7_few_tiles": ((1, 72, 17, 15), (150, 72, 7, 7), {"padding": 3}),
     "column_filter": ((3, 20, 13, 17), (35, 20, 7, 1), {"padding": (3, 0)}),
     "winograd_deep": ((1, 300, 9, 12), (40, 300, 3, 3), {"padding": 1}),
     "one_pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
@@ -296,6 +302,8 @@ THREADED = [
     "narrow_groups",
     "winograd",
     "winograd_few_tiles",
+    "winograd_line_few_tiles",
+    "winograd_5x5",
 ]
 
 
@@ -374,8 +382,9 @@ def test_long_sums_of_equal_terms(x_format, outputs, backend):
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (7, 1), (5, 5), (4, 6)], ids=str)
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
-def test_winograd_runs(x_format, dilation, backend):
+def test_winograd_runs(x_format, kernel, dilation, backend):
     """Small integers, whose sums GEMM computes exactly: Winograd's points leave a trace in every
     pass (but those of tiles of 2, which so many pixels do not take)."""
     if backend != "cpu":
@@ -385,8 +394,11 @@ def test_winograd_runs(x_format, dilation, backend):
         return torch.randint(-3, 4, shape).float().contiguous(memory_format=x_format)
 
     torch.manual_seed(0)
-    x, w, dy = integers(6, 40, 18, 20), integers(40, 40, 3, 3), integers(6, 40, 18, 20)
-    ops, geometry = torch.ops.dlkernels, [1, 1, *[dilation] * 4, dilation, dilation, 1]
+    padding = [dilation * (taps - 1) // 2 for taps in kernel]
+    x, w = integers(6, 68, 18, 24), integers(68, 68, *kernel)
+    size = [n + 2 * p - dilation * (taps - 1) for n, p, taps in zip(x.shape[2:], padding, kernel, strict=True)]
+    dy = integers(6, 68, *size)
+    ops, geometry = torch.ops.dlkernels, [1, 1, *[p for p in padding for _ in "ab"], dilation, dilation, 1]
     for op, arguments in (
         (ops.convolution, lambda x, w, dy: (x, w, None, geometry)),
         (ops.convolution_backward_input, lambda x, w, dy: (dy, w, None, x.shape, geometry)),

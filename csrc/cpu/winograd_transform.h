@@ -1,13 +1,13 @@
-// Winograd's minimal filtering F(m x m, 3 x 3) (Lavin & Gray 2016; Toom-Cook): m x m outputs of a 3 x 3 correlation
-// from (m + 2)^2 products per channel instead of 9 m^2:
+// Winograd's minimal filtering F(m, r) (Lavin & Gray 2016; Toom-Cook): m outputs of a correlation with r taps from
+// m + r - 1 products per channel instead of m r; along both axes of an image, F(m x m, r x r), from the square of that:
 //
 //   y = A^T [ (G w G^T) . (B^T x B) ] A,    dw = G^T [ (B^T x B) . (A dy A^T) ] G
 //
-// The matrices follow from the points at which the polynomials are evaluated: pairs +-p, the point 0 if m is even, and
-// infinity. Pairs share their even and odd parts, which halves the work, and let one formula serve every m.
+// The matrices follow from the points at which the polynomials are evaluated: pairs +-p, the point 0 if m + r is odd,
+// and infinity. Pairs share their even and odd parts, which halves the work, and let one formula serve every m and r.
 //
-// The points decide the rounding error. {0, +-5/8, +-3/2, inf} for m = 4 makes half the error of the textbook's
-// {0, +-1, +-2, inf}, and {+-3/8, +-5/4, inf} for m = 3 less than half of that of {0, +-1, 2, inf}, at the same cost.
+// The points decide the rounding error. {0, +-5/8, +-3/2, inf} for 6 planes makes half the error of the textbook's
+// {0, +-1, +-2, inf}, and {+-3/8, +-5/4, inf} for 5 less than half of that of {0, +-1, 2, inf}, at the same cost.
 #pragma once
 
 #include "csrc/cpu/simd.h"
@@ -15,28 +15,31 @@
 namespace dlk::cpu {
 namespace {
 
-template <int m>
+template <int planes>
 struct WinogradPoints;
 template <>
-struct WinogradPoints<2> {
-  static constexpr double p[] = {1};
-};
-template <>
-struct WinogradPoints<3> {
-  static constexpr double p[] = {0.375, 1.25};
+struct WinogradPoints<1> {
+  static constexpr double p[] = {0};  // none: the point is infinity
 };
 template <>
 struct WinogradPoints<4> {
+  static constexpr double p[] = {1};
+};
+template <>
+struct WinogradPoints<5> {
+  static constexpr double p[] = {0.375, 1.25};
+};
+template <>
+struct WinogradPoints<6> {
   static constexpr double p[] = {0.625, 1.5};
 };
-
-/// The five transforms, along one axis. V is a vector type: lanes are channels, each its own problem. Planes are in the
-/// order 0 (if it is a point), +p0, -p0, +p1, -p1, ..., infinity.
-template <int m>
-struct Winograd : WinogradPoints<m> {
-  static constexpr int kTile = m, kAlpha = m + 2, kPlanes = kAlpha * kAlpha;
-  static constexpr int kPairs = (m + 1) / 2, kZero = m % 2 == 0;  // kZero: 1 if 0 is a point
-  using WinogradPoints<m>::p;
+/// F(m, r): the five transforms along one axis. V is a vector type: lanes are channels, each its own problem. Planes
+/// are in the order 0 (if it is a point), +p0, -p0, +p1, -p1, ..., infinity. F(1, 1) changes nothing.
+template <int m, int r>
+struct Filtering : WinogradPoints<m + r - 1> {
+  static constexpr int kTile = m, kTaps = r, kAlpha = m + r - 1;
+  static constexpr int kPairs = (kAlpha - 1) / 2, kZero = kAlpha % 2 == 0;  // kZero: 1 if 0 is a point
+  using WinogradPoints<kAlpha>::p;
 
   static constexpr int plus(int j) { return kZero + 2 * j; }
   static constexpr int minus(int j) { return kZero + 2 * j + 1; }
@@ -80,7 +83,7 @@ struct Winograd : WinogradPoints<m> {
       for (int i = 0; i < kPairs; ++i) infinity += T(even_polynomial(i)) * d[2 * i + kZero];
       v[kAlpha - 1] = infinity;
       if constexpr (kZero) {
-        v[0] = d[kTile];
+        v[0] = d[kAlpha - 2];
 #pragma GCC unroll 4
         for (int i = 0; i < kPairs; ++i) v[0] += T(even_polynomial(i)) * d[2 * i];
       }
@@ -137,62 +140,90 @@ struct Winograd : WinogradPoints<m> {
     }
   };
 
-  /// G w: 3 taps to kAlpha planes.
+  /// G w: kTaps taps to kAlpha planes.
   struct Weight {
-    static constexpr int kIn = 3, kOut = kAlpha;
+    static constexpr int kIn = kTaps, kOut = kAlpha;
     template <class V>
     DLK_INLINE static void apply(const V* w, V* u) {
       using T = Lane<V>;
       if constexpr (kZero) u[0] = w[0] * T(1 / zero_scale());
-      u[kAlpha - 1] = w[2];
+      u[kAlpha - 1] = w[kTaps - 1];
 #pragma GCC unroll 4
       for (int j = 0; j < kPairs; ++j) {
-        const V even = T(1 / scale(j)) * w[0] + T(p[j] * p[j] / scale(j)) * w[2], odd = T(p[j] / scale(j)) * w[1];
+        V even = T(1 / scale(j)) * w[0], odd = T(p[j] / scale(j)) * w[1];
+#pragma GCC unroll 8
+        for (int i = 2; i < kTaps; ++i) (i % 2 ? odd : even) += T(power(j, i) / scale(j)) * w[i];
         u[plus(j)] = even + odd;
         u[minus(j)] = even - odd;
       }
     }
   };
 
-  /// G^T m: kAlpha planes to 3 taps.
+  /// G^T m: kAlpha planes to kTaps taps.
   struct WeightGradient {
-    static constexpr int kIn = kAlpha, kOut = 3;
+    static constexpr int kIn = kAlpha, kOut = kTaps;
     template <class V>
     DLK_INLINE static void apply(const V* planes, V* dw) {
       using T = Lane<V>;
-      dw[0] = dw[1] = V{}, dw[2] = planes[kAlpha - 1];
-      if constexpr (kZero) dw[0] = planes[0] * T(1 / zero_scale());
+#pragma GCC unroll 8
+      for (int i = 0; i < kTaps; ++i) {
+        V sum = i == kTaps - 1 ? planes[kAlpha - 1] : V{};
+        if (i == 0 && kZero) sum = planes[0] * T(1 / zero_scale());
 #pragma GCC unroll 4
-      for (int j = 0; j < kPairs; ++j) {
-        const V sum = planes[plus(j)] + planes[minus(j)], difference = planes[plus(j)] - planes[minus(j)];
-        dw[0] += T(1 / scale(j)) * sum;
-        dw[1] += T(p[j] / scale(j)) * difference;
-        dw[2] += T(p[j] * p[j] / scale(j)) * sum;
+        for (int j = 0; j < kPairs; ++j) {
+          const V both = i % 2 ? planes[plus(j)] - planes[minus(j)] : planes[plus(j)] + planes[minus(j)];
+          sum += T(power(j, i) / scale(j)) * both;
+        }
+        dw[i] = sum;
       }
     }
   };
 };
 
-/// `Transform` along both axes: store(i, j, value) for each output from load(i, j) of each input.
+/// A transform along the rows, and one along the columns.
+template <class OfRows, class OfColumns>
+struct BothAxes {
+  using Rows = OfRows;
+  using Columns = OfColumns;
+};
+
+/// F(m x m, r x r), or with one axis only, F(1, 1) being the rows' whichever axis that is, F(1 x m, 1 x r).
+template <class Rows, class Columns>
+struct Winograd {
+  static constexpr int kTile = Columns::kTile, kTaps = Rows::kTaps * Columns::kTaps, kRowTaps = Columns::kTaps;
+  static constexpr int kAlpha = Columns::kAlpha, kPlanes = Rows::kAlpha * kAlpha;
+  using Input = BothAxes<typename Rows::Input, typename Columns::Input>;
+  using Output = BothAxes<typename Rows::Output, typename Columns::Output>;
+  using Gradient = BothAxes<typename Rows::Gradient, typename Columns::Gradient>;
+  using Weight = BothAxes<typename Rows::Weight, typename Columns::Weight>;
+  using WeightGradient = BothAxes<typename Rows::WeightGradient, typename Columns::WeightGradient>;
+};
+template <int m, int r>
+using WinogradSquare = Winograd<Filtering<m, r>, Filtering<m, r>>;
+template <int m, int r>
+using WinogradLine = Winograd<Filtering<1, 1>, Filtering<m, r>>;
+
+/// `Transform`, of BothAxes: store(i, j, value) for each output from load(i, j) of each input.
 template <class T, class Transform, class Load, class Store>
 DLK_INLINE void transform_2d(Load load, Store store) {
-  constexpr int kIn = Transform::kIn, kOut = Transform::kOut;
-  Vec<T> half[kOut][kIn];
+  using Rows = typename Transform::Rows;
+  using Columns = typename Transform::Columns;
+  Vec<T> half[Rows::kOut][Columns::kIn];
 #pragma GCC unroll 8
-  for (int j = 0; j < kIn; ++j) {
-    Vec<T> column[kIn], out[kOut];
+  for (int j = 0; j < Columns::kIn; ++j) {
+    Vec<T> column[Rows::kIn], out[Rows::kOut];
 #pragma GCC unroll 8
-    for (int i = 0; i < kIn; ++i) column[i] = load(i, j);
-    Transform::apply(column, out);
+    for (int i = 0; i < Rows::kIn; ++i) column[i] = load(i, j);
+    Rows::apply(column, out);
 #pragma GCC unroll 8
-    for (int i = 0; i < kOut; ++i) half[i][j] = out[i];
+    for (int i = 0; i < Rows::kOut; ++i) half[i][j] = out[i];
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < kOut; ++i) {
-    Vec<T> out[kOut];
-    Transform::apply(half[i], out);
+  for (int i = 0; i < Rows::kOut; ++i) {
+    Vec<T> out[Columns::kOut];
+    Columns::apply(half[i], out);
 #pragma GCC unroll 8
-    for (int j = 0; j < kOut; ++j) store(i, j, out[j]);
+    for (int j = 0; j < Columns::kOut; ++j) store(i, j, out[j]);
   }
 }
 

@@ -4,6 +4,8 @@
 // Blocks of tiles follow each other; within one, the team of threads first fills V and Z, then shares the products, cut
 // into parts of CI, CO and the planes by shape alone. An element of M is summed by one thread in the order of the
 // tiles: the result does not depend on the number of threads.
+#include <algorithm>
+
 #include "csrc/cpu/winograd.h"
 #include "csrc/cpu/winograd_tiles.h"
 
@@ -22,73 +24,80 @@ constexpr int64_t kBlockBytes = 4 << 20;
 /// But so many tiles that M, which passes through the cache once per block, costs little next to the products.
 constexpr int64_t kLeastTiles = 128;
 /// Tiles after which sums restart, which bounds their rounding error: the sooner the smaller they are, since small ones
-/// are chosen for their accuracy, and the fewer pixels the more accurately PyTorch adds them.
-template <int m>
+/// are chosen for their accuracy, and the fewer pixels the more accurately PyTorch adds them. (Those of a line have one
+/// axis to hold fewer pixels along.)
+template <class W>
 int64_t sum_tiles(const Correlation& q) {
+  constexpr int m = W::kTile;
+  if (W::kPlanes == W::kAlpha) return 16;
   return m == 4 ? 64 : m == 2 ? 12 : q.pixels() < 256 ? 8 : 32;
 }
 
-/// The parts that M is cut into: task = (part of CI, part of CO, part of the planes).
-template <int m>
+/// The parts that M is cut into: task = (part of the terms, part of CO, part of the planes).
+template <class W>
 struct Cut {
-  static constexpr int64_t kPlanes = Winograd<m>::kPlanes;
-  int64_t CI, CO;                  // CO: in whole vectors
+  static constexpr int64_t kPlanes = W::kPlanes;
+  int64_t unit, terms, CO;         // unit: terms of channels that are written together; CO: in whole vectors
   int64_t c_size, k_size, planes;  // of a part
   int64_t c_parts, k_parts, plane_parts;
   int64_t row, plane;  // strides of a part of M
 
-  explicit Cut(const Correlation& q) : CI(q.CI), CO(round_up(q.CO, L)) {
-    c_size = even_part(CI, 6 * B::MR), k_size = 2 * NR;
-    c_parts = ceil_div(CI, c_size), k_parts = ceil_div(CO, k_size);
+  Cut(const Correlation& q, const TileShape& tile)
+      : unit(tile.groups() * L), terms(tile.terms(q.CI)), CO(round_up(q.CO, L)) {
+    c_size = even_part(terms, 6 * B::MR), k_size = 2 * NR;
+    if (tile.groups() > 1) c_size = round_up(c_size, unit);
+    c_parts = ceil_div(terms, c_size), k_parts = ceil_div(CO, k_size);
     planes = kPlanes;
     if (c_parts * k_parts < kTasks)  // cut the planes instead
-      c_size = CI, k_size = CO, c_parts = k_parts = 1, planes = ceil_div(kPlanes, kTasks);
+      c_size = terms, k_size = CO, c_parts = k_parts = 1, planes = ceil_div(kPlanes, kTasks);
     plane_parts = ceil_div(kPlanes, planes);
     row = row_stride<T>(k_size), plane = plane_stride<T>(c_size, row);
   }
 
   int64_t blocks() const { return c_parts * k_parts; }
   int64_t block_elements() const { return kPlanes * plane; }
-  Range c(int64_t block) const { return block_range(block / k_parts, c_size, CI); }
+  Range c(int64_t block) const { return block_range(block / k_parts, c_size, terms); }
   Range k(int64_t block) const { return block_range(block % k_parts, k_size, CO); }
   Range plane_range(int64_t i) const { return block_range(i, planes, kPlanes); }
 };
 
 /// z[plane][panel][tile][NR] = the transformed gradients of one part's tiles, for channels [k, k + kLanes).
-template <int m>
-void transform_gradient(const Correlation& q, Dilation d, const Images<const T>& dy, const Window& part, int64_t first,
-                        int64_t k, T* strip, T* z, int64_t panel, int64_t plane) {
-  using W = Winograd<m>;
+template <class W>
+void transform_gradient(const Correlation& q, const TileShape& tile, const Images<const T>& dy, const Window& part,
+                        int64_t first, int64_t k, T* strip, T* z, int64_t panel, int64_t plane) {
   stage(dy, part, k, q.CO - k < L ? q.CO - k : L, strip);
-  const int64_t row = part.cols.size() * L * d.h, column = L * d.w;
+  const auto [row, column] = tile.steps(part.cols.size());
   T* to_panel = z + k / NR * panel + k % NR;
-  for_each_tile<T>(part, m, d, first, part.cols.size(), [&](int64_t tile, int64_t offset) {
+  for_each_tile<T>(part, tile, first, part.cols.size(), [&, row = row, column = column](int64_t t, int64_t offset) {
     const T* from = strip + offset;
-    T* to = to_panel + tile * NR;
+    T* to = to_panel + t * NR;
     transform_2d<T, typename W::Gradient>(
         [&](int i, int j) { return load(from + i * row + j * column); },
         [&](int i, int j, Vec<T> value) { store(to + (i * W::kAlpha + j) * plane, value); });
   });
 }
 
-/// dw of input channels [c, c + channels) (at most kLanes) and outputs [k, k + kLanes), from sums[plane][channel][...].
-template <int m>
-void finish(const Correlation& q, int64_t c, int64_t channels, int64_t k, const T* sums, int64_t row, int64_t plane,
-            T* dw) {
-  using W = Winograd<m>;
-  const bool taps_adjacent = q.w_in == 9 && taps_in_order(q, 1);  // (K, C, 3, 3) in memory
+/// dw of input channels [c, c + channels) (at most kLanes) and outputs [k, k + kLanes), from sums[plane][term][...].
+template <class W>
+void finish(const Correlation& q, const TileShape& tile, int64_t c, int64_t channels, int64_t k, const T* sums,
+            int64_t row, int64_t plane, T* dw) {
+  const bool taps_adjacent = q.w_in == q.taps && taps_in_order(q, 1);  // (K, C, R, S) in memory
   const int64_t outputs = q.CO - k < L ? q.CO - k : L;
-  const int64_t tap_stride = taps_adjacent ? 1 : L, channel_stride = taps_adjacent ? 9 : 1;
-  T buffer[9 * L * L];  // [channel][tap][output] or [tap][channel][output]
+  const int64_t tap_stride = taps_adjacent ? 1 : L, channel_stride = taps_adjacent ? q.taps : 1;
+  T buffer[kMostTaps * kMostTaps * L * L];  // [channel][tap][output] or [tap][channel][output]
   for (int64_t i = 0; i < channels; ++i)
-    transform_2d<T, typename W::WeightGradient>(
-        [&](int r, int s) { return load(sums + i * row + (r * W::kAlpha + s) * plane); },
-        [&](int r, int s, Vec<T> value) {
-          store(buffer + (i * channel_stride + (3 * r + s) * tap_stride) * L, value);
-        });
+    for (int64_t g = 0; g < tile.groups(); ++g) {
+      const T* from = sums + (g * L + i) * row;
+      transform_2d<T, typename W::WeightGradient>(
+          [&](int r, int s) { return load(from + (r * W::kAlpha + s) * plane); },
+          [&](int r, int s, Vec<T> value) {
+            const int64_t t = tile.tap(g, r * W::kRowTaps + s);
+            if (t >= 0) store(buffer + (i * channel_stride + t * tap_stride) * L, value);
+          });
+    }
   T* to = dw + k * q.w_out + c * q.w_in;
-  if (taps_adjacent) return store_transposed(buffer, L, 9 * channels, outputs, to, q.w_out);
-  for (int t = 0; t < 9; ++t) {
+  if (taps_adjacent) return store_transposed(buffer, L, q.taps * channels, outputs, to, q.w_out);
+  for (int64_t t = 0; t < q.taps; ++t) {
     const T* tap = buffer + t * L * L;
     if (q.w_in == 1) {
       store_transposed(tap, L, channels, outputs, to + q.weight[t], q.w_out);
@@ -100,24 +109,28 @@ void finish(const Correlation& q, int64_t c, int64_t channels, int64_t k, const 
 }
 
 /// dw of rows [rows) and all columns of a part of M.
-template <int m>
-void finish_rows(const Correlation& q, Range rows, Range c, Range k, const T* sums, const Cut<m>& cut, T* dw) {
-  for (int64_t i = c.begin + rows.begin; i < c.begin + rows.end; i += L)
+template <class W>
+void finish_rows(const Correlation& q, const TileShape& tile, Range rows, Range c, Range k, const T* sums,
+                 const Cut<W>& cut, T* dw) {
+  const int64_t groups = tile.groups();
+  for (int64_t i = rows.begin; i < rows.end; i += cut.unit) {
+    const int64_t channel = (c.begin + i) / groups, end = std::min(c.end / groups, q.CI);
     for (int64_t j = k.begin; j < k.end; j += L)
-      finish<m>(q, i, c.end - i < L ? c.end - i : L, j, sums + (i - c.begin) * cut.row + j - k.begin, cut.row,
+      finish<W>(q, tile, channel, std::min<int64_t>(end - channel, L), j, sums + i * cut.row + j - k.begin, cut.row,
                 cut.plane, dw);
+  }
 }
 
-template <int m>
+template <class W>
 void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context) {
-  using W = Winograd<m>;
   const Span span(q);
   const Images<const T> x{in, q.CI, q.IH, q.IW, q.channels_last}, y{dy, q.CO, q.OH, q.OW, q.channels_last};
-  const int64_t tile_bytes = W::kPlanes * (q.CI + q.CO) * int64_t{sizeof(T)}, fit = kBlockBytes / tile_bytes;
-  const TileBlocks blocks(q, m, fit > kLeastTiles ? fit : kLeastTiles);
-  const Cut<m> cut(q);
+  const TileShape tile(q, W::kTile, W::kRowTaps);
+  const Cut<W> cut(q, tile);
+  const int64_t tile_bytes = W::kPlanes * (cut.terms + q.CO) * int64_t{sizeof(T)}, fit = kBlockBytes / tile_bytes;
+  const TileBlocks blocks(q, tile, fit > kLeastTiles ? fit : kLeastTiles);
 
-  const int64_t v_row = packed_row_stride<T>(q.CI), v_plane = plane_stride<T>(blocks.block_tiles(), v_row);
+  const int64_t v_row = packed_row_stride<T>(cut.terms), v_plane = plane_stride<T>(blocks.block_tiles(), v_row);
   const int64_t z_panel = blocks.block_tiles() * NR, z_plane = packed_row_stride<T>(ceil_div(q.CO, NR) * z_panel);
   const int64_t strip_size = blocks.strip_pixels() * L;
   T* v = context.array<T>(W::kPlanes * v_plane);
@@ -135,9 +148,9 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
         blocks.for_each_part(b, [&](const Window& part, int64_t first) {
           if (i < c_groups) {
             const int64_t c = i * L, channels = q.CI - c < L ? q.CI - c : L;
-            transform_input<T, m>(span, blocks.dilation, x, part, first, c, channels, strip, v, v_row, v_plane);
+            transform_input<T, W>(span, tile, x, part, first, c, channels, strip, v, v_row, v_plane);
           } else {
-            transform_gradient<m>(q, blocks.dilation, y, part, first, (i - c_groups) * L, strip, z, z_panel, z_plane);
+            transform_gradient<W>(q, tile, y, part, first, (i - c_groups) * L, strip, z, z_panel, z_plane);
           }
         });
       });
@@ -148,18 +161,18 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
         for (int64_t plane = planes.begin; plane < planes.end; ++plane) {
           const CView<T> c_view{.data = to + plane * cut.plane, .row_stride = cut.row, .accumulate = b > 0};
           multiply_block(c.size(), k.size(), blocks.size(b), AView<T>{v + plane * v_plane + c.begin, v_row, false},
-                         z + plane * z_plane + k.begin / NR * z_panel, z_panel, NR, c_view, sum_tiles<m>(q));
+                         z + plane * z_plane + k.begin / NR * z_panel, z_panel, NR, c_view, sum_tiles<W>(q));
         }
-        if (at_once) finish_rows<m>(q, {0, c.size()}, c, k, to, cut, dw);
+        if (at_once) finish_rows<W>(q, tile, {0, c.size()}, c, k, to, cut, dw);
       });
     }
     if (at_once) return;
-    const int64_t parts = ceil_div(cut.c_size, L);
+    const int64_t parts = ceil_div(cut.c_size, cut.unit);
     team.for_each(cut.blocks() * parts, [&](int64_t i) {
-      const int64_t block = i / parts, row = i % parts * L;
+      const int64_t block = i / parts, row = i % parts * cut.unit;
       const Range c = cut.c(block);
-      const int64_t end = row + L < c.size() ? row + L : c.size();
-      if (row < end) finish_rows<m>(q, {row, end}, c, cut.k(block), sums + block * cut.block_elements(), cut, dw);
+      const int64_t end = std::min(row + cut.unit, c.size());
+      if (row < end) finish_rows<W>(q, tile, {row, end}, c, cut.k(block), sums + block * cut.block_elements(), cut, dw);
     });
   });
 }
@@ -167,7 +180,7 @@ void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context
 }  // namespace
 
 void winograd_weight(const Correlation& q, int tile, const float* in, const float* dy, float* dw, Context& context) {
-  with_winograd_tile(tile, [&]<int m>() { run<m>(q, in, dy, dw, context); });
+  with_winograd(Filter(q), tile, [&]<class W>() { run<W>(q, in, dy, dw, context); });
 }
 
 }  // namespace dlk::cpu::DLK_ISA
