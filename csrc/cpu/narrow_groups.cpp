@@ -132,7 +132,7 @@ void correlate_narrow(const Correlation* phases, int64_t count, const T* in, con
   const Plan<T> plan(q, in, context);
   const PackedWeights<T> weights(q, plan, context);
   const Tiles& tiles = plan.tiles;
-  const Images<T> y{out, q.groups * q.CO, q.OH, q.OW, q.channels_last};
+  const Images<T> y(out, q.groups * q.CO, q.OH, q.OW, q.channels_last);
   const int64_t out_size = q.channels_last ? 0 : tiles.rows * q.row_step * tiles.out_cols() * L;
   T* out_strips = context.array<T>(max_threads() * out_size);
   run_team(worth_threads(q), [&](const Team& team) {

@@ -124,9 +124,9 @@ struct Job {
   Job(const Correlation& q, const T* x, const T* w, const T* bias, T* y)
       : q(q),
         span(q),
-        tile(q, W::kTile, W::kRowTaps),
-        in{x, q.CI, q.IH, q.IW, q.channels_last},
-        out{y, q.CO, q.OH, q.OW, q.channels_last},
+        tile(Filter(q), W::kTile, W::kRowTaps),
+        in(x, q.CI, q.IH, q.IW, q.channels_last),
+        out(grid(y, q)),
         w(w),
         bias(bias),
         terms(tile.terms(q.CI)),
@@ -144,12 +144,13 @@ struct Job {
   void output(const Window& part, int64_t first, int64_t k0, int64_t k, T* strip, const T* m, int64_t row,
               int64_t plane) const {
     const int64_t channels = q.CO - k < L ? q.CO - k : L, width = part.cols.size();
-    const auto [line, column] = tile.steps(width);
-    for_each_tile<T>(part, tile, first, width, [&, line = line, column = column](int64_t t, int64_t offset) {
+    const auto [line, column] = tile.output_steps(width);
+    for_each_tile(part, tile, first, [&, line = line, column = column](int64_t t, int64_t h, int64_t w) {
       const T* from = m + t * row + k - k0;
+      T* to = strip + (h * width + w) * L;
       transform_2d<T, typename W::Output>(
           [&](int i, int j) { return load(from + (i * W::kAlpha + j) * plane); },
-          [&](int i, int j, Vec<T> value) { store(strip + offset + i * line + j * column, value); });
+          [&](int i, int j, Vec<T> value) { store(to + i * line + j * column, value); });
     });
     unstage(out, part, k, channels, bias, strip);
   }
@@ -252,10 +253,12 @@ void run(const Correlation& q, const T* in, const T* w, const T* bias, T* out, C
 
 // ---- When, and with which tiles
 
-/// Taps that are evenly apart, three or more along an axis, every pixel, one group.
+/// Taps that are evenly apart, one group of channels; a stride without dilation and with taps that groups of 3 have
+/// room for.
 bool applies(const Correlation& q, const Filter& filter) {
-  if (q.groups != 1 || q.step_h != 1 || q.step_w != 1 || q.row_step != 1 || q.col_step != 1) return false;
-  return filter.length() > 2 && filter.length() <= kMostTaps && filter.is_all_of(q);
+  if (q.groups != 1 || !filter.is_all_of(q)) return false;
+  if (filter.is_strided() && (filter.is_dilated() || filter.length() > 3)) return false;
+  return filter.length() > 1 && filter.h.taps <= kMostTaps && filter.w.taps <= kMostTaps;
 }
 
 /// The largest tile whose error against float64 (RMS and maximum) stays within twice that of PyTorch's kernels for the
@@ -268,7 +271,6 @@ bool applies(const Correlation& q, const Filter& filter) {
 /// roundings each.
 int accurate_tile(const Correlation& q, const Filter& filter, Pass pass) {
   if (q.less_accurate) return 4;
-  const bool is_dilated = filter.down > 1 || filter.right > 1;
   constexpr bool avx512 = kIsa == Isa::avx512;
   const bool exact = q.CI <= 32 || (is_small(q) && q.CI < 128);
   const bool single = q.pixels() < 256;
@@ -278,11 +280,11 @@ int accurate_tile(const Correlation& q, const Filter& filter, Pass pass) {
       if (avx512 && !q.channels_last) return single ? 2 : 3;
       return exact ? 3 : 4;
     case Pass::backward_input:
-      if (q.channels_last && !exact) return 4;
+      if (q.channels_last && !exact && q.row_step == 1 && q.col_step == 1) return 4;
       return single ? 2 : 3;
     default:
       if (avx512 && q.channels_last) return q.pixels() >= 2048 ? 3 : 2;
-      return is_small(q) || (!avx512 && is_dilated) ? 3 : 4;
+      return is_small(q) || (!avx512 && filter.is_dilated()) ? 3 : 4;
   }
 }
 
@@ -292,12 +294,12 @@ int accurate_tile(const Correlation& q, const Filter& filter, Pass pass) {
 bool pays(const Correlation& q, const Filter& filter, int64_t m) {
   bool pays = false;
   with_winograd(filter, static_cast<int>(m), [&]<class W>() {
-    const TileShape tile(q, W::kTile, W::kRowTaps);
+    const TileShape tile(filter, W::kTile, W::kRowTaps);
     const double groups = tile.groups(), tiles = TileBlocks(q, tile, 1).tiles();
     const double of_tile = filter.is_line() ? 75 : 450, of_filter = (filter.is_line() ? 50 : 300) * groups;
     const double transforms = of_tile * tiles * (1.0 / q.CI + groups / q.CO) + of_filter;
     const double winograd = 1.3 * W::kPlanes * groups * tiles + transforms, direct = 1.15 * q.taps * q.pixels();
-    pays = winograd < 0.85 * direct;
+    pays = winograd < 0.92 * direct;
   });
   return pays;
 }
@@ -307,8 +309,9 @@ bool pays(const Correlation& q, const Filter& filter, int64_t m) {
 int winograd_tile(const Correlation& q, Pass pass) {
   const Filter filter(q);
   if (!applies(q, filter)) return 0;
+  const int least = filter.length() == 2 ? 3 : 2;  // two taps have tiles as accurate as those of 3
   // Smaller tiles waste less at the borders.
-  for (int m = accurate_tile(q, filter, pass); m >= 2; --m)
+  for (int m = accurate_tile(q, filter, pass); m >= least; --m)
     if (pays(q, filter, m)) return m;
   return 0;
 }

@@ -1,5 +1,5 @@
-// Convolution with stride 1 and any dilation by Winograd's algorithm (winograd_transform.h), float32 only: filters of
-// 3 x 3 and 5 x 5 taps, and of 3, 5 and 7 along one axis.
+// Convolution by Winograd's algorithm (winograd_transform.h), float32 only: filters of up to 7 taps along each axis or
+// one of them, with any dilation, or a stride that most taps overlap.
 #pragma once
 
 #include "csrc/cpu/correlation.h"

@@ -5,8 +5,9 @@
 // every d-th row and column of an image is a problem of its own, and a tile covers pixels d apart: d x d tiles, one of
 // each problem, make a square that is counted as one tile is without.
 //
-// More taps than F(m, r) has, which larger r would make less accurate, are cut into groups of r x r (the last ones with
-// zeros): a group's taps are those of further channels, which read their pixels r further on. Such a channel of such a
+// F(m, r) has no stride, and more taps would make it less accurate. But taps may be cut into groups of r x r (some of
+// them zeros): a group's taps are those of further channels, which read their pixels further on. With stride s, the
+// taps that read every s-th row and column are a group; without, those that follow each other. Such a channel of such a
 // group is called a term.
 #pragma once
 
@@ -15,65 +16,91 @@
 
 namespace dlk::cpu::DLK_ISA {
 
-/// An R x S filter, and how far its taps are apart along either axis.
+/// Taps along an axis at most, for which there is room.
+constexpr int64_t kMostTaps = 7;
+
+struct FilterAxis {
+  int64_t taps, dilation, stride;
+
+  /// Whether its groups are those of a stride.
+  bool is_strided() const { return taps > 1 && stride > 1; }
+  /// Taps that read pixels of one group's kind.
+  int64_t length() const { return is_strided() ? ceil_div(taps, stride) : taps; }
+};
+
+/// The R x S taps of a correlation.
 struct Filter {
-  int64_t R = 1, S, down = 1, right = 1;
+  FilterAxis h{1, 1, 1}, w{1, 1, 1};
 
   /// Of a correlation with one tap at least.
   explicit Filter(const Correlation& q) {
-    for (S = 1; S < q.taps && q.dh[S] == q.dh[0];) ++S;
-    R = q.taps / S;
-    if (R > 1) down = q.dh[S] - q.dh[0];
-    if (S > 1) right = q.dw[1] - q.dw[0];
+    for (; w.taps < q.taps && q.dh[w.taps] == q.dh[0]; ++w.taps) {
+    }
+    h = {q.taps / w.taps, 1, q.step_h}, w.stride = q.step_w;
+    if (h.taps > 1) h.dilation = q.dh[w.taps] - q.dh[0];
+    if (w.taps > 1) w.dilation = q.dw[1] - q.dw[0];
   }
   /// Whether q's taps are all of such a filter.
   bool is_all_of(const Correlation& q) const {
     for (int64_t t = 0; t < q.taps; ++t)
-      if (q.dh[t] != q.dh[0] + t / S * down || q.dw[t] != q.dw[0] + t % S * right) return false;
-    return R * S == q.taps && down > 0 && right > 0;
+      if (q.dh[t] != q.dh[0] + t / w.taps * h.dilation || q.dw[t] != q.dw[0] + t % w.taps * w.dilation) return false;
+    return h.taps * w.taps == q.taps && h.dilation > 0 && w.dilation > 0;
   }
-  bool is_line() const { return R == 1 || S == 1; }
-  int64_t length() const { return R > S ? R : S; }
+  bool is_line() const { return h.taps == 1 || w.taps == 1; }
+  bool is_dilated() const { return h.dilation > 1 || w.dilation > 1; }
+  bool is_strided() const { return h.is_strided() || w.is_strided(); }
+  int64_t length() const { return h.length() > w.length() ? h.length() : w.length(); }
 };
 
-/// Taps along an axis at most, for which there is room.
-constexpr int64_t kMostTaps = 7;
-
 /// f.template operator()<W>() for the Winograd of a filter and tiles of m. Of a line, 4 stands for the 6 planes that
-/// take the fewest products.
+/// take the fewest products; two taps have the same tiles always.
 template <class F>
 void with_winograd(const Filter& filter, int m, F f) {
   if (filter.is_line()) {
+    if (filter.length() == 2) return f.template operator()<WinogradLine<4, 2>>();
     if (m < 4) return f.template operator()<WinogradLine<3, 3>>();
-    if (filter.length() == 4 || filter.length() >= 7) return f.template operator()<WinogradLine<3, 4>>();
+    if (filter.length() == 4 || filter.length() == 7) return f.template operator()<WinogradLine<3, 4>>();
     return f.template operator()<WinogradLine<4, 3>>();
   }
+  if (filter.length() == 2) return f.template operator()<WinogradSquare<4, 2>>();
   if (m == 2) return f.template operator()<WinogradSquare<2, 3>>();
   if (m == 3) return f.template operator()<WinogradSquare<3, 3>>();
   return f.template operator()<WinogradSquare<4, 3>>();
 }
 
+/// Along one axis of a filter: the outputs of a tile, the taps of a group, and the groups.
+struct TileAxis {
+  FilterAxis filter;
+  int64_t outputs, taps, groups;
+
+  TileAxis(FilterAxis f, int64_t m, int64_t r)
+      : filter(f),
+        outputs(f.taps > 1 ? m : 1),
+        taps(f.taps > 1 ? r : 1),
+        groups(f.is_strided() ? f.stride : ceil_div(f.taps, taps)) {}
+
+  /// From an output of a tile to its next, in pixels; likewise an input. (A stride has no dilation.)
+  int64_t output_step() const { return filter.dilation; }
+  int64_t input_step() const { return filter.dilation * filter.stride; }
+  /// Tap i of group g: beyond the filter's, it is a zero.
+  int64_t tap(int64_t g, int64_t i) const { return filter.is_strided() ? g + i * filter.stride : g * taps + i; }
+  /// From the first group's inputs to those of group g.
+  int64_t group_offset(int64_t g) const { return filter.is_strided() ? g : g * taps * filter.dilation; }
+  /// Inputs of `size` adjacent outputs.
+  int64_t inputs(int64_t size) const { return (size - 1) * filter.stride + 1 + (groups * taps - 1) * filter.dilation; }
+};
+
 /// The tiles of m outputs along each axis of a filter that has several taps, and its groups of r taps along each.
 struct TileShape {
-  Filter filter;
-  int64_t rows, cols;              // outputs of a tile
-  int64_t tap_rows, tap_cols;      // taps of a group
-  int64_t group_rows, group_cols;  // groups
+  TileAxis h, w;
 
-  TileShape(const Correlation& q, int64_t m, int64_t r)
-      : filter(q),
-        rows(filter.R > 1 ? m : 1),
-        cols(filter.S > 1 ? m : 1),
-        tap_rows(filter.R > 1 ? r : 1),
-        tap_cols(filter.S > 1 ? r : 1),
-        group_rows(ceil_div(filter.R, tap_rows)),
-        group_cols(ceil_div(filter.S, tap_cols)) {}
+  TileShape(const Filter& filter, int64_t m, int64_t r) : h(filter.h, m, r), w(filter.w, m, r) {}
 
-  int64_t groups() const { return group_rows * group_cols; }
+  int64_t groups() const { return h.groups * w.groups; }
   /// Tap i of group g among those of the filter; -1 if it is a zero.
   int64_t tap(int64_t g, int64_t i) const {
-    const int64_t row = g / group_cols * tap_rows + i / tap_cols, col = g % group_cols * tap_cols + i % tap_cols;
-    return row < filter.R && col < filter.S ? row * filter.S + col : -1;
+    const int64_t row = h.tap(g / w.groups, i / w.taps), column = w.tap(g % w.groups, i % w.taps);
+    return row < h.filter.taps && column < w.filter.taps ? row * w.filter.taps + column : -1;
   }
   /// Terms of C channels: a vector of channels for each group, then the next vector.
   int64_t terms(int64_t C) const { return groups() == 1 ? C : round_up(C, kLanes<float>) * groups(); }
@@ -82,23 +109,22 @@ struct TileShape {
     return (c / L * groups() + g) * L + c % L;
   }
 
-  /// How far a tile's first and last input are apart, less the tile.
-  int64_t reach_down() const { return (group_rows * tap_rows - 1) * filter.down; }
-  int64_t reach_right() const { return (group_cols * tap_cols - 1) * filter.right; }
-
-  /// From a pixel to the next that a tile, or a filter, has, in a strip of `width` pixels a row; along the axes that
-  /// the transforms take for rows and columns.
+  /// In a strip of `width` pixels a row: from an output, or input, of a tile to its next, along the axes that the
+  /// transforms take for rows and columns.
   struct Steps {
     int64_t row, column;
   };
-  Steps steps(int64_t width) const {
-    const int64_t down = width * kLanes<float> * filter.down, right = kLanes<float> * filter.right;
-    return {down, filter.S > 1 ? right : down};
-  }
-  /// From the first group's pixels to those of group g.
+  Steps output_steps(int64_t width) const { return steps(h.output_step(), w.output_step(), width); }
+  Steps input_steps(int64_t width) const { return steps(h.input_step(), w.input_step(), width); }
+  /// From the first group's inputs to those of group g.
   int64_t group_offset(int64_t g, int64_t width) const {
-    const int64_t down = g / group_cols * tap_rows * filter.down, right = g % group_cols * tap_cols * filter.right;
-    return (down * width + right) * kLanes<float>;
+    return (h.group_offset(g / w.groups) * width + w.group_offset(g % w.groups)) * kLanes<float>;
+  }
+
+ private:
+  Steps steps(int64_t rows, int64_t columns, int64_t width) const {
+    const int64_t down = rows * width * kLanes<float>, right = columns * kLanes<float>;
+    return {down, w.filter.taps > 1 ? right : down};
   }
 };
 
@@ -111,9 +137,9 @@ struct TileBlocks {
 
   TileBlocks(const Correlation& q, const TileShape& tile, int64_t most)
       : tile(tile),
-        height(tile.rows * tile.filter.down),
-        width(tile.cols * tile.filter.right),
-        tiles_each(tile.filter.down * tile.filter.right),
+        height(tile.h.outputs * tile.h.output_step()),
+        width(tile.w.outputs * tile.w.output_step()),
+        tiles_each(tile.h.output_step() * tile.w.output_step()),
         rows_per_image(ceil_div(q.rows, height)),
         rows(q.N * rows_per_image),
         cols(ceil_div(q.cols, width)) {
@@ -126,10 +152,10 @@ struct TileBlocks {
   int64_t tiles() const { return rows * cols * tiles_each; }
   int64_t block_tiles() const { return block_rows * block_cols * tiles_each; }
   int64_t count() const { return ceil_div(rows, block_rows) * ceil_div(cols, block_cols); }
-  /// Pixels of a strip that any part of a block needs, with the pixels around its tiles that the outer taps reach.
+  /// Pixels of a strip that any part of a block needs, of inputs, which are more than the outputs.
   int64_t strip_pixels() const {
     const int64_t rows = block_rows < rows_per_image ? block_rows : rows_per_image;
-    return (rows * height + tile.reach_down()) * (block_cols * width + tile.reach_right());
+    return tile.h.inputs(rows * height) * tile.w.inputs(block_cols * width);
   }
 
   /// Calls f(output window, first tile) for the parts of block b, one per image; tiles are counted within the block.
@@ -160,14 +186,14 @@ struct TileBlocks {
   }
 };
 
-/// Calls f(tile, strip offset of its first pixel) for the tiles of a part, whose strip is `width` pixels wide.
-template <class T, class F>
-DLK_INLINE void for_each_tile(const Window& v, const TileShape& tile, int64_t first, int64_t width, F f) {
-  const int64_t down = tile.filter.down, right = tile.filter.right;
-  for (int64_t i = 0; i < v.rows.size(); i += tile.rows * down)
-    for (int64_t j = 0; j < v.cols.size(); j += tile.cols * right)
+/// Calls f(tile, row, column of its first output) for the tiles of a part.
+template <class F>
+DLK_INLINE void for_each_tile(const Window& v, const TileShape& tile, int64_t first, F f) {
+  const int64_t down = tile.h.output_step(), right = tile.w.output_step();
+  for (int64_t i = 0; i < v.rows.size(); i += tile.h.outputs * down)
+    for (int64_t j = 0; j < v.cols.size(); j += tile.w.outputs * right)
       for (int64_t h = i; h < i + down; ++h)
-        for (int64_t w = j; w < j + right; ++w) f(first++, (h * width + w) * kLanes<T>);
+        for (int64_t w = j; w < j + right; ++w) f(first++, h, w);
 }
 
 /// Strides of [plane][row][columns]: rows in whole vectors, and where they would be far apart, as in packed operands,
@@ -188,16 +214,16 @@ constexpr int64_t plane_stride(int64_t rows, int64_t stride) {
 template <class T, class W>
 void transform_input(const Span& span, const TileShape& tile, const Images<const T>& x, const Window& part,
                      int64_t first, int64_t c, int64_t channels, T* strip, T* v, int64_t stride, int64_t plane) {
-  const int64_t top = part.rows.begin + span.top, left = part.cols.begin + span.left;
-  const Window in{
-      part.n, {top, top + part.rows.size() + tile.reach_down()}, {left, left + part.cols.size() + tile.reach_right()}};
-  stage(x, in, c, channels, strip);
-  const auto [row, column] = tile.steps(in.cols.size());
+  const int64_t step_h = tile.h.filter.stride, step_w = tile.w.filter.stride;
+  const int64_t top = part.rows.begin * step_h + span.top, left = part.cols.begin * step_w + span.left;
+  const int64_t width = tile.w.inputs(part.cols.size());
+  stage(x, Window{part.n, {top, top + tile.h.inputs(part.rows.size())}, {left, left + width}}, c, channels, strip);
+  const auto [row, column] = tile.input_steps(width);
   for (int64_t g = 0; g < tile.groups(); ++g) {
-    const T* of_group = strip + tile.group_offset(g, in.cols.size());
+    const T* of_group = strip + tile.group_offset(g, width);
     T* to_group = v + tile.term(c, g);
-    for_each_tile<T>(part, tile, first, in.cols.size(), [&, row = row, column = column](int64_t t, int64_t offset) {
-      const T* from = of_group + offset;
+    for_each_tile(part, tile, first, [&, row = row, column = column](int64_t t, int64_t h, int64_t w) {
+      const T* from = of_group + (h * step_h * width + w * step_w) * kLanes<T>;
       T* to = to_group + t * stride;
       transform_2d<T, typename W::Input>(
           [&](int i, int j) { return load(from + i * row + j * column); },

@@ -66,10 +66,11 @@ template <class W>
 void transform_gradient(const Correlation& q, const TileShape& tile, const Images<const T>& dy, const Window& part,
                         int64_t first, int64_t k, T* strip, T* z, int64_t panel, int64_t plane) {
   stage(dy, part, k, q.CO - k < L ? q.CO - k : L, strip);
-  const auto [row, column] = tile.steps(part.cols.size());
+  const int64_t width = part.cols.size();
+  const auto [row, column] = tile.output_steps(width);
   T* to_panel = z + k / NR * panel + k % NR;
-  for_each_tile<T>(part, tile, first, part.cols.size(), [&, row = row, column = column](int64_t t, int64_t offset) {
-    const T* from = strip + offset;
+  for_each_tile(part, tile, first, [&, row = row, column = column](int64_t t, int64_t h, int64_t w) {
+    const T* from = strip + (h * width + w) * L;
     T* to = to_panel + t * NR;
     transform_2d<T, typename W::Gradient>(
         [&](int i, int j) { return load(from + i * row + j * column); },
@@ -124,8 +125,8 @@ void finish_rows(const Correlation& q, const TileShape& tile, Range rows, Range 
 template <class W>
 void run(const Correlation& q, const T* in, const T* dy, T* dw, Context& context) {
   const Span span(q);
-  const Images<const T> x{in, q.CI, q.IH, q.IW, q.channels_last}, y{dy, q.CO, q.OH, q.OW, q.channels_last};
-  const TileShape tile(q, W::kTile, W::kRowTaps);
+  const Images<const T> x(in, q.CI, q.IH, q.IW, q.channels_last), y(dy, q.CO, q.OH, q.OW, q.channels_last);
+  const TileShape tile(Filter(q), W::kTile, W::kRowTaps);
   const Cut<W> cut(q, tile);
   const int64_t tile_bytes = W::kPlanes * (cut.terms + q.CO) * int64_t{sizeof(T)}, fit = kBlockBytes / tile_bytes;
   const TileBlocks blocks(q, tile, fit > kLeastTiles ? fit : kLeastTiles);
