@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py [-k NAME] [--output FILE]
 
-The cases are those of the benchmarks that float64 can afford, and more 3x3 convolutions, where Winograd's algorithm
+The cases are those of the benchmarks that float64 can afford, and more convolutions by Winograd's algorithm, which
 rounds differently. Every result of a case, output and gradients, is computed for four kinds of inputs.
 """
 
@@ -55,6 +55,12 @@ WINOGRAD = [
         for k in ((1, 3), (4, 1), (1, 5), (7, 1), 5)
         for channels, size, n in ((64, 56, 2), (128, 14, 1), (256, 14, 4), (512, 7, 8))
         for case in conv2d(k, channels, channels, size, n=n)
+    ),
+    *(
+        case
+        for k, stride in ((2, 1), (3, 2), (4, 2), (5, 2))
+        for channels, size, n in ((64, 56, 2), (256, 28, 2))
+        for case in conv2d(k, channels, channels, size, n=n, stride=stride)
     ),
 ]
 

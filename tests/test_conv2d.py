@@ -92,6 +92,12 @@ CASES = {
     "winograd_5x5": ((2, 40, 23, 19), (37, 40, 5, 5), {"padding": 2}),
     "winograd_4x6_dilated": ((2, 36, 30, 33), (34, 36, 4, 6), {"padding": (3, 5), "dilation": (1, 2)}),
     "winograd_7x7_few_tiles": ((1, 72, 17, 15), (150, 72, 7, 7), {"padding": 3}),
+    "winograd_stride_2": ((2, 72, 29, 34), (140, 72, 3, 3), {"padding": 1, "stride": 2}),
+    "winograd_4x4_stride_2": ((2, 40, 24, 26), (37, 40, 4, 4), {"padding": 1, "stride": 2}),
+    "winograd_strides_differ": ((2, 40, 31, 27), (37, 40, 5, 6), {"padding": (2, 1), "stride": (2, 3)}),
+    "winograd_stride_few_tiles": ((1, 132, 11, 13), (150, 132, 5, 5), {"padding": 2, "stride": 2}),
+    "winograd_line_stride": ((3, 68, 9, 61), (67, 68, 1, 5), {"padding": (0, 2), "stride": 2}),
+    "winograd_2x2": ((2, 72, 22, 19), (70, 72, 2, 2), {"padding": (1, 0)}),
     "column_filter": ((3, 20, 13, 17), (35, 20, 7, 1), {"padding": (3, 0)}),
     "winograd_deep": ((1, 300, 9, 12), (40, 300, 3, 3), {"padding": 1}),
     "one_pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
@@ -304,6 +310,7 @@ THREADED = [
     "winograd_few_tiles",
     "winograd_line_few_tiles",
     "winograd_5x5",
+    "winograd_4x4_stride_2",
 ]
 
 
@@ -381,10 +388,13 @@ def test_long_sums_of_equal_terms(x_format, outputs, backend):
     torch.testing.assert_close(dw.double(), torch.full_like(dw, 0.1).double() * 400**2, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (7, 1), (5, 5), (4, 6)], ids=str)
+@pytest.mark.parametrize(
+    "kernel, stride, dilation",
+    [((3, 3), 1, 1), ((3, 3), 1, 2), ((1, 3), 1, 1), ((7, 1), 1, 2), ((5, 5), 1, 1), ((5, 5), 2, 1), ((4, 6), 1, 2)],
+    ids=str,
+)
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
-def test_winograd_runs(x_format, kernel, dilation, backend):
+def test_winograd_runs(x_format, kernel, stride, dilation, backend):
     """Small integers, whose sums GEMM computes exactly: Winograd's points leave a trace in every
     pass (but those of tiles of 2, which so many pixels do not take)."""
     if backend != "cpu":
@@ -395,10 +405,9 @@ def test_winograd_runs(x_format, kernel, dilation, backend):
 
     torch.manual_seed(0)
     padding = [dilation * (taps - 1) // 2 for taps in kernel]
-    x, w = integers(6, 68, 18, 24), integers(68, 68, *kernel)
-    size = [n + 2 * p - dilation * (taps - 1) for n, p, taps in zip(x.shape[2:], padding, kernel, strict=True)]
-    dy = integers(6, 68, *size)
-    ops, geometry = torch.ops.dlkernels, [1, 1, *[p for p in padding for _ in "ab"], dilation, dilation, 1]
+    x, w = integers(6, 68, 18 * stride, 24 * stride), integers(68, 68, *kernel)
+    dy = F.conv2d(x, w, None, stride, padding, dilation).sign()
+    ops, geometry = torch.ops.dlkernels, [stride, stride, *[p for p in padding for _ in "ab"], dilation, dilation, 1]
     for op, arguments in (
         (ops.convolution, lambda x, w, dy: (x, w, None, geometry)),
         (ops.convolution_backward_input, lambda x, w, dy: (dy, w, None, x.shape, geometry)),

@@ -134,16 +134,20 @@ void unstage(const Images<T>& y, const Window& v, int64_t c, int64_t channels, c
       return;
     }
     StripCursor<T> from{row, width, (v.cols.size() - width) * L};
+    if (y.pixel > 1) {
+      for (int64_t i = 0; i < length; ++i) {
+        T* const sum = from.next();
+        store(sum, load(sum) + biases);
+        for (int64_t l = 0; l < channels; ++l) to[i * y.pixel + l * y.channel] = sum[l];
+      }
+      return;
+    }
     for (int64_t i = 0; i < length; i += L) {
       const int64_t count = length - i < L ? length - i : L;
       Vec<T> block[L];
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l) block[l] = l < count ? load(from.next()) + biases : Vec<T>{};
-      if (y.pixel == 1)
-        store_transposed<T>(block, count, channels, to + i, y.channel);
-      else
-        for (int64_t j = 0; j < count; ++j)
-          for (int64_t l = 0; l < channels; ++l) to[(i + j) * y.pixel + l * y.channel] = block[j][l];
+      store_transposed<T>(block, count, channels, to + i, y.channel);
     }
   });
 }

@@ -37,34 +37,52 @@ int64_t sum_terms(const Correlation& q, int64_t terms) {
 constexpr int64_t kWeightChannels = 16;
 constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
 
-/// Reads weights (m .. m + NR, c .. c + channels) into panel[c][tap][NR]; zeros beyond CO.
-void read_weights(const Correlation& q, const T* w, int64_t m, int64_t c, int64_t channels, T* panel) {
+/// How many weights of one output and channel lie side by side in memory, as those of (K, C, R, S) do, the taps among
+/// them (a phase of a gradient has not all); 0 if they do not.
+int64_t adjacent_weights(const Correlation& q) {
+  const int64_t size = std::min(q.w_in, q.w_out);
+  for (int64_t t = 0; t < q.taps; ++t)
+    if (q.weight[t] >= size) return 0;
+  return size <= kMostTaps * kMostTaps ? size : 0;
+}
+
+/// Lines of the next channels are too far apart for the hardware to foresee them: they are fetched, of (K, C, R, S) so
+/// many channels ahead (input gradients of 3x3/2, 128 to 512 channels: 1.1 times faster).
+DLK_INLINE void fetch_line(const T* p) { __builtin_prefetch(p, /*write=*/0, /*L2*/ 2); }
+constexpr int64_t kFetched = 4;
+
+/// Reads weights (m .. m + NR, c .. c + channels) into panel[c][tap][NR], or, of `adjacent` ones, all as they lie in
+/// memory, into panel[c][weight][NR]; zeros beyond CO.
+void read_weights(const Correlation& q, int64_t adjacent, const T* w, int64_t m, int64_t c, int64_t channels,
+                  T* panel) {
   constexpr int64_t NR = B::NR;
-  const int64_t taps = q.taps, n = q.CO - m < NR ? q.CO - m : NR;
+  const int64_t n = q.CO - m < NR ? q.CO - m : NR;
   const T* from = w + m * q.w_out + c * q.w_in;
-  if (q.w_in == taps && taps_in_order(q, 1))  // (CO, CI, R, S) in memory: all of a channel is contiguous
-    return pack_panel_transposed<T>(taps * channels, n, [&](int64_t j) { return from + j * q.w_out; }, panel);
-  if (q.w_out == taps && taps_in_order(q, -1)) {  // (CI, CO, R, S), taps in reverse: backward
+  if (adjacent > 0 && q.w_in == adjacent) {  // all of an output is contiguous
+    const int64_t size = adjacent * channels;
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + j * q.w_out + size + i, 0, 2);
+    return pack_panel_transposed<T>(size, n, [&](int64_t j) { return from + j * q.w_out; }, panel);
+  }
+  if (adjacent > 0) {
     for (int64_t i = 0; i < channels; ++i) {
       const T* of_channel = from + i * q.w_in;
-      const auto row = [=](int64_t t) { return taps * (i + 1) - 1 - t; };
-      pack_panel_transposed<T>(taps, n, [&](int64_t j) { return of_channel + j * taps; }, panel, row);
+      for (int64_t j = 0; j < n * adjacent; j += kLine) fetch_line(of_channel + kFetched * q.w_in + j);
+      const auto row = [=](int64_t weight) { return adjacent * i + weight; };
+      pack_panel_transposed<T>(adjacent, n, [&](int64_t j) { return of_channel + j * q.w_out; }, panel, row);
     }
     return;
   }
-  for (int64_t t = 0; t < taps; ++t) {
+  for (int64_t t = 0; t < q.taps; ++t) {
     const T* tap = from + q.weight[t];
-    const auto row = [=](int64_t i) { return taps * i + t; };
-    // Lines of the next channels, which are too far apart for the hardware to foresee them.
-    const auto fetch = [next = tap + channels * q.w_in](int64_t offset) {
-      __builtin_prefetch(next + offset, /*write=*/0, /*L2*/ 2);
-    };
+    const auto row = [=](int64_t i) { return q.taps * i + t; };
+    const T* next = tap + channels * q.w_in;
     if (q.w_in == 1) {
-      for (int64_t j = 0; j < n; ++j) fetch(j * q.w_out);
+      for (int64_t j = 0; j < n; ++j) fetch_line(next + j * q.w_out);
       pack_panel_transposed<T>(channels, n, [&](int64_t j) { return tap + j * q.w_out; }, panel, row);
     } else if (q.w_out == 1) {
       for (int64_t i = 0; i < channels; ++i)
-        for (int64_t j = 0; j < n; j += kLine) fetch(i * q.w_in + j);
+        for (int64_t j = 0; j < n; j += kLine) fetch_line(next + i * q.w_in + j);
       pack_panel(channels, n, tap, q.w_in, panel, row);
     } else {
       for (int64_t i = 0; i < channels; ++i)
@@ -88,25 +106,33 @@ DLK_INLINE void store_as_float(float* p, Vec<double> v) {
 template <class W>
 void transform_weights(const Correlation& q, const TileShape& tile, const T* w, int64_t m, Range channels, T* u,
                        int64_t plane) {
+  static constexpr T zeros[kLanes<double>] = {};
   T taps[kWeightChannels * kMostTaps * kMostTaps * B::NR];
-  const int64_t size = q.taps * B::NR, end = channels.end < q.CI ? channels.end : q.CI;
+  const int64_t adjacent = adjacent_weights(q), size = (adjacent ? adjacent : q.taps) * B::NR;
+  const int64_t end = channels.end < q.CI ? channels.end : q.CI;
   const int64_t all = tile.groups() == 1 ? end : channels.begin + round_up(end - channels.begin, L);
   for (int64_t c = channels.begin; c < all; c += kWeightChannels) {
     const int64_t count = std::min(all - c, kWeightChannels), read = std::clamp(end - c, int64_t{0}, count);
-    read_weights(q, w, m, c, read, taps);
+    read_weights(q, adjacent, w, m, c, read, taps);
     std::fill(taps + read * size, taps + count * size, T(0));
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t g = 0; g < tile.groups(); ++g)
+    for (int64_t g = 0; g < tile.groups(); ++g) {
+      int64_t at[W::kTaps];  // in a row of the panel; -1: a zero
+      for (int t = 0; t < W::kTaps; ++t) {
+        const int64_t tap = tile.tap(g, t);
+        at[t] = tap < 0 ? -1 : (adjacent ? q.weight[tap] : tap) * B::NR;
+      }
+      for (int64_t i = 0; i < count; ++i)
         for (int v = 0; v < B::NR; v += kLanes<double>) {
           const T* from = taps + i * size + v;
           T* to = u + tile.term(c - channels.begin + i, g) * B::NR + v;
           transform_2d<double, typename W::Weight>(
               [&](int r, int s) {
-                const int64_t t = tile.tap(g, r * W::kRowTaps + s);
-                return t < 0 ? Vec<double>{} : load_as_double(from + t * B::NR);
+                const int64_t tap = at[r * W::kRowTaps + s];
+                return load_as_double(tap < 0 ? zeros : from + tap);
               },
               [&](int r, int s, Vec<double> value) { store_as_float(to + (r * W::kAlpha + s) * plane, value); });
         }
+    }
   }
 }
 
@@ -268,29 +294,31 @@ bool applies(const Correlation& q, const Filter& filter) {
 /// pixels, the more accurately the fewer there are; single small images are summed best, and with AVX2 dilated filters.
 /// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels), but
 /// those over 128 and more lose as much in small images as in all others. Lines of 7 taps make long sums of few
-/// roundings each.
+/// roundings each, 2 taps, unless a stride makes them of more, short ones.
 int accurate_tile(const Correlation& q, const Filter& filter, Pass pass) {
   if (q.less_accurate) return 4;
   constexpr bool avx512 = kIsa == Isa::avx512;
   const bool exact = q.CI <= 32 || (is_small(q) && q.CI < 128);
-  const bool single = q.pixels() < 256;
+  const bool single = q.pixels() < 256, is_phase = q.row_step > 1 || q.col_step > 1;
+  const bool short_sums = single || (filter.length() == 2 && !filter.is_strided() && !is_phase);
   if (filter.is_line() && filter.length() >= 7) return (pass == Pass::backward_weight ? single : exact) ? 3 : 4;
   switch (pass) {
     case Pass::forward:
-      if (avx512 && !q.channels_last) return single ? 2 : 3;
+      if (avx512 && !q.channels_last) return short_sums ? 2 : 3;
       return exact ? 3 : 4;
     case Pass::backward_input:
-      if (q.channels_last && !exact && q.row_step == 1 && q.col_step == 1) return 4;
-      return single ? 2 : 3;
+      if (q.channels_last && !exact && !is_phase) return 4;
+      return short_sums ? 2 : 3;
     default:
-      if (avx512 && q.channels_last) return q.pixels() >= 2048 ? 3 : 2;
+      if (avx512 && q.channels_last) return q.pixels() >= 2048 && filter.length() > 2 ? 3 : 2;
       return is_small(q) || (!avx512 && filter.is_dilated()) ? 3 : 4;
   }
 }
 
 /// Whether tiles of m are clearly faster than implicit GEMM. Costs are multiplications per (input, output) channel;
-/// constants as measured: products in small blocks run at 3/4 of the peak, a tile's transforms to and from the layout
-/// cost as much as 450 products per channel on either side, those of a group of taps as much as 300; a line's a sixth.
+/// constants as measured: products in small blocks run at 3/4 of the peak, unless several groups make their sums
+/// longer; a tile's transforms to and from the layout cost as much as 450 products per channel on either side, those of
+/// a group of taps as much as 300; a line's a sixth.
 bool pays(const Correlation& q, const Filter& filter, int64_t m) {
   bool pays = false;
   with_winograd(filter, static_cast<int>(m), [&]<class W>() {
@@ -298,8 +326,8 @@ bool pays(const Correlation& q, const Filter& filter, int64_t m) {
     const double groups = tile.groups(), tiles = TileBlocks(q, tile, 1).tiles();
     const double of_tile = filter.is_line() ? 75 : 450, of_filter = (filter.is_line() ? 50 : 300) * groups;
     const double transforms = of_tile * tiles * (1.0 / q.CI + groups / q.CO) + of_filter;
-    const double winograd = 1.3 * W::kPlanes * groups * tiles + transforms, direct = 1.15 * q.taps * q.pixels();
-    pays = winograd < 0.92 * direct;
+    const double products = (groups > 1 ? 1.15 : 1.3) * W::kPlanes * groups * tiles;
+    pays = products + transforms < 0.85 * 1.15 * q.taps * q.pixels();
   });
   return pays;
 }

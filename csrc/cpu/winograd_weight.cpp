@@ -86,16 +86,19 @@ void finish(const Correlation& q, const TileShape& tile, int64_t c, int64_t chan
   const int64_t outputs = q.CO - k < L ? q.CO - k : L;
   const int64_t tap_stride = taps_adjacent ? 1 : L, channel_stride = taps_adjacent ? q.taps : 1;
   T buffer[kMostTaps * kMostTaps * L * L];  // [channel][tap][output] or [tap][channel][output]
-  for (int64_t i = 0; i < channels; ++i)
-    for (int64_t g = 0; g < tile.groups(); ++g) {
+  for (int64_t g = 0; g < tile.groups(); ++g) {
+    int64_t at[W::kTaps];  // in the buffer; -1: of a zero
+    for (int t = 0; t < W::kTaps; ++t) at[t] = tile.tap(g, t) < 0 ? -1 : tile.tap(g, t) * tap_stride * L;
+    for (int64_t i = 0; i < channels; ++i) {
       const T* from = sums + (g * L + i) * row;
+      T* to = buffer + i * channel_stride * L;
       transform_2d<T, typename W::WeightGradient>(
           [&](int r, int s) { return load(from + (r * W::kAlpha + s) * plane); },
           [&](int r, int s, Vec<T> value) {
-            const int64_t t = tile.tap(g, r * W::kRowTaps + s);
-            if (t >= 0) store(buffer + (i * channel_stride + t * tap_stride) * L, value);
+            if (const int64_t tap = at[r * W::kRowTaps + s]; tap >= 0) store(to + tap, value);
           });
     }
+  }
   T* to = dw + k * q.w_out + c * q.w_in;
   if (taps_adjacent) return store_transposed(buffer, L, q.taps * channels, outputs, to, q.w_out);
   for (int64_t t = 0; t < q.taps; ++t) {
