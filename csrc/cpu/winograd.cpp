@@ -325,7 +325,8 @@ bool pays(const Correlation& q, const Filter& filter, int64_t m) {
     const TileShape tile(filter, W::kTile, W::kRowTaps);
     const double groups = tile.groups(), tiles = TileBlocks(q, tile, 1).tiles();
     const double of_tile = filter.is_line() ? 75 : 450, of_filter = (filter.is_line() ? 50 : 300) * groups;
-    const double transforms = of_tile * tiles * (1.0 / q.CI + groups / q.CO) + of_filter;
+    const double inputs = std::max<double>(groups, q.step_h * q.step_w);  // a stride stages pixels that no tap reads
+    const double transforms = of_tile * tiles * (1.0 / q.CI + inputs / q.CO) + of_filter;
     const double products = (groups > 1 ? 1.15 : 1.3) * W::kPlanes * groups * tiles;
     pays = products + transforms < 0.85 * 1.15 * q.taps * q.pixels();
   });
