@@ -47,6 +47,9 @@ CASES = [
     *conv2d(5, 6, 16, 14, n=64, padding=0, bias=True, alone=True),
     *conv2d(3, 1, 32, 28, n=64, bias=True),
     *conv2d(3, 32, 64, 14, n=64, bias=True),
+    # AlexNet's second layer, DCGAN's
+    *conv2d(5, 64, 192, 27),
+    *conv2d(4, 64, 128, 32, stride=2, padding=1),
     # ResNet's first layer, strided ones, 1x1
     *conv2d(7, 3, 64, 224, stride=2, alone=True, quick=["nchw"]),
     *conv2d(3, 64, 128, 56, stride=2),

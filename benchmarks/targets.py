@@ -14,7 +14,7 @@ X = "8x64x112x112"
 WINOGRAD = r"conv2d 3x3 (64->64|128->128|256->256|512->512|64->128|256->512) \S+ N"
 LENET = r"conv2d 5x5 (1->6|6->16) "
 DEPTHWISE = r"conv2d 3x3(/2)? g(144|576|960) "
-OTHER_CONV = r"conv2d (7x7/2|1x1|1x7|7x1|3x3/\d \d|3x3 d2|3x3 g32)"
+OTHER_CONV = r"conv2d (7x7/2|1x1|1x7|7x1|3x3/\d \d|4x4/2|5x5 64|3x3 d2|3x3 g32)"
 
 
 def ratio(row):

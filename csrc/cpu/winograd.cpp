@@ -1,5 +1,6 @@
-// Winograd correlation, with any dilation: transform the input's tiles to V[plane][tile][CI], the weights to
-// U[plane][CI][CO], multiply plane by plane, M[plane] = V[plane] U[plane], and transform M back.
+// Winograd correlation: transform the input's tiles to V[plane][tile][term], the weights to U[plane][term][CO],
+// multiply plane by plane, M[plane] = V[plane] U[plane], and transform M back. Terms (winograd_tiles.h): channels, of
+// each group of taps.
 //
 // Many tiles: U is computed first; then a task is a block of tiles, whose V and M stay in its core's cache. Few tiles
 // and many channels, where U is larger than V: V is computed first; then a task is a panel of NR output channels, which

@@ -1,5 +1,5 @@
-// Winograd gradient to the weight: V[plane][tile][CI] of the input and Z[plane][tile][CO] of the gradient, of one block
-// of tiles at a time; M[plane] += V[plane]^T Z[plane], summed over the tiles; at the end M is transformed to dw.
+// Winograd gradient to the weight: V[plane][tile][term] of the input and Z[plane][tile][CO] of the gradient, of one
+// block of tiles at a time; M[plane] += V[plane]^T Z[plane], summed over the tiles; at the end M is transformed to dw.
 //
 // Blocks of tiles follow each other; within one, the team of threads first fills V and Z, then shares the products, cut
 // into parts of CI, CO and the planes by shape alone. An element of M is summed by one thread in the order of the
