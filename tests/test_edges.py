@@ -40,6 +40,34 @@ def test_strides_past_the_image(stride, x_format, groups):
     )
 
 
+IMAGES = [
+    (1, 1, 1, 2),
+    (2, 3, 5, 7),
+    (2, 16, 4, 4),
+    (1, 17, 8, 9),
+    (3, 64, 8, 8),
+    (2, 65, 1, 67),
+    (1, 200, 13, 11),
+    (0, 2, 3, 3),
+]
+
+
+def format_of(x):
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+def test_images_in_the_other_memory_format(shape, dtype):
+    x = rand(*shape).to(dtype)
+    swapped = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(DF.softmax(swapped, 1), DF.softmax(x, 1))
+    for like, dy in ((x, swapped), (swapped, x)):  # windows of one pixel: the gradient is dy in the format of the input
+        leaf = like.detach().requires_grad_()
+        (dx,) = torch.autograd.grad(DF.avg_pool2d(leaf, 1), leaf, dy)
+        assert torch.equal(dx, dy) and dx.is_contiguous(memory_format=format_of(like))
+
+
 def test_pointwise_with_extreme_dilation():
     x, w = rand(2, 3, 6, 7).requires_grad_(), rand(4, 3, 1, 1, seed=1).requires_grad_()
     check(lambda x, w: DF.conv2d(x, w, dilation=2**31 - 1), F.conv2d, [x, w], op="conv2d", roundings=16)

@@ -153,7 +153,7 @@ Tensor activation_slopes_backward(const Tensor& dy, const Tensor& unit, double o
   if (dy.is_meta()) return at::empty_like(dy, format(channels_last));
   const Tensor dx = allocate(dy.sizes(), dy.options(), format(channels_last));
   if (dx.numel() == 0) return dx;
-  const Tensor dys = dy.contiguous(format(channels_last));
+  const Tensor dys = contiguous(dy, format(channels_last));
   with_kernels<ActivationKernels>(dx, [&]<class T>(const ActivationKernels<T>& kernels, Context& context) {
     kernels.backward_slopes(other_slope, dx.numel(), const_data<T>(dys), words(unit), mutable_data<T>(dx), context);
   });

@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_training(const Tensor& x, const Op
   const Tensor y = allocate(sizes, x.options(), format);
   const Tensor mean = allocate({sizes[1]}, accumulate_options(x)), var = allocate({sizes[1]}, accumulate_options(x));
   if (x.is_meta()) return {y, mean, var};
-  const Tensor xs = x.contiguous(format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
+  const Tensor xs = contiguous(x, format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
   with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
     kernels.forward_training(shape_of(x, format), const_data<T>(xs), const_data<T>(w), const_data<T>(b), eps,
                              mutable_data<T>(y), mutable_data<Accumulate<T>>(mean), mutable_data<Accumulate<T>>(var),
@@ -54,7 +54,7 @@ Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, c
   const at::MemoryFormat format = x.suggest_memory_format();
   const Tensor y = allocate(sizes_of(x), x.options(), format);
   if (x.is_meta()) return y;
-  const Tensor xs = x.contiguous(format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
+  const Tensor xs = contiguous(x, format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
   const Tensor means = as_statistics(mean, x), vars = as_statistics(var, x);
   with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
     kernels.forward_eval(shape_of(x, format), const_data<T>(xs), const_data<Accumulate<T>>(means),
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& dy, const T
   const Tensor dx = allocate(sizes, x.options(), format);
   const Tensor dweight = allocate({sizes[1]}, x.options()), dbias = allocate({sizes[1]}, x.options());
   if (x.is_meta()) return {dx, dweight, dbias};
-  const Tensor xs = x.contiguous(format), dys = dy.contiguous(format), w = contiguous_or_undefined(weight);
+  const Tensor xs = contiguous(x, format), dys = contiguous(dy, format), w = contiguous_or_undefined(weight);
   const Tensor means = as_statistics(mean, x), vars = as_statistics(var, x);
   with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
     kernels.backward(shape_of(x, format), training, const_data<T>(dys), const_data<T>(xs),

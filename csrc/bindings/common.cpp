@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "csrc/bindings/allocator.h"
+#include "csrc/core/transpose.h"
 
 namespace dlk::bindings {
 namespace {
@@ -124,6 +125,24 @@ Tensor with_strides_of(const Tensor& x, const Tensor& like) {
 at::MemoryFormat format_of(const Tensor& x) {
   const at::MemoryFormat format = x.suggest_memory_format();
   return format == at::MemoryFormat::ChannelsLast ? format : at::MemoryFormat::Contiguous;
+}
+
+Tensor contiguous(const Tensor& x, at::MemoryFormat format) {
+  if (x.is_contiguous(format)) return x;
+  const bool channels_last = format == at::MemoryFormat::ChannelsLast;
+  const at::ScalarType dtype = x.scalar_type();
+  if (!x.is_cpu() || x.dim() != 4 || (dtype != at::kFloat && dtype != at::kDouble) ||
+      !x.is_contiguous(bindings::format(!channels_last)))
+    return x.contiguous(format);
+  const int64_t N = x.size(0), C = x.size(1), pixels = x.size(2) * x.size(3);
+  const Tensor y = allocate(x.sizes(), x.options(), format);
+  at::internal::lazy_init_num_threads();
+  const auto transpose = [&]<class T>(T) {
+    cpu::kernels<TransposeKernels<T>>().transpose(N, channels_last ? C : pixels, channels_last ? pixels : C,
+                                                  const_data<T>(x), mutable_data<T>(y));
+  };
+  dtype == at::kFloat ? transpose(float{}) : transpose(double{});
+  return y;
 }
 
 at::TensorOptions accumulate_options(const Tensor& x) {

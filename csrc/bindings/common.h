@@ -73,6 +73,9 @@ Tensor allocate_like(const Tensor& x);
 Tensor with_strides_of(const Tensor& x, const Tensor& like);
 /// channels_last only where PyTorch would propagate it; otherwise contiguous.
 at::MemoryFormat format_of(const Tensor& x);
+/// x.contiguous(format); images that are contiguous in the other format are transposed by a kernel, which PyTorch's
+/// copy takes several times as long for.
+Tensor contiguous(const Tensor& x, at::MemoryFormat format = at::MemoryFormat::Contiguous);
 inline bool is_channels_last(const Tensor& x) { return format_of(x) == at::MemoryFormat::ChannelsLast; }
 inline at::MemoryFormat format(bool channels_last) {
   return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;

@@ -79,7 +79,7 @@ Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
   const at::MemoryFormat format = format_of_either(x, w);
   const Tensor y = allocate({p.N, p.K, p.OH, p.OW}, x.options(), format);
   if (y.is_meta() || y.numel() == 0) return y;
-  const Tensor xs = x.contiguous(format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
+  const Tensor xs = contiguous(x, format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
   complete(p, format, ws);
   with_kernels<Conv2dKernels>(x, [&]<class T>(const Conv2dKernels<T>& kernels, Context& context) {
     kernels.forward(p, const_data<T>(xs), const_data<T>(ws), const_data<T>(b), mutable_data<T>(y), context);
@@ -96,7 +96,7 @@ Tensor convolution_backward_input(const Tensor& dy, const Tensor& w, const Optio
   const at::MemoryFormat format = format_of_either(dy, w);
   const Tensor dx = allocate(x_size, dy.options(), format);
   if (dx.is_meta() || dx.numel() == 0) return dx;
-  const Tensor dys = dy.contiguous(format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
+  const Tensor dys = contiguous(dy, format), ws = dense(w), b = bias ? bias->contiguous() : Tensor();
   complete(p, format, ws);
   with_kernels<Conv2dKernels>(dy, [&]<class T>(const Conv2dKernels<T>& kernels, Context& context) {
     kernels.backward_input(p, const_data<T>(dys), const_data<T>(ws), const_data<T>(b), mutable_data<T>(dx), context);
@@ -113,7 +113,7 @@ Tensor convolution_backward_weight(const Tensor& x, const Tensor& dy, const Tens
   if (dw.is_meta() || dw.numel() == 0) return dw;
   if (x.numel() == 0 || dy.numel() == 0) return dw.zero_();
   const at::MemoryFormat format = format_of_either(x, dy);
-  const Tensor xs = x.contiguous(format), dys = dy.contiguous(format);
+  const Tensor xs = contiguous(x, format), dys = contiguous(dy, format);
   complete(p, format, dw);
   with_kernels<Conv2dWeightKernels>(x, [&]<class T>(const Conv2dWeightKernels<T>& kernels, Context& context) {
     kernels.backward_weight(p, const_data<T>(xs), const_data<T>(dys), mutable_data<T>(dw), context);

@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& 
   const Tensor loss = allocate(reduced ? at::DimVector{} : positions, x.options());
   if (x.is_meta()) return {loss, statistics, total};
 
-  const Tensor xs = x.contiguous(), ts = for_kernel(target);
+  const Tensor xs = contiguous(x), ts = for_kernel(target);
   with_kernels<CrossEntropyKernels>(x, [&]<class T>(const CrossEntropyKernels<T>& kernels, Context& context) {
     const auto targets = targets_of<T>(ts, w);
     double* const divisor = total.mutable_data_ptr<double>();
@@ -106,7 +106,7 @@ Tensor cross_entropy_backward(const Tensor& dloss, const Tensor& x, const Tensor
   if (x.is_meta() || dx.numel() == 0) return dx;
   const Tensor w = contiguous_or_undefined(weight);
   const CrossEntropyParams p = checked_params(x, target, w, logits, ignore_index, label_smoothing);
-  const Tensor xs = x.contiguous(), ts = for_kernel(target), dlosses = dloss.contiguous();
+  const Tensor xs = contiguous(x), ts = for_kernel(target), dlosses = dloss.contiguous();
   const double* const divisor = reduction == at::Reduction::Mean ? total.const_data_ptr<double>() : nullptr;
   with_kernels<CrossEntropyKernels>(x, [&]<class T>(const CrossEntropyKernels<T>& kernels, Context& context) {
     const auto* const maximum = logits ? const_data<Accumulate<T>>(statistics) : nullptr;

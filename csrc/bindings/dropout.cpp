@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> dropout(const Tensor& x, const Tensor& seed, double p
   const Tensor y = allocate_like(x), keep = empty_keep(x, channels);
   if (x.is_meta() || y.numel() == 0) return {y, keep};
   const bool channels_last = is_channels_last(x);
-  const Tensor xs = x.contiguous(format(channels_last));
+  const Tensor xs = contiguous(x, format(channels_last));
   if (y.is_contiguous(format(channels_last))) {
     drop(xs, keep, seed, p, channels, y);
   } else {  // dense in some other order of dimensions
@@ -111,7 +111,7 @@ Tensor& dropout_(Tensor& x, const Tensor& seed, double p, bool channels) {
 Tensor dropout_backward(const Tensor& dy, const Tensor& keep, double p, bool channels, bool channels_last) {
   const Tensor dx = allocate(sizes_of(dy), dy.options(), format(channels_last));
   if (dy.is_meta() || dx.numel() == 0) return dx;
-  apply_keep(dy.contiguous(format(channels_last)), keep, shape_of(dy.sizes(), channels_last), p, channels, dx);
+  apply_keep(contiguous(dy, format(channels_last)), keep, shape_of(dy.sizes(), channels_last), p, channels, dx);
   return dx;
 }
 

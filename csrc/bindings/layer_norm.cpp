@@ -48,12 +48,12 @@ std::tuple<Tensor, Tensor, Tensor> row_norm(const Tensor& x, const OptionalTenso
   const Tensor mean = allocate({s.rows}, accumulate_options(x)), rstd = allocate({s.rows}, accumulate_options(x));
   Tensor y = allocate(sizes, x.options(), format);
   if (x.is_meta() || y.numel() == 0) return {y, mean, rstd};
-  const Tensor xs = x.contiguous(format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
+  const Tensor xs = contiguous(x, format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
   with_kernels<RowNormKernels>(x, [&]<class T>(const RowNormKernels<T>& kernels, Context& context) {
     kernels.forward(s, const_data<T>(xs), const_data<T>(w), const_data<T>(b), eps, mutable_data<T>(y),
                     mutable_data<Accumulate<T>>(mean), mutable_data<Accumulate<T>>(rstd), context);
   });
-  return {y.contiguous(result_format(x, groups)), mean, rstd};
+  return {contiguous(y, result_format(x, groups)), mean, rstd};
 }
 
 // row_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int trailing, int groups)
@@ -70,13 +70,13 @@ std::tuple<Tensor, Tensor, Tensor> row_norm_backward(const Tensor& dy, const Ten
   const Tensor dweight = allocate(weights, x.options()), dbias = allocate(weights, x.options());
   if (x.is_meta()) return {dx, dweight, dbias};
   if (dx.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
-  const Tensor xs = x.contiguous(format), dys = dy.contiguous(format), w = contiguous_or_undefined(weight);
+  const Tensor xs = contiguous(x, format), dys = contiguous(dy, format), w = contiguous_or_undefined(weight);
   with_kernels<RowNormKernels>(x, [&]<class T>(const RowNormKernels<T>& kernels, Context& context) {
     kernels.backward(s, const_data<T>(dys), const_data<T>(xs), const_data<Accumulate<T>>(mean),
                      const_data<Accumulate<T>>(rstd), const_data<T>(w), mutable_data<T>(dx), mutable_data<T>(dweight),
                      mutable_data<T>(dbias), context);
   });
-  return {dx.contiguous(result_format(x, groups)), dweight, dbias};
+  return {contiguous(dx, result_format(x, groups)), dweight, dbias};
 }
 
 Tensor pytorch(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, int64_t trailing,

@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, IntArrayRef window, bool 
   const Tensor positions =
       want_positions ? allocate(y_sizes, options, format(p.channels_last)) : allocate({0}, options);
   if (x.is_meta() || y.numel() == 0) return {y, positions};
-  const Tensor xs = x.contiguous(format(p.channels_last));
+  const Tensor xs = contiguous(x, format(p.channels_last));
   with_kernels<MaxPool2dKernels>(x, [&]<class T>(const MaxPool2dKernels<T>& kernels, Context& context) {
     kernels.forward(p, const_data<T>(xs), mutable_data<T>(y), positions_of(positions), context);
   });
@@ -134,8 +134,8 @@ Tensor max_pool2d_backward(const Tensor& dy, const Tensor& positions, IntArrayRe
   p.channels_last = x_channels_last;
   const Tensor dx = allocate(x_sizes, dy.options(), format(p.channels_last));
   if (dy.is_meta() || dx.numel() == 0) return dx;
-  const Tensor dys = dy.contiguous(format(p.channels_last));
-  const Tensor at = positions.contiguous(format(p.channels_last));
+  const Tensor dys = contiguous(dy, format(p.channels_last));
+  const Tensor at = contiguous(positions, format(p.channels_last));
   with_kernels<MaxPool2dKernels>(dx, [&]<class T>(const MaxPool2dKernels<T>& kernels, Context& context) {
     kernels.backward(p, const_data<T>(dys), positions_of(at), mutable_data<T>(dx), context);
   });
@@ -150,7 +150,7 @@ Tensor max_pool2d_indices(const Tensor& positions, IntArrayRef x_sizes, bool x_c
   const Tensor indices =
       allocate(image_like(x_sizes, p.OH, p.OW), positions.options().dtype(at::kLong), format(p.channels_last));
   if (positions.is_meta() || indices.numel() == 0) return indices;
-  const Tensor at = positions.contiguous(format(p.channels_last));
+  const Tensor at = contiguous(positions, format(p.channels_last));
   with_kernels<MaxPool2dIndexKernels>(indices, [&](const MaxPool2dIndexKernels& kernels, Context& context) {
     kernels.indices(p, positions_of(at), indices.mutable_data_ptr<int64_t>(), context);
   });
@@ -188,7 +188,7 @@ Tensor avg_pool2d(const Tensor& x, IntArrayRef window, bool count_include_pad, i
   p.channels_last = channels_last(x);
   const Tensor y = allocate(image_like(x_sizes, p.OH, p.OW), x.options(), format(p.channels_last));
   if (x.is_meta() || y.numel() == 0) return y;
-  const Tensor xs = x.contiguous(format(p.channels_last));
+  const Tensor xs = contiguous(x, format(p.channels_last));
   with_kernels<AvgPool2dKernels>(x, [&]<class T>(const AvgPool2dKernels<T>& kernels, Context& context) {
     kernels.forward(p, const_data<T>(xs), mutable_data<T>(y), context);
   });
@@ -204,7 +204,7 @@ Tensor avg_pool2d_backward(const Tensor& dy, IntArrayRef x_sizes, bool x_channel
   const Tensor dx = allocate(x_sizes, dy.options(), format(p.channels_last));
   if (dy.is_meta() || dx.numel() == 0) return dx;
   if (dy.numel() == 0) return dx.zero_();
-  const Tensor dys = dy.contiguous(format(p.channels_last));
+  const Tensor dys = contiguous(dy, format(p.channels_last));
   with_kernels<AvgPool2dKernels>(dx, [&]<class T>(const AvgPool2dKernels<T>& kernels, Context& context) {
     kernels.backward(p, const_data<T>(dys), mutable_data<T>(dx), context);
   });

@@ -29,7 +29,7 @@ Tensor softmax(const Tensor& x, int64_t dim, bool log) {
   const Tensor y = allocate(sizes, x.options());
   if (x.is_meta() || y.numel() == 0) return y;
   const SoftmaxShape shape = shape_around(sizes, dim < 0 ? dim + rank : dim);
-  const Tensor xs = x.contiguous();
+  const Tensor xs = contiguous(x);
   with_kernels<SoftmaxKernels>(x, [&]<class T>(const SoftmaxKernels<T>& kernels, Context& context) {
     kernels.forward(shape, log, const_data<T>(xs), mutable_data<T>(y), context);
   });
@@ -42,7 +42,7 @@ Tensor softmax_backward(const Tensor& dy, const Tensor& y, int64_t dim, bool log
   const Tensor dx = allocate(sizes, y.options());
   if (y.is_meta() || dx.numel() == 0) return dx;
   const SoftmaxShape shape = shape_around(sizes, dim < 0 ? dim + std::max<int64_t>(1, std::ssize(sizes)) : dim);
-  const Tensor dys = dy.contiguous(), ys = y.contiguous();
+  const Tensor dys = contiguous(dy), ys = contiguous(y);
   with_kernels<SoftmaxKernels>(y, [&]<class T>(const SoftmaxKernels<T>& kernels, Context& context) {
     kernels.backward(shape, log, const_data<T>(dys), const_data<T>(ys), mutable_data<T>(dx), context);
   });
