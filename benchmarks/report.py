@@ -49,8 +49,8 @@ without parameters.
 
 TARGETS_METHOD = """\
 The targets were set on two cores of an AMD Zen 3 with AVX2. "The roofline allows": the ratio of the case that has
-least room, if our time were the least in which this machine could do it (for 3 x 3 filters with stride 1, by Winograd's
-algorithm, in a quarter of the operations); in bold where the target is out of reach here.
+least room, if our time were the least in which this machine could do it (where Winograd's algorithm takes fewer
+operations, of 3 x 3 filters a quarter, in so many); in bold where the target is out of reach here.
 """
 
 

@@ -17,6 +17,21 @@ DEPTHWISE = r"conv2d 3x3(/2)? g(144|576|960) "
 OTHER_CONV = r"conv2d (7x7/2|1x1|1x7|7x1|3x3/\d \d|4x4/2|5x5 64|3x3 d2|3x3 g32)"
 
 
+# The share of the operations counted that Winograd's algorithm needs: of a filter, what its tiles' planes and groups of
+# taps take per output and tap (csrc/cpu/winograd_tiles.h).
+WINOGRAD_OPERATIONS = {
+    r"conv2d 3x3 (d2 )?\d": 36 / 16 / 9,
+    r"conv2d 3x3/2 \d": 4 * 25 / 16 / 9,
+    r"conv2d 4x4/2 \d": 4 * 25 / 16 / 16,
+    r"conv2d 5x5 64": 4 * 36 / 16 / 25,
+    r"conv2d (1x7|7x1) ": 2 * 6 / 3 / 7,
+}
+
+
+def share_of_operations(case):
+    return next((share for cases, share in WINOGRAD_OPERATIONS.items() if re.match(cases, case)), 1.0)
+
+
 def ratio(row):
     return row["ratio"]
 
@@ -40,14 +55,13 @@ class Target:
     value: Callable = ratio
     unit: str = "×"
     threads: int | None = 2  # None: any
-    operations: float = 1.0  # the share of those counted that the best algorithm needs: Winograd's F(4x4, 3x3) 1/4
 
     def most(self, row):
         """The ratio that the roofline allows. None for what is no ratio, and where any shape counts: small ones are
         not bound by it."""
         if self.value is not ratio or self.threads is None:
             return None
-        return row["ratio"] / row["share"] / self.operations
+        return row["ratio"] / row["share"] / share_of_operations(row["case"])
 
     def rows(self, rows):
         return [
@@ -67,9 +81,9 @@ TARGETS = [
     Target("matmul, linear: any shape", r"(matmul|linear) ", FORWARD, 1.0, threads=None),
     Target("matmul 512-2048, share of FMA peak, one thread", r"matmul (512|1024|2048)x\1 ", FORWARD, 0.92,
            share_of_peak, "", 1),
-    Target("conv 3x3, 64-512 channels, forward", WINOGRAD, FORWARD, 2.2, operations=0.25),
-    Target("conv 3x3, 64-512 channels, input gradient", WINOGRAD, ("input grad",), 1.6, operations=0.25),
-    Target("conv 3x3, 64-512 channels, weight gradient", WINOGRAD, ("weight grad",), 2.5, operations=0.25),
+    Target("conv 3x3, 64-512 channels, forward", WINOGRAD, FORWARD, 2.2),
+    Target("conv 3x3, 64-512 channels, input gradient", WINOGRAD, ("input grad",), 1.6),
+    Target("conv 3x3, 64-512 channels, weight gradient", WINOGRAD, ("weight grad",), 2.5),
     *both_ways("conv 7x7/2, 1x1, strided, dilated, grouped", OTHER_CONV, 1.05, 1.2),
     *both_ways("conv 5x5 of LeNet", LENET, 3.0, 1.4),
     *both_ways("depthwise 3x3", DEPTHWISE, 1.5, 1.2),

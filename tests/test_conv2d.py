@@ -87,16 +87,17 @@ CASES = {
     "winograd_dilated": ((2, 40, 19, 26), (37, 40, 3, 3), {"padding": (2, 4), "dilation": (2, 3)}),
     "winograd_dilated_few_tiles": ((1, 72, 21, 23), (150, 72, 3, 3), {"padding": 1, "dilation": (3, 1)}),
     "winograd_line": ((3, 68, 17, 30), (67, 68, 1, 3), {"padding": (0, 1)}),
-    "winograd_long_line": ((3, 68, 31, 14), (67, 68, 7, 1), {"padding": (4, 0), "dilation": (2, 1)}),
-    "winograd_line_few_tiles": ((1, 132, 1, 60), (150, 132, 1, 5), {"padding": (0, 2)}),
+    "winograd_long_line": ((3, 76, 31, 14), (67, 76, 7, 1), {"padding": (4, 0), "dilation": (2, 1)}),
+    "winograd_line_few_tiles": ((1, 132, 9, 27), (150, 132, 1, 5), {"padding": (0, 2)}),
     "winograd_5x5": ((2, 40, 23, 19), (37, 40, 5, 5), {"padding": 2}),
-    "winograd_4x6_dilated": ((2, 36, 30, 33), (34, 36, 4, 6), {"padding": (3, 5), "dilation": (1, 2)}),
+    "winograd_4x6_dilated": ((2, 46, 30, 33), (34, 46, 4, 6), {"padding": (3, 5), "dilation": (1, 2)}),
     "winograd_7x7_few_tiles": ((1, 72, 17, 15), (150, 72, 7, 7), {"padding": 3}),
-    "winograd_stride_2": ((2, 72, 29, 34), (140, 72, 3, 3), {"padding": 1, "stride": 2}),
-    "winograd_4x4_stride_2": ((2, 40, 24, 26), (37, 40, 4, 4), {"padding": 1, "stride": 2}),
-    "winograd_strides_differ": ((2, 40, 31, 27), (37, 40, 5, 6), {"padding": (2, 1), "stride": (2, 3)}),
-    "winograd_stride_few_tiles": ((1, 132, 11, 13), (150, 132, 5, 5), {"padding": 2, "stride": 2}),
-    "winograd_line_stride": ((3, 68, 9, 61), (67, 68, 1, 5), {"padding": (0, 2), "stride": 2}),
+    "winograd_stride_2": ((2, 136, 64, 64), (150, 136, 3, 3), {"padding": 1, "stride": 2}),
+    "winograd_4x4_stride_2": ((2, 40, 41, 41), (37, 40, 4, 4), {"padding": 1, "stride": 2}),
+    "winograd_strides_differ": ((2, 72, 41, 60), (70, 72, 5, 6), {"padding": (2, 1), "stride": (2, 3)}),
+    "winograd_stride_few_tiles": ((2, 200, 21, 32), (150, 200, 5, 5), {"padding": 2, "stride": 2}),
+    "winograd_line_stride": ((1, 132, 9, 41), (150, 132, 1, 5), {"padding": (0, 2), "stride": (1, 2)}),
+    "winograd_line_of_two": ((1, 200, 23, 41), (150, 200, 1, 4), {"padding": (0, 1), "stride": (1, 2)}),
     "winograd_2x2": ((2, 72, 22, 19), (70, 72, 2, 2), {"padding": (1, 0)}),
     "column_filter": ((3, 20, 13, 17), (35, 20, 7, 1), {"padding": (3, 0)}),
     "winograd_deep": ((1, 300, 9, 12), (40, 300, 3, 3), {"padding": 1}),
@@ -419,9 +420,29 @@ def test_winograd_runs(x_format, kernel, stride, dilation, backend):
         assert 0 < error < 1e-5 * exact.abs().max()
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("winograd")])
+def test_winograd_cases_take_it(case, backend):
+    """In one pass and format at least; the result of small integers shows it, as above."""
+    if backend != "cpu":
+        pytest.skip("the CPU's kernels")
+    x_shape, w_shape, options = CASES[case]
+    torch.manual_seed(0)
+    errors = []
+    for x_format in FORMATS:
+        x, w = (torch.randint(-3, 4, shape).float().contiguous(memory_format=x_format) for shape in (x_shape, w_shape))
+        inputs = [x.requires_grad_(), w.requires_grad_()]
+        for pair in (inputs, [a.detach().double().requires_grad_() for a in inputs]):
+            y = DF.conv2d(*pair, **options)
+            errors.append([y, *torch.autograd.grad(y, pair, (y.detach() > 0).to(y.dtype))])
+    pairs = [
+        pair for ours, exact in zip(errors[::2], errors[1::2], strict=True) for pair in zip(ours, exact, strict=True)
+    ]
+    assert any((ours != exact).any() for ours, exact in pairs)
+
+
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="a setting of PyTorch 2.10 and later")
 def test_accuracy_may_be_traded_for_speed(backend):
-    """torch.backends.mkldnn.conv.fp32_precision = "tf32" lets 3 x 3 convolutions take larger Winograd tiles."""
+    """torch.backends.mkldnn.conv.fp32_precision = "tf32" lets convolutions take larger Winograd tiles."""
     if backend != "cpu":
         pytest.skip("the CPU's kernels")
     x, w = operands((4, 40, 18, 20), (40, 40, 3, 3), 0)

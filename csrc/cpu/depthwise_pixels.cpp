@@ -67,7 +67,7 @@ template <class T, int pixels, class Count>
 DLK_INLINE void store_sums(const Vec<T> (&sum)[pixels], const T* in, int64_t step, int64_t ahead, T* out,
                            int64_t out_step, Count lanes) {
   for (int o = 0; o < pixels; ++o) {
-    __builtin_prefetch(in + ahead + o * step, 0, /*L2*/ 2);
+    fetch_ahead<Fetch::into_l2>(in + ahead + o * step);
     __builtin_prefetch(out + (o + pixels) * out_step, 1);
     store_n(out + o * out_step, sum[o], lanes);
   }

@@ -81,8 +81,8 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = c * inner + j;
-      __builtin_prefetch(dy + next + at, /*write=*/0, /*L2*/ 2);
-      __builtin_prefetch(y + next + at, /*write=*/0, /*L2*/ 2);
+      fetch_ahead<Fetch::into_l2>(dy + next + at);
+      fetch_ahead<Fetch::into_l2>(y + next + at);
       const V g = load_n(dy + at, lanes), v = load_n(y + at, lanes), total = load(sum + j);
       write_n<streams>(dx + at, log ? g - exp_or_zero(v) * total : v * (g - total), lanes);
     });

@@ -110,7 +110,7 @@ DLK_INLINE void tile_max_sum(int64_t C, int64_t inner, int64_t width, const T* x
   const int64_t next = next_tile(C, inner, width);
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
-      __builtin_prefetch(x + next + c * inner + j, /*write=*/0, /*L2*/ 2);
+      fetch_ahead<Fetch::into_l2>(x + next + c * inner + j);
       const Vec<T> e = exp_or_zero(load_n(x + c * inner + j, lanes) - load(m + j));
       keep(c, j, e, lanes);
       store(sum + j, load(sum + j) + e);

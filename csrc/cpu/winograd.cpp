@@ -47,9 +47,8 @@ int64_t adjacent_weights(const Correlation& q) {
   return size <= kMostTaps * kMostTaps ? size : 0;
 }
 
-/// Lines of the next channels are too far apart for the hardware to foresee them: they are fetched, of (K, C, R, S) so
-/// many channels ahead (input gradients of 3x3/2, 128 to 512 channels: 1.1 times faster).
-DLK_INLINE void fetch_line(const T* p) { __builtin_prefetch(p, /*write=*/0, /*L2*/ 2); }
+/// Lines of the next channels are too far apart for the hardware to foresee them: they are fetched, of (K, C, R, S)
+/// this many channels ahead (input gradients of 3x3/2, 128 to 512 channels: 1.1 times faster).
 constexpr int64_t kFetched = 4;
 
 /// Reads weights (m .. m + NR, c .. c + channels) into panel[c][tap][NR], or, of `adjacent` ones, all as they lie in
@@ -59,16 +58,12 @@ void read_weights(const Correlation& q, int64_t adjacent, const T* w, int64_t m,
   constexpr int64_t NR = B::NR;
   const int64_t n = q.CO - m < NR ? q.CO - m : NR;
   const T* from = w + m * q.w_out + c * q.w_in;
-  if (adjacent > 0 && q.w_in == adjacent) {  // all of an output is contiguous
-    const int64_t size = adjacent * channels;
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + j * q.w_out + size + i, 0, 2);
-    return pack_panel_transposed<T>(size, n, [&](int64_t j) { return from + j * q.w_out; }, panel);
-  }
+  if (adjacent > 0 && q.w_in == adjacent)  // all of an output is contiguous
+    return pack_panel_transposed<T>(adjacent * channels, n, [&](int64_t j) { return from + j * q.w_out; }, panel);
   if (adjacent > 0) {
     for (int64_t i = 0; i < channels; ++i) {
       const T* of_channel = from + i * q.w_in;
-      for (int64_t j = 0; j < n * adjacent; j += kLine) fetch_line(of_channel + kFetched * q.w_in + j);
+      for (int64_t j = 0; j < n * adjacent; j += kLine) fetch_ahead<Fetch::into_l2>(of_channel + kFetched * q.w_in + j);
       const auto row = [=](int64_t weight) { return adjacent * i + weight; };
       pack_panel_transposed<T>(adjacent, n, [&](int64_t j) { return of_channel + j * q.w_out; }, panel, row);
     }
@@ -79,11 +74,11 @@ void read_weights(const Correlation& q, int64_t adjacent, const T* w, int64_t m,
     const auto row = [=](int64_t i) { return q.taps * i + t; };
     const T* next = tap + channels * q.w_in;
     if (q.w_in == 1) {
-      for (int64_t j = 0; j < n; ++j) fetch_line(next + j * q.w_out);
+      for (int64_t j = 0; j < n; ++j) fetch_ahead<Fetch::into_l2>(next + j * q.w_out);
       pack_panel_transposed<T>(channels, n, [&](int64_t j) { return tap + j * q.w_out; }, panel, row);
     } else if (q.w_out == 1) {
       for (int64_t i = 0; i < channels; ++i)
-        for (int64_t j = 0; j < n; j += kLine) fetch_line(next + i * q.w_in + j);
+        for (int64_t j = 0; j < n; j += kLine) fetch_ahead<Fetch::into_l2>(next + i * q.w_in + j);
       pack_panel(channels, n, tap, q.w_in, panel, row);
     } else {
       for (int64_t i = 0; i < channels; ++i)
@@ -113,7 +108,7 @@ void transform_weights(const Correlation& q, const TileShape& tile, const T* w, 
   const int64_t end = channels.end < q.CI ? channels.end : q.CI;
   const int64_t all = tile.groups() == 1 ? end : channels.begin + round_up(end - channels.begin, L);
   for (int64_t c = channels.begin; c < all; c += kWeightChannels) {
-    const int64_t count = std::min(all - c, kWeightChannels), read = std::clamp(end - c, int64_t{0}, count);
+    const int64_t count = std::min(all - c, kWeightChannels), read = std::min(end - c, count);
     read_weights(q, adjacent, w, m, c, read, taps);
     std::fill(taps + read * size, taps + count * size, T(0));
     for (int64_t g = 0; g < tile.groups(); ++g) {
@@ -290,19 +285,19 @@ bool applies(const Correlation& q, const Filter& filter) {
 
 /// The largest tile whose error against float64 (RMS and maximum) stays within twice that of PyTorch's kernels for the
 /// same pass and layout, as measured with oneDNN's AVX2 and AVX-512 kernels (docs/benchmarks/accuracy.md, which marks a
-/// few maxima that do not, mostly of heavy-tailed inputs). Those sum
-/// NCHW in short runs with AVX-512, and so do PyTorch's input gradients everywhere; gradients to the weight sum over
-/// pixels, the more accurately the fewer there are; single small images are summed best, and with AVX2 dilated filters.
-/// Sums over few channels leave them little to lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels), but
-/// those over 128 and more lose as much in small images as in all others. Lines of 7 taps make long sums of few
-/// roundings each, 2 taps, unless a stride makes them of more, short ones.
+/// few maxima that do not, mostly of heavy-tailed inputs). Those sum NCHW in short runs with AVX-512, and so do
+/// PyTorch's input gradients everywhere; gradients to the weight sum over pixels, the more accurately the fewer there
+/// are; single small images are summed best, and with AVX2 dilated filters. Sums over few channels leave them little to
+/// lose (there tiles of 3 cost 9 %, 32 channels of 14 x 14 pixels), but those over 128 and more lose as much in small
+/// images as in all others. Lines of 7 taps make long sums of few roundings each, 2 taps, unless a stride makes them of
+/// more, short ones.
 int accurate_tile(const Correlation& q, const Filter& filter, Pass pass) {
   if (q.less_accurate) return 4;
   constexpr bool avx512 = kIsa == Isa::avx512;
   const bool exact = q.CI <= 32 || (is_small(q) && q.CI < 128);
   const bool single = q.pixels() < 256, is_phase = q.row_step > 1 || q.col_step > 1;
   const bool short_sums = single || (filter.length() == 2 && !filter.is_strided() && !is_phase);
-  if (filter.is_line() && filter.length() >= 7) return (pass == Pass::backward_weight ? single : exact) ? 3 : 4;
+  if (filter.is_line() && filter.length() == 7) return (pass == Pass::backward_weight ? single : exact) ? 3 : 4;
   switch (pass) {
     case Pass::forward:
       if (avx512 && !q.channels_last) return short_sums ? 2 : 3;
@@ -320,18 +315,19 @@ int accurate_tile(const Correlation& q, const Filter& filter, Pass pass) {
 /// constants as measured: products in small blocks run at 3/4 of the peak, unless several groups make their sums
 /// longer; a tile's transforms to and from the layout cost as much as 450 products per channel on either side, those of
 /// a group of taps as much as 300; a line's a sixth.
-bool pays(const Correlation& q, const Filter& filter, int64_t m) {
-  bool pays = false;
-  with_winograd(filter, static_cast<int>(m), [&]<class W>() {
+bool pays(const Correlation& q, const Filter& filter, int m) {
+  bool faster = false;
+  with_winograd(filter, m, [&]<class W>() {
     const TileShape tile(filter, W::kTile, W::kRowTaps);
-    const double groups = tile.groups(), tiles = TileBlocks(q, tile, 1).tiles();
-    const double of_tile = filter.is_line() ? 75 : 450, of_filter = (filter.is_line() ? 50 : 300) * groups;
-    const double inputs = std::max<double>(groups, q.step_h * q.step_w);  // a stride stages pixels that no tap reads
-    const double transforms = of_tile * tiles * (1.0 / q.CI + inputs / q.CO) + of_filter;
-    const double products = (groups > 1 ? 1.15 : 1.3) * W::kPlanes * groups * tiles;
-    pays = products + transforms < 0.85 * 1.15 * q.taps * q.pixels();
+    const double tiles = TileBlocks(q, tile, 1).tiles(), taps = tile.groups();
+    const double groups = 1.0 * tile.terms(q.CI) / q.CI;  // with the terms that fill a vector
+    const double staged = std::max<double>(taps, q.step_h * q.step_w) * groups / taps;  // a stride skips some of them
+    const double of_tile = filter.is_line() ? 75 : 450, of_filter = (filter.is_line() ? 50 : 300) * taps;
+    const double transforms = of_tile * tiles * (1.0 / q.CI + staged / q.CO) + of_filter;
+    const double products = (taps > 1 ? 1.15 : 1.3) * W::kPlanes * groups * tiles;
+    faster = products + transforms < 0.85 * 1.15 * q.taps * q.pixels();
   });
-  return pays;
+  return faster;
 }
 
 }  // namespace

@@ -8,8 +8,8 @@ namespace dlk::cpu::DLK_ISA {
 
 enum class Pass { forward, backward_input, backward_weight };
 
-/// The tile size for q: m outputs at a time along each axis that has several taps, or 0 where another algorithm is
-/// faster or q has other taps or strides.
+/// The size class of tiles for q (with_winograd() in winograd_tiles.h: about so many outputs along each axis that has
+/// several taps), or 0 where another algorithm is faster or q has other taps or strides.
 int winograd_tile(const Correlation& q, Pass pass);
 
 /// out = the correlation of `in` with w, plus bias (null: none).

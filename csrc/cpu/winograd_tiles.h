@@ -6,9 +6,9 @@
 // each problem, make a square that is counted as one tile is without.
 //
 // F(m, r) has no stride, and more taps would make it less accurate. But taps may be cut into groups of r x r (some of
-// them zeros): a group's taps are those of further channels, which read their pixels further on. With stride s, the
-// taps that read every s-th row and column are a group; without, those that follow each other. Such a channel of such a
-// group is called a term.
+// them zeros, which spread NaN and Inf from pixels that no tap reads): a group's taps are those of further channels,
+// which read their pixels further on. With stride s, the taps that read every s-th row and column are a group; without,
+// those that follow each other. Such a channel of such a group is called a term.
 #pragma once
 
 #include "csrc/cpu/strips.h"
@@ -52,8 +52,9 @@ struct Filter {
   int64_t length() const { return h.length() > w.length() ? h.length() : w.length(); }
 };
 
-/// f.template operator()<W>() for the Winograd of a filter and tiles of m. Of a line, 4 stands for the 6 planes that
-/// take the fewest products; two taps have the same tiles always.
+/// f.template operator()<W>() for the Winograd of a filter and size class m, 2 to 4: the outputs of a tile along each
+/// axis, but a line has no smaller ones than 3, its 4 stands for the 6 planes that take the fewest products, and two
+/// taps have the same tiles always.
 template <class F>
 void with_winograd(const Filter& filter, int m, F f) {
   if (filter.is_line()) {

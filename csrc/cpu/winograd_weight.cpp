@@ -2,8 +2,8 @@
 // block of tiles at a time; M[plane] += V[plane]^T Z[plane], summed over the tiles; at the end M is transformed to dw.
 //
 // Blocks of tiles follow each other; within one, the team of threads first fills V and Z, then shares the products, cut
-// into parts of CI, CO and the planes by shape alone. An element of M is summed by one thread in the order of the
-// tiles: the result does not depend on the number of threads.
+// into parts of the terms, CO and the planes by shape alone. An element of M is summed by one thread in the order of
+// the tiles: the result does not depend on the number of threads.
 #include <algorithm>
 
 #include "csrc/cpu/winograd.h"
