@@ -24,12 +24,13 @@ constexpr int64_t kBlockBytes = 4 << 20;
 /// But so many tiles that M, which passes through the cache once per block, costs little next to the products.
 constexpr int64_t kLeastTiles = 128;
 /// Tiles after which sums restart, which bounds their rounding error: the sooner the smaller they are, since small ones
-/// are chosen for their accuracy, and the fewer pixels the more accurately PyTorch adds them. (Those of a line have one
-/// axis to hold fewer pixels along.)
+/// are chosen for their accuracy, and the fewer pixels the more accurately PyTorch adds them. Those of a line
+/// hold fewer pixels.
 template <class W>
 int64_t sum_tiles(const Correlation& q) {
+  constexpr bool is_line = W::kPlanes == W::kAlpha;
   constexpr int m = W::kTile;
-  if (W::kPlanes == W::kAlpha) return 16;
+  if (is_line) return q.pixels() < 2048 ? 16 : 32;
   return m == 4 ? 64 : m == 2 ? 12 : q.pixels() < 256 ? 8 : 32;
 }
 
