@@ -107,13 +107,17 @@ CASES = {
 }
 
 
+def skip_if_for_the_cpu(case, backend):
+    if backend == "simt" and case.startswith("winograd"):
+        pytest.skip("large, for an algorithm of the CPU's kernels")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", CASES)
 def test_conv2d(case, x_format, bias, dtype, backend):
-    if backend == "simt" and case.startswith("winograd"):
-        pytest.skip("large, for an algorithm of the CPU's kernels")
+    skip_if_for_the_cpu(case, backend)
     x, w, options = CASES[case]
     inputs = operands(x, w, w[0] if bias else 0, dtype, x_format)
     check_conv2d(inputs, options)
@@ -320,8 +324,7 @@ THREADED = [
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", THREADED)
 def test_threads(case, x_format, backend):
-    if backend == "simt" and case.startswith("winograd"):
-        pytest.skip("large, for an algorithm of the CPU's kernels")
+    skip_if_for_the_cpu(case, backend)
     x, w, options = CASES[case]
     inputs = operands((5, *x[1:]), w, w[0], torch.float32, x_format)
     check_threads(lambda *a: DF.conv2d(*a, **options), inputs)

@@ -31,11 +31,11 @@ struct Correlation {
   int64_t output_pixel(int64_t i, int64_t j) const { return (row0 + i * row_step) * OW + col0 + j * col_step; }
 };
 
-/// Whether the weights of the taps lie `step` apart in the order of the taps (from the last to the first, if step < 0),
-/// not just the first and the last of them: a filter's axes may be swapped in memory.
+/// Whether the weights of the taps lie `step` apart in the order of the taps, not just the first and the last of them:
+/// a filter's axes may be swapped in memory.
 inline bool taps_in_order(const Correlation& q, int64_t step) {
   for (int64_t t = 0; t < q.taps; ++t)
-    if (q.weight[t] != (step < 0 ? t - q.taps + 1 : t) * step) return false;
+    if (q.weight[t] != t * step) return false;
   return true;
 }
 

@@ -12,6 +12,7 @@
 
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
+#include "csrc/cpu/streaming.h"
 
 // Not in an anonymous namespace, since several kernel files share multiply_block, but in one named after the
 // instruction set, which keeps the levels apart just as well.
@@ -224,19 +225,21 @@ void pack_panel_transposed(int64_t K, int64_t n, Column column, T* panel, Row ro
 }
 
 /// to[l * stride + i] = block[i][l] for i < rows and l < columns, both at most kLanes. Leaves the block transposed.
-template <class T>
+template <class T, bool streams = false>
 DLK_INLINE void store_transposed(Vec<T> (&block)[kLanes<T>], int64_t rows, int64_t columns, T* to, int64_t stride) {
   constexpr int L = kLanes<T>;
   transpose<T>(block);
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
     if (l >= columns) continue;
-    rows == L ? store(to + l * stride, block[l]) : store_partial(to + l * stride, block[l], rows);
+    constexpr std::integral_constant<int, L> whole;
+    rows == L ? write_n<streams>(to + l * stride, block[l], whole) : store_partial(to + l * stride, block[l], rows);
   }
 }
 
 /// to[j * stride + i] = from[i * from_stride + j] for i < rows and j < columns; reads and writes nothing else.
-template <class T>
+/// `streams`: as write_n, for `to` and a stride of whole vectors.
+template <bool streams = false, class T>
 void store_transposed(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t stride) {
   constexpr int64_t L = kLanes<T>;
   for_each_vec<T>(columns, [&](int64_t j, auto width) {
@@ -246,7 +249,7 @@ void store_transposed(const T* from, int64_t from_stride, int64_t rows, int64_t 
       Vec<T> block[L];
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l) block[l] = l < height ? load_n(at + l * from_stride, width) : Vec<T>{};
-      store_transposed<T>(block, height, width, to + j * stride + i, stride);
+      store_transposed<T, streams>(block, height, width, to + j * stride + i, stride);
     }
   });
 }

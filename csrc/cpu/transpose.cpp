@@ -7,32 +7,15 @@
 #include <algorithm>
 
 #include "csrc/cpu/dispatch.h"
-#include "csrc/cpu/streaming.h"
+#include "csrc/cpu/gemm_kernel.h"
 
 namespace dlk::cpu {
 namespace {
 
 constexpr int64_t kRows = 64, kColumns = 64;  // of a task: 16 KiB of float32
 
-/// One task: to[j * to_row + i] = from[i * from_row + j].
-template <bool streams, class T>
-void transpose_part(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row) {
-  constexpr int L = kLanes<T>;
-  for_each_vec<T>(columns, [&](int64_t j, auto width) {
-    for_each_vec<T>(rows, [&](int64_t i, auto height) {
-      Vec<T> block[L];
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) block[l] = l < height ? load_n(from + (i + l) * from_row + j, width) : Vec<T>{};
-      transpose<T>(block);
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l)
-        if (l < width) write_n<streams>(to + (j + l) * to_row + i, block[l], height);
-    });
-  });
-}
-
 template <class T>
-void transpose_all(int64_t N, int64_t rows, int64_t columns, const T* x, T* y) {
+void transpose_images(int64_t N, int64_t rows, int64_t columns, const T* x, T* y) {
   const int64_t row_parts = ceil_div(rows, kRows), column_parts = ceil_div(columns, kColumns);
   const int64_t tasks = N * row_parts * column_parts, cost = std::min(rows, kRows) * std::min(columns, kColumns);
   with_streaming(y, rows, 2 * N * rows * columns, [=](auto streams) {
@@ -40,8 +23,8 @@ void transpose_all(int64_t N, int64_t rows, int64_t columns, const T* x, T* y) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t j = task % column_parts * kColumns, i = task / column_parts % row_parts * kRows;
         const int64_t n = task / column_parts / row_parts;
-        transpose_part<streams>(std::min(kRows, rows - i), std::min(kColumns, columns - j),
-                                x + (n * rows + i) * columns + j, columns, y + (n * columns + j) * rows + i, rows);
+        DLK_ISA::store_transposed<streams>(x + (n * rows + i) * columns + j, columns, std::min(kRows, rows - i),
+                                           std::min(kColumns, columns - j), y + (n * columns + j) * rows + i, rows);
       }
     });
   });
@@ -50,5 +33,5 @@ void transpose_all(int64_t N, int64_t rows, int64_t columns, const T* x, T* y) {
 }  // namespace
 }  // namespace dlk::cpu
 
-DLK_KERNEL_TABLE(TransposeKernels<float>, {transpose_all<float>})
-DLK_KERNEL_TABLE(TransposeKernels<double>, {transpose_all<double>})
+DLK_KERNEL_TABLE(TransposeKernels<float>, {transpose_images<float>})
+DLK_KERNEL_TABLE(TransposeKernels<double>, {transpose_images<double>})
