@@ -13,6 +13,7 @@
 
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/pool_gradient.h"
 #include "csrc/cpu/pool_windows.h"
 #include "csrc/cpu/reduce.h"
 #include "csrc/cpu/streaming.h"
@@ -132,6 +133,32 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors)
         });
       }
     });
+  });
+}
+
+/// What outputs give, to any tap.
+template <class T>
+struct ShareRun {
+  Vec<T> g;
+  DLK_INLINE void add_to(Vec<T>& sum, int /*position*/) const { sum += g; }
+};
+
+/// NCHW, common windows.
+template <bool streams, class T, class Windows>
+void backward_in_strips(Windows windows, const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
+  const PlaneTasks tasks(p.N * p.C, p.H, p.W);
+  const int64_t OW = p.OW, OH = p.OH, size = tasks.most_rows(p) * OW + kLanes<T>;
+  T* const buffers = context.array<T>(max_threads() * size);
+  gather_planes<streams>(windows, p, dx, tasks, [=](int64_t rank, Range rows) {
+    T* const g = buffers + rank * size;
+    int64_t oh = rows.begin % OH;
+    for (int64_t row = rows.begin; row < rows.end; ++row, oh = oh + 1 < OH ? oh + 1 : 0)
+      for_each_vec<T>(OW, [&](int64_t i, auto lanes) {  // the next row covers what is too much
+        store(g + (row - rows.begin) * OW + i, load_n(dy + row * OW + i, lanes) / divisors.vector_at(oh, i));
+      });
+    return [=](int64_t row, int64_t ow, LanesBetween<T> lanes) {
+      return ShareRun<T>{lanes.load(g + (row - rows.begin) * OW + ow)};
+    };
   });
 }
 
@@ -488,6 +515,11 @@ void backward(const AvgPool2d& given, const T* dy, T* dx, Context& context) {
   const AvgPool2d p = as_sliding(given);
   const Divisors<T> divisors(p, context);
   const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);
+  if (slides(p) && with_common_windows(p, [&](auto windows) {
+        with_streaming(dx, p.W, elements,
+                       [&](auto streams) { backward_in_strips<streams>(windows, p, dy, dx, divisors, context); });
+      }))
+    return;
   if (slides(p) || few_channels<T>(p))
     return with_streaming(dx, p.W * elements_of_pixel(p), elements,
                           [&](auto streams) { backward_sliding<streams>(p, dy, dx, divisors, context); });

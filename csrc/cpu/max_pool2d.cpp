@@ -12,6 +12,7 @@
 
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/pool_gradient.h"
 #include "csrc/cpu/pool_windows.h"
 #include "csrc/cpu/streaming.h"
 
@@ -39,7 +40,7 @@ DLK_INLINE void store_positions(P* to, Vec<IntOf<T>> position, Count lanes) {
 
 template <class T, class P, class Count>
 DLK_INLINE Vec<IntOf<T>> load_positions(const P* from, Count lanes) {
-  if constexpr (kBytesOfFloats<T, P> && std::is_same_v<Count, int>) return load_bytes_partial(from, lanes);
+  if constexpr (kBytesOfFloats<T, P> && std::is_same_v<Count, int>) return LanesBetween<T>(0, lanes).load_bytes(from);
   PositionVec<T, P, kLanes<T>> narrow{};
   __builtin_memcpy(&narrow, from, lanes * sizeof(P));
   if constexpr (kBytesOfFloats<T, P>) return widen_bytes(narrow);
@@ -225,6 +226,27 @@ void backward_scattered(const Pool2d& p, Pixel pixel, const T* dy, const P* posi
   });
 }
 
+/// Outputs, and the positions where each was found.
+template <class T>
+struct FoundRun {
+  Vec<IntOf<T>> positions;
+  Vec<T> g;
+
+  DLK_INLINE void add_to(Vec<T>& sum, IntOf<T> position) const { sum = positions == position ? sum + g : sum; }
+};
+
+/// NCHW, common windows.
+template <bool streams, class T, class Windows>
+void backward_in_strips(Windows windows, const Pool2d& p, const T* dy, const uint8_t* positions, T* dx) {
+  const int64_t OW = p.OW;
+  gather_planes<streams>(windows, p, dx, PlaneTasks(p.N * p.C, p.H, p.W), [=](int64_t /*rank*/, Range /*rows*/) {
+    return [=](int64_t row, int64_t ow, LanesBetween<T> lanes) {
+      const int64_t at = row * OW + ow;
+      return FoundRun<T>{lanes.load_bytes(positions + at), lanes.load(dy + at)};
+    };
+  });
+}
+
 /// The tap of output o that input i is, or -1.
 inline int64_t tap_of(const Axis& axis, int64_t o, int64_t i) {
   const int64_t distance = i - axis.start(o);
@@ -329,7 +351,16 @@ void forward(const Pool2d& p, const T* x, T* y, Positions positions, Context&) {
 
 template <class T, class P>
 void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx, Context& context) {
-  if (!p.channels_last) return backward_scattered(p, std::integral_constant<int, 1>{}, dy, positions, dx);
+  const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);  // and a byte per output
+  if (!p.channels_last) {
+    if constexpr (sizeof(P) == 1)
+      if (3 * p.OW >= kLanes<T> && with_common_windows(p, [&](auto windows) {
+            with_streaming(dx, p.W, elements,
+                           [&](auto streams) { backward_in_strips<streams>(windows, p, dy, positions, dx); });
+          }))
+        return;
+    return backward_scattered(p, std::integral_constant<int, 1>{}, dy, positions, dx);
+  }
   // Gathering takes a step per tap and vector, about what scattering an output takes, and half of that where a pixel's
   // windows serve many vectors; a part of a vector takes two.
   const int64_t steps = p.C / kLanes<T> + (p.C % kLanes<T> ? 2 : 0), most = p.C >= 8 * kLanes<T> ? 2 * p.C : p.C;
@@ -339,7 +370,6 @@ void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx,
       for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = horizontal(p).outputs(iw);
       const auto extent = [](Axis axis) { return (axis.kernel - 1) * axis.dilation + 1; };
       const bool overlap = extent(vertical(p)) > p.stride_h || extent(horizontal(p)) > p.stride_w;
-      const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);  // and a byte per output
       return with_streaming(dx, p.C, elements, [&](auto streams) {
         overlap ? backward_gathered<streams>(p, dy, positions, dx, columns)
                 : backward_disjoint<streams>(p, dy, positions, dx, columns);

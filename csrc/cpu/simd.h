@@ -281,16 +281,68 @@ DLK_INLINE typename VecOf<uint8_t, kLanes<int32_t>>::type narrow_to_bytes(Vec<in
 #endif
 }
 
-/// The first n of kLanes<float> bytes (0 <= n <= kLanes<float>) as 32-bit integers, the rest 0; never reads past p + n.
-DLK_INLINE Vec<int32_t> load_bytes_partial(const uint8_t* p, int64_t n) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  return widen_bytes((VecOf<uint8_t, kLanes<int32_t>>::type)_mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), p));
-#else
-  Vec<int32_t> v{};
-  for (int i = 0; i < kLanes<int32_t>; ++i) v[i] = i < n ? p[i] : 0;
-  return v;
-#endif
+/// n bytes (1 <= n <= 8), the first lowest: two loads of as many as fit, which overlap.
+DLK_INLINE uint64_t load_up_to_8_bytes(const uint8_t* p, int64_t n) {
+  const auto both = [=](auto part) {
+    decltype(part) low, high;
+    __builtin_memcpy(&low, p, sizeof(part));
+    __builtin_memcpy(&high, p + n - sizeof(part), sizeof(part));
+    return low | static_cast<uint64_t>(high) << 8 * (n - sizeof(part));
+  };
+  return n >= 4 ? both(uint32_t{}) : n >= 2 ? both(uint16_t{}) : *p;
 }
+
+/// Lanes [begin, end), where they lie within a vector, for many loads of them: reads nothing else.
+template <class T>
+class LanesBetween {
+ public:
+  LanesBetween() = default;
+  LanesBetween(int64_t begin, int64_t end)
+      : begin_(begin < 0 ? 0 : begin < kLanes<T> ? begin : kLanes<T>), end_(end < 0 ? 0 : end < kLanes<T> ? end : kLanes<T>) {
+#if defined(__AVX512F__)
+    wanted_ = ((1u << end_) - 1) & ~((1u << begin_) - 1);
+#elif defined(__AVX2__)
+    wanted_ = _mm256_andnot_si256(first_lanes(begin_), first_lanes(end_));
+#endif
+  }
+
+  /// The rest is 0.
+  DLK_INLINE Vec<T> load(const T* p) const {
+#if defined(__AVX512F__)
+    return load_masked(p, wanted_, T(0));
+#elif defined(__AVX2__)
+    if constexpr (std::is_same_v<T, float>) return (Vec<T>)_mm256_maskload_ps(p, wanted_);
+#endif
+    Vec<T> v{};
+    for (int64_t i = begin_; i < end_; ++i) v[i] = p[i];
+    return v;
+  }
+  /// Bytes, as integers of T's width.
+  DLK_INLINE Vec<IntOf<T>> load_bytes(const uint8_t* p) const {
+    constexpr int n = kLanes<T>;
+    using Bytes = typename VecOf<uint8_t, n>::type;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (n == 16) return widen_bytes((Bytes)_mm_maskz_loadu_epi8(static_cast<__mmask16>(wanted_), p));
+#endif
+    uint64_t bytes = 0;
+    if (begin_ == 0 && end_ == n)
+      __builtin_memcpy(&bytes, p, n);
+    else if (begin_ < end_)
+      bytes = load_up_to_8_bytes(p + begin_, end_ - begin_) << 8 * begin_;
+    Bytes narrow;
+    __builtin_memcpy(&narrow, &bytes, n);
+    if constexpr (sizeof(T) == 4) return widen_bytes(narrow);
+    return __builtin_convertvector(narrow, Vec<IntOf<T>>);
+  }
+
+ private:
+  int64_t begin_ = 0, end_ = 0;
+#if defined(__AVX512F__)
+  uint32_t wanted_ = 0;
+#elif defined(__AVX2__)
+  __m256i wanted_{};
+#endif
+};
 
 /// Writes the low bytes of the first n lanes and nothing else.
 DLK_INLINE void store_bytes_partial(uint8_t* p, Vec<int32_t> v, int64_t n) {
