@@ -107,9 +107,33 @@ class LongSum {
 
 // ---- Sliding
 
+template <class V, int n>
+DLK_INLINE V sum_of(const V (&x)[n]) {
+  V sum = x[0];
+  for (int i = 1; i < n; ++i) sum += x[i];
+  return sum;
+}
+
+/// NCHW, common windows: sums along rows first, then down.
+template <class T, int kR, int kStride, int kPad>
+void forward_in_strips(CommonWindows<kR, kStride, kPad> windows, const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
+  for_each_strip<T>(p, [=](const PlaneTasks::Task& task, int64_t ow, auto lanes, int64_t ahead) {
+    const StripTaps<T, kR, kStride> taps(p, ow);
+    const auto along = [&](int64_t plane, int64_t ih) {
+      if (ih < 0 || ih >= p.H) return Vec<T>{};
+      Vec<T> tap[kR];
+      taps.load(x + (plane * p.H + ih) * p.W, T(0), ahead, tap);
+      return sum_of(tap);
+    };
+    walk_down(windows, p, task, along, [&](int64_t row, int64_t oh, const Vec<T>(&of)[kR]) {
+      store_n(y + row * p.OW + ow, sum_of(of) / divisors.vector_at(oh, ow), lanes);
+    });
+  });
+}
+
 template <class T>
 void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
-  with_width_and_stride(p, [&](auto kS, auto kStride) {
+  with_stride(p, [&](auto kStride) {
     const Axis h = vertical(p), w = horizontal(p);
     const Range inside = w.inside();
     parallel_for(p.N * p.C * p.OH, p.stride_h * p.W, [&](int64_t begin, int64_t end) {
@@ -117,18 +141,10 @@ void forward_sliding(const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors)
         const int64_t oh = row % p.OH;
         const Range r_taps = h.taps(oh);
         const T* const top = x + (row / p.OH * p.H + h.start(oh) + r_taps.begin) * p.W;
-        prefetch_rows_ahead(p, top);
         for_each_output_vec<kStride>(w, inside, T(0), [&](int64_t ow, auto lanes, auto taps) {
           Vec<T> sum{};
-          const int64_t rows = r_taps.end - r_taps.begin;
-          if constexpr (kS > 0 && kStride > 0) {
-            const auto runs = combine_runs(Runs<T, kS, kStride>(0), taps, top, rows, p.W, w.start(ow),
-                                           [](Vec<T>& total, Vec<T> v) { total += v; });
-            for (int s = 0; s < kS; ++s) sum += runs.tap(s);
-          } else {
-            for (int64_t r = 0; r < rows; ++r)
-              for (int64_t s = 0; s < (kS ? kS : p.S); ++s) sum += taps(top + r * p.W, w.start(ow), s);
-          }
+          for (int64_t r = 0; r < r_taps.end - r_taps.begin; ++r)
+            for (int64_t s = 0; s < p.S; ++s) sum += taps(top + r * p.W, w.start(ow), s);
           store_n(y + row * p.OW + ow, sum / divisors.vector_at(oh, ow), lanes);
         });
       }
@@ -506,7 +522,10 @@ void forward(const AvgPool2d& given, const T* x, T* y, Context& context) {
   const Divisors<T> divisors(p, context);
   if (p.channels_last) return forward_channels_last(p, x, y, divisors, context);
   if (is_global(p)) return forward_global(p, x, y, divisors);
-  if (slides(p)) return forward_sliding(p, x, y, divisors);
+  if (slides(p)) {
+    if (with_common_windows(p, [&](auto windows) { forward_in_strips(windows, p, x, y, divisors); })) return;
+    return forward_sliding(p, x, y, divisors);
+  }
   forward_by_window(p, x, y, divisors, context);
 }
 

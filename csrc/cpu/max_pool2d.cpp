@@ -89,10 +89,73 @@ DLK_INLINE Best<T> greatest(IntOf<T> first, ForEachTap for_each_tap) {
   return best;
 }
 
+/// The greatest of some taps of kLanes windows, where it was found, and the sum of all: NaN if one is.
+template <class T, bool kPositions, bool kCareful>
+struct BestOf {
+  Vec<T> value, sum;
+  Vec<IntOf<T>> position;
+
+  /// As the taps come in order. Unless kCareful, there is no NaN.
+  DLK_INLINE void take(Vec<T> x, Vec<IntOf<T>> at) {
+    if constexpr (!kPositions && !kCareful) {
+      value = max(x, value);
+    } else {
+      const auto wins = kCareful ? (x > value) | (x != x) : x > value;
+      value = wins ? x : value;
+      if constexpr (kPositions) position = wins ? at : position;
+    }
+  }
+};
+
+/// NCHW, common windows: the greatest along each row first, then down. Returns whether there was no NaN (or Inf that
+/// met -Inf): else only kCareful's results are right.
+template <bool kPositions, bool kCareful, class T, class P, int kR, int kStride, int kPad, class Count>
+bool forward_strip(CommonWindows<kR, kStride, kPad> windows, const Pool2d& p, const PlaneTasks::Task& task, int64_t ow,
+                   Count lanes, int64_t ahead, const T* x, T* y, P* positions) {
+  using I = IntOf<T>;
+  using Best = BestOf<T, kPositions, kCareful>;
+  constexpr T kPadding = -std::numeric_limits<T>::infinity();
+  const StripTaps<T, kR, kStride> taps(p, ow);
+  Vec<I> first_tap{};  // of each window, in the row
+  for (int l = 0; l < kLanes<T>; ++l) first_tap[l] = static_cast<I>(std::max(int64_t{0}, p.pad_w - (ow + l) * kStride));
+  Vec<T> sum{};
+  const auto along = [&](int64_t plane, int64_t ih) {
+    // As the first row, one above the image stands for the first in it, if nothing wins.
+    if (ih < 0 || ih >= p.H) return Best{splat(kPadding), Vec<T>{}, first_tap - static_cast<I>(ih * kR)};
+    Vec<T> tap[kR];
+    taps.load(x + (plane * p.H + ih) * p.W, kPadding, ahead, tap);
+    Best best{tap[0], tap[0], first_tap};
+    for (int s = 1; s < kR; ++s) {
+      best.sum += tap[s];
+      best.take(tap[s], splat(static_cast<I>(s)));
+    }
+    return best;
+  };
+  walk_down(windows, p, task, along, [&](int64_t row, int64_t, const Best(&of)[kR]) {
+    Best best = of[0];
+    for (int r = 1; r < kR; ++r) {
+      best.sum += of[r].sum;
+      best.take(of[r].value, of[r].position + static_cast<I>(r * kR));
+    }
+    sum += best.sum;
+    store_n(y + row * p.OW + ow, best.value, lanes);
+    if constexpr (kPositions) store_positions<T>(positions + row * p.OW + ow, best.position, lanes);
+  });
+  return bits_of_lanes<T>(sum != sum) == 0;
+}
+
+template <class T, class P, bool kPositions, class Windows>
+void forward_in_strips(Windows windows, const Pool2d& p, const T* x, T* y, P* positions) {
+  for_each_strip<T>(p, [=](const PlaneTasks::Task& task, int64_t ow, auto lanes, int64_t ahead) {
+    if (!forward_strip<kPositions, false>(windows, p, task, ow, lanes, ahead, x, y, positions)) [[unlikely]]
+      forward_strip<kPositions, true>(windows, p, task, ow, lanes, ahead, x, y, positions);
+  });
+}
+
 /// `positions` is null if they are not wanted; P is then any type.
 template <class T, class P, bool kPositions>
 void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
-  with_width_and_stride(pool, [&](auto kS, auto kStride) {
+  with_stride(pool, [&](auto kStride) {
     parallel_for(pool.N * pool.C * pool.OH, pool.stride_h * pool.W, [=](int64_t begin, int64_t end) {
       const Pool2d p = pool;  // a thread's own: stores of bytes might change another, for all the compiler knows
       const Axis h = vertical(p), w = horizontal(p);
@@ -104,27 +167,12 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
         const Range r_taps = h.taps(oh);
         const T* const top = x + (row / p.OH * p.H + h.start(oh) + r_taps.begin * p.dilation_h) * p.W;
         const auto first = static_cast<IntOf<T>>(r_taps.begin * p.S);
-        prefetch_rows_ahead(p, top);
         for_each_output_vec<kStride>(w, inside, kPadding, [&](int64_t ow, auto lanes, auto taps) {
-          if constexpr (!kPositions && kS > 0 && kStride > 0) {
-            Vec<T> sum{};
-            const auto runs = combine_runs(Runs<T, kS, kStride>(kPadding), taps, top, r_taps.end - r_taps.begin,
-                                           p.dilation_h * p.W, w.start(ow), [&](Vec<T>& most, Vec<T> v) {
-                                             sum += v;
-                                             most = max(v, most);
-                                           });
-            if (bits_of_lanes<T>(sum != sum) == 0) [[likely]] {  // else look again, as in greatest()
-              Vec<T> most = runs.tap(0);
-              for (int s = 1; s < kS; ++s) most = max(runs.tap(s), most);
-              return store_n(y + at + ow, most, lanes);
-            }
-          }
           const Best<T> best = greatest<T>(first, [&](auto f) {
             const T* tap_row = top;
             auto position = splat(first);
             for (int64_t r = r_taps.begin; r < r_taps.end; ++r, tap_row += p.dilation_h * p.W)
-              for (int64_t s = 0; s < (kS ? kS : p.S); ++s, position += 1)
-                f(taps(tap_row, w.start(ow), s * (kS ? 1 : p.dilation_w)), position);
+              for (int64_t s = 0; s < p.S; ++s, position += 1) f(taps(tap_row, w.start(ow), s * p.dilation_w), position);
           });
           store_n(y + at + ow, best.value, lanes);
           if constexpr (kPositions) store_positions<T>(positions + at + ow, best.position, lanes);
@@ -338,8 +386,10 @@ void backward_gathered(const Pool2d& pool, const T* dy, const uint8_t* positions
 
 template <class T, class P, bool kPositions>
 void forward_in_layout(const Pool2d& p, const T* x, T* y, P* positions) {
-  const auto run = p.channels_last ? forward_channels_last<T, P, kPositions> : forward_nchw<T, P, kPositions>;
-  run(p, x, y, positions);
+  if (p.channels_last) return forward_channels_last<T, P, kPositions>(p, x, y, positions);
+  if (with_common_windows(p, [&](auto windows) { forward_in_strips<T, P, kPositions>(windows, p, x, y, positions); }))
+    return;
+  forward_nchw<T, P, kPositions>(p, x, y, positions);
 }
 
 template <class T>

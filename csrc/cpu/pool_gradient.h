@@ -14,47 +14,6 @@
 namespace dlk::cpu {
 namespace {
 
-/// Square windows of kR x kR taps, kStride apart in both directions, not dilated; pad_w leaves remainder kPad of it.
-template <int kR, int kStride, int kPad>
-struct CommonWindows {};
-
-/// f(CommonWindows) if they are the common ones; returns whether they are.
-template <class F>
-bool with_common_windows(const Pool2d& p, F f) {
-  const bool square = p.R == p.S && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1;
-  const auto is = [&](int64_t taps, int64_t stride) { return square && p.R == taps && p.stride_w == stride; };
-  const bool odd = p.pad_w % 2 != 0;
-  if (is(2, 2) && !odd) return f(CommonWindows<2, 2, 0>{}), true;
-  if (is(2, 2)) return f(CommonWindows<2, 2, 1>{}), true;
-  if (is(3, 2) && !odd) return f(CommonWindows<3, 2, 0>{}), true;
-  if (is(3, 2)) return f(CommonWindows<3, 2, 1>{}), true;
-  if (is(2, 1)) return f(CommonWindows<2, 1, 0>{}), true;
-  if (is(3, 1)) return f(CommonWindows<3, 1, 0>{}), true;
-  return false;
-}
-
-/// What a thread takes at once: some rows of one plane, or several planes, to which little more than L1 holds.
-struct PlaneTasks {
-  static constexpr int64_t kElements = 4096;
-  int64_t planes, rows, planes_per_task, rows_per_task, bands, count;
-
-  PlaneTasks(int64_t planes, int64_t rows, int64_t columns) : planes(planes), rows(rows) {
-    rows_per_task = even_part(rows, std::clamp(kElements / columns, int64_t{16}, rows > 16 ? rows : 16));
-    bands = ceil_div(rows, rows_per_task);
-    planes_per_task = bands > 1 ? 1 : std::max(int64_t{1}, kElements / (rows * columns));
-    count = ceil_div(planes, planes_per_task) * bands;
-  }
-  /// The most rows of outputs that a task needs.
-  int64_t most_rows(const Pool2d& p) const {
-    return planes_per_task > 1 ? planes_per_task * p.OH : std::min(p.OH, (rows_per_task + p.R - 2) / p.stride_h + 1);
-  }
-  struct Task { Range planes, rows; };
-  Task operator[](int64_t i) const {
-    const int64_t plane = i / bands * planes_per_task, row = i % bands * rows_per_task;
-    return {{plane, std::min(planes, plane + planes_per_task)}, {row, std::min(rows, row + rows_per_task)}};
-  }
-};
-
 /// write_n where `left` elements are left, if any.
 template <bool streams, class T>
 DLK_INLINE void write_left(T* to, Vec<T> v, int64_t left) {

@@ -5,6 +5,8 @@
 // ends of a row, where windows reach into the padding, and in rows shorter than a vector, loads are masked.
 #pragma once
 
+#include <algorithm>
+
 #include "csrc/core/pool2d.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
@@ -95,45 +97,6 @@ struct Taps {
   }
 };
 
-/// The runs of a row that hold all kS taps of kLanes windows. What combines taps in any order combines the runs of all
-/// rows, and only then sorts them into taps, with the shuffles of one row.
-template <class T, int kS, int kStride>
-struct Runs {
-  static constexpr int kCount = kStride == 1 ? kS : kS + kS % 2;
-  Vec<T> of[kCount];
-
-  explicit Runs(T value) {
-    for (Vec<T>& v : of) v = splat(value);
-  }
-  /// Of run k, from the first tap of the first window.
-  static constexpr int64_t offset(int k) { return kStride == 1 ? k : k / 2 + k % 2 * kLanes<T>; }
-
-  DLK_INLINE Vec<T> tap(int s) const {
-    if constexpr (kStride == 1) return of[s];
-    const int pair = s / 2 * 2;  // as Taps: those from tap 0 have 0 and 1, those from tap 1 tap 2
-    return s == 0 ? every_second<0>(of[0], of[1]) : every_second<1>(of[pair], of[pair + 1]);
-  }
-};
-
-/// combine(runs, run k, its elements) for all runs of `rows` rows, `down` apart.
-template <class Runs, class T, class Taps, class F>
-DLK_INLINE Runs combine_runs(Runs runs, Taps taps, const T* row, int64_t rows, int64_t down, int64_t start, F combine) {
-  for (int64_t r = 0; r < rows; ++r, row += down) {
-#pragma GCC unroll 4
-    for (int k = 0; k < Runs::kCount; ++k) combine(runs.of[k], taps.run(row, start + Runs::offset(k)));
-  }
-  return runs;
-}
-
-/// Fetches what the output row after the next three reads and those before it do not: rows are too short for the
-/// hardware to see a stream in each.
-template <class T>
-DLK_INLINE void prefetch_rows_ahead(const Pool2d& p, const T* top) {
-  constexpr int64_t kAhead = 4;
-  const int64_t size = p.stride_h * p.W;
-  for (int64_t i = 0; i < size; i += 64 / sizeof(T)) fetch_ahead(top + kAhead * size + i);
-}
-
 /// f(ow, lanes, taps) for the outputs of a row in vectors from ow on; the last may overlap the one before it. `inside`
 /// is w.inside(), which takes two divisions.
 template <int kStride, class T, class F>
@@ -148,6 +111,114 @@ DLK_INLINE void for_each_output_vec(const Axis& w, Range inside, T padding, F f)
     else
       f(ow, all, masked);
   }
+}
+
+// ---- Common windows in NCHW: strips of kLanes columns, down some rows of some planes
+
+/// Square windows of kR x kR taps, kStride apart in both directions, not dilated; pad_w leaves remainder kPad of it.
+template <int kR, int kStride, int kPad>
+struct CommonWindows {};
+
+/// f(CommonWindows) if they are the common ones; returns whether they are.
+template <class F>
+bool with_common_windows(const Pool2d& p, F f) {
+  const bool square = p.R == p.S && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1;
+  const auto is = [&](int64_t taps, int64_t stride) { return square && p.R == taps && p.stride_w == stride; };
+  const bool odd = p.pad_w % 2 != 0;
+  if (is(2, 2) && !odd) return f(CommonWindows<2, 2, 0>{}), true;
+  if (is(2, 2)) return f(CommonWindows<2, 2, 1>{}), true;
+  if (is(3, 2) && !odd) return f(CommonWindows<3, 2, 0>{}), true;
+  if (is(3, 2)) return f(CommonWindows<3, 2, 1>{}), true;
+  if (is(2, 1)) return f(CommonWindows<2, 1, 0>{}), true;
+  if (is(3, 1)) return f(CommonWindows<3, 1, 0>{}), true;
+  return false;
+}
+
+/// What a thread takes at once: some rows of one plane, or several planes, to which little more than L1 holds.
+struct PlaneTasks {
+  static constexpr int64_t kElements = 4096;
+  int64_t planes, rows, planes_per_task, rows_per_task, bands, count;
+
+  PlaneTasks(int64_t planes, int64_t rows, int64_t columns) : planes(planes), rows(rows) {
+    rows_per_task = even_part(rows, std::clamp(kElements / columns, int64_t{16}, rows > 16 ? rows : 16));
+    bands = ceil_div(rows, rows_per_task);
+    planes_per_task = bands > 1 ? 1 : std::max(int64_t{1}, kElements / (rows * columns));
+    count = ceil_div(planes, planes_per_task) * bands;
+  }
+  /// The most rows of outputs that a task needs.
+  int64_t most_rows(const Pool2d& p) const {
+    return planes_per_task > 1 ? planes_per_task * p.OH : std::min(p.OH, (rows_per_task + p.R - 2) / p.stride_h + 1);
+  }
+  struct Task { Range planes, rows; };
+  Task operator[](int64_t i) const {
+    const int64_t plane = i / bands * planes_per_task, row = i % bands * rows_per_task;
+    return {{plane, std::min(planes, plane + planes_per_task)}, {row, std::min(rows, row + rows_per_task)}};
+  }
+};
+
+/// The taps of kLanes adjacent common windows of a row.
+template <class T, int kS, int kStride>
+class StripTaps {
+ public:
+  /// Of outputs ow, ow + 1, ...
+  StripTaps(const Pool2d& p, int64_t ow) : start_(ow * kStride - p.pad_w) {
+    for (int k = 0; k < kRuns; ++k) lanes_[k] = LanesBetween<T>(-(start_ + offset(k)), p.W - (start_ + offset(k)));
+  }
+  /// tap[s] of a row; `padding` outside of it. Fetches what is `ahead` elements later.
+  DLK_INLINE void load(const T* row, T padding, int64_t ahead, Vec<T> (&tap)[kS]) const {
+    Vec<T> run[kRuns];
+    for (int k = 0; k < kRuns; ++k) run[k] = lanes_[k].load(row + start_ + offset(k), padding);
+    for (int k = 0; k < kStride; ++k) fetch_ahead(row + start_ + offset(k) + ahead);
+    for (int s = 0; s < kS; ++s)
+      if constexpr (kStride == 1)
+        tap[s] = run[s];
+      else  // taps 0 and 1 are the even and odd elements from tap 0 on; tap 2 is among the odd ones from tap 1 on
+        tap[s] = s == 0 ? every_second<0>(run[0], run[1]) : every_second<1>(run[s / 2 * 2], run[s / 2 * 2 + 1]);
+  }
+
+ private:
+  static constexpr int kRuns = kStride == 1 ? kS : kS + kS % 2;
+  static constexpr int64_t offset(int k) { return kStride == 1 ? k : k / 2 + k % 2 * kLanes<T>; }
+  int64_t start_;
+  LanesBetween<T> lanes_[kRuns];
+};
+
+/// out(row of outputs of all planes, oh, of[kR]) for some rows of outputs of some planes, `of` being along(plane, ih) of
+/// the kR rows under the windows: what rows of windows share is computed once.
+template <int kR, int kStride, int kPad, class Along, class Out>
+DLK_INLINE void walk_down(CommonWindows<kR, kStride, kPad>, const Pool2d& p, const PlaneTasks::Task& task, Along along,
+                          Out out) {
+  constexpr int kShared = kR - kStride;
+  for (int64_t plane = task.planes.begin; plane < task.planes.end; ++plane) {
+    int64_t ih = task.rows.begin * kStride - p.pad_h;
+    decltype(along(plane, ih)) of[kR];
+#pragma GCC unroll 2
+    for (int r = 0; r < kShared; ++r) of[kStride + r] = along(plane, ih++);
+    for (int64_t oh = task.rows.begin; oh < task.rows.end; ++oh) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kShared; ++r) of[r] = of[kStride + r];
+#pragma GCC unroll 2
+      for (int r = kShared; r < kR; ++r) of[r] = along(plane, ih++);
+      out(plane * p.OH + oh, oh, of);
+    }
+  }
+}
+
+/// f(task, ow, lanes, ahead) for all tasks over the threads and all strips of outputs; the last may overlap the one
+/// before it. `ahead` is from a task's elements to the next one's.
+template <class T, class F>
+void for_each_strip(const Pool2d& pool, F f) {
+  const PlaneTasks tasks(pool.N * pool.C, pool.OH, pool.stride_h * pool.W);
+  run_team(tasks.count > 1 && pool.N * pool.C * pool.H * pool.W >= kGrainElements, [=](const Team& team) {
+    constexpr std::integral_constant<int, kLanes<T>> all;
+    const int64_t OW = pool.OW, ahead = std::max(PlaneTasks::kElements / 4, tasks.planes_per_task * tasks.rows_per_task * pool.stride_h * pool.W);
+    auto own = f;
+    team.for_each(tasks.count, [&](int64_t i) {
+      const PlaneTasks::Task task = tasks[i];
+      if (OW < all) return own(task, 0, static_cast<int>(OW), ahead);
+      for (int64_t ow = 0; ow < OW; ow += all) own(task, std::min(ow, OW - all), all, ahead);
+    });
+  });
 }
 
 }  // namespace

@@ -306,16 +306,19 @@ class LanesBetween {
 #endif
   }
 
-  /// The rest is 0.
-  DLK_INLINE Vec<T> load(const T* p) const {
+  /// The rest is `fill`.
+  DLK_INLINE Vec<T> load(const T* p, T fill = T(0)) const {
 #if defined(__AVX512F__)
-    return load_masked(p, wanted_, T(0));
-#elif defined(__AVX2__)
-    if constexpr (std::is_same_v<T, float>) return (Vec<T>)_mm256_maskload_ps(p, wanted_);
+    return load_masked(p, wanted_, fill);
+#else
+    if (begin_ == 0 && end_ == kLanes<T>) return cpu::load(p);
+#if defined(__AVX2__)
+    if constexpr (std::is_same_v<T, float>) return load_masked(p, wanted_, fill);
 #endif
-    Vec<T> v{};
+    Vec<T> v = splat(fill);
     for (int64_t i = begin_; i < end_; ++i) v[i] = p[i];
     return v;
+#endif
   }
   /// Bytes, as integers of T's width.
   DLK_INLINE Vec<IntOf<T>> load_bytes(const uint8_t* p) const {
