@@ -116,7 +116,8 @@ DLK_INLINE V sum_of(const V (&x)[n]) {
 
 /// NCHW, common windows: sums along rows first, then down.
 template <class T, int kR, int kStride, int kPad>
-void forward_in_strips(CommonWindows<kR, kStride, kPad> windows, const AvgPool2d& p, const T* x, T* y, Divisors<T> divisors) {
+void forward_in_strips(CommonWindows<kR, kStride, kPad> windows, const AvgPool2d& p, const T* x, T* y,
+                       Divisors<T> divisors) {
   for_each_strip<T>(p, [=](const PlaneTasks::Task& task, int64_t ow, auto lanes, int64_t ahead) {
     const StripTaps<T, kR, kStride> taps(p, ow);
     const auto along = [&](int64_t plane, int64_t ih) {
@@ -161,7 +162,8 @@ struct ShareRun {
 
 /// NCHW, common windows.
 template <bool streams, class T, class Windows>
-void backward_in_strips(Windows windows, const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors, Context& context) {
+void backward_in_strips(Windows windows, const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors,
+                        Context& context) {
   const PlaneTasks tasks(p.N * p.C, p.H, p.W);
   const int64_t OW = p.OW, OH = p.OH, size = tasks.most_rows(p) * OW + kLanes<T>;
   T* const buffers = context.array<T>(max_threads() * size);

@@ -5,9 +5,10 @@
 // first element. Padding never wins. What backward needs is the position in the window, one byte per output where that
 // is enough; it is computed only when wanted.
 //
-// NCHW: vectors along OW (pool_windows.h). channels_last: vectors along C. Either way a task is an output row.
-// Backward: dy is added to each position's element one by one (NCHW, few channels, large windows), or each pixel of dx
-// gathers what the windows over it found there, with vectors along C.
+// NCHW: vectors along OW (pool_windows.h): by common windows in strips, by others row by row. channels_last: vectors
+// along C; a task is an output row.
+// Backward: NCHW in strips likewise (pool_gradient.h). Else dy is added to each position's element one by one (few
+// channels, large windows), or each pixel of dx gathers what the windows over it found there, with vectors along C.
 #include <limits>
 
 #include "csrc/core/pool2d.h"
@@ -51,19 +52,21 @@ DLK_INLINE Vec<IntOf<T>> load_positions(const P* from, Count lanes) {
 template <class T>
 struct Best {
   using I = IntOf<T>;
-  Vec<T> value = splat(-std::numeric_limits<T>::infinity());
-  Vec<I> position;
+  Vec<T> value;
+  Vec<I> position;  // optimised away where nobody stores it
 
-  explicit Best(I initial) : position(splat(initial)) {}
-  /// If x is no NaN.
-  DLK_INLINE void take_number(Vec<T> x, Vec<I> at) { replace(x > value, x, at); }
-  DLK_INLINE void take(Vec<T> x, Vec<I> at) { replace((x > value) | (x != x), x, at); }
-
- private:
-  template <class Mask>
-  DLK_INLINE void replace(Mask wins, Vec<T> x, Vec<I> at) {
+  Best() = default;
+  Best(Vec<T> value, Vec<I> position) : value(value), position(position) {}
+  explicit Best(I initial) : Best(splat(-std::numeric_limits<T>::infinity()), splat(initial)) {}
+  /// If neither x nor the value is NaN.
+  DLK_INLINE void take_number(Vec<T> x, Vec<I> at) {
+    position = x > value ? at : position;
+    value = max(x, value);
+  }
+  DLK_INLINE void take(Vec<T> x, Vec<I> at) {
+    const auto wins = (x > value) | (x != x);
     value = wins ? x : value;
-    position = wins ? at : position;  // optimised away where nobody stores it
+    position = wins ? at : position;
   }
 };
 
@@ -89,55 +92,44 @@ DLK_INLINE Best<T> greatest(IntOf<T> first, ForEachTap for_each_tap) {
   return best;
 }
 
-/// The greatest of some taps of kLanes windows, where it was found, and the sum of all: NaN if one is.
-template <class T, bool kPositions, bool kCareful>
-struct BestOf {
-  Vec<T> value, sum;
-  Vec<IntOf<T>> position;
-
-  /// As the taps come in order. Unless kCareful, there is no NaN.
-  DLK_INLINE void take(Vec<T> x, Vec<IntOf<T>> at) {
-    if constexpr (!kPositions && !kCareful) {
-      value = max(x, value);
-    } else {
-      const auto wins = kCareful ? (x > value) | (x != x) : x > value;
-      value = wins ? x : value;
-      if constexpr (kPositions) position = wins ? at : position;
-    }
-  }
-};
-
 /// NCHW, common windows: the greatest along each row first, then down. Returns whether there was no NaN (or Inf that
 /// met -Inf): else only kCareful's results are right.
 template <bool kPositions, bool kCareful, class T, class P, int kR, int kStride, int kPad, class Count>
 bool forward_strip(CommonWindows<kR, kStride, kPad> windows, const Pool2d& p, const PlaneTasks::Task& task, int64_t ow,
                    Count lanes, int64_t ahead, const T* x, T* y, P* positions) {
   using I = IntOf<T>;
-  using Best = BestOf<T, kPositions, kCareful>;
+  struct OfRow {
+    Best<T> best;
+    Vec<T> sum;  // of the taps: NaN if one is
+  };
+  const auto take = [](Best<T>& best, Vec<T> value, Vec<I> at) {
+    kCareful ? best.take(value, at) : best.take_number(value, at);
+  };
   constexpr T kPadding = -std::numeric_limits<T>::infinity();
   const StripTaps<T, kR, kStride> taps(p, ow);
   Vec<I> first_tap{};  // of each window, in the row
   for (int l = 0; l < kLanes<T>; ++l) first_tap[l] = static_cast<I>(std::max(int64_t{0}, p.pad_w - (ow + l) * kStride));
-  Vec<T> sum{};
   const auto along = [&](int64_t plane, int64_t ih) {
     // As the first row, one above the image stands for the first in it, if nothing wins.
-    if (ih < 0 || ih >= p.H) return Best{splat(kPadding), Vec<T>{}, first_tap - static_cast<I>(ih * kR)};
+    if (ih < 0 || ih >= p.H) return OfRow{Best<T>(splat(kPadding), first_tap - static_cast<I>(ih * kR)), Vec<T>{}};
     Vec<T> tap[kR];
     taps.load(x + (plane * p.H + ih) * p.W, kPadding, ahead, tap);
-    Best best{tap[0], tap[0], first_tap};
+    OfRow row{Best<T>(tap[0], first_tap), tap[0]};
     for (int s = 1; s < kR; ++s) {
-      best.sum += tap[s];
-      best.take(tap[s], splat(static_cast<I>(s)));
+      row.sum += tap[s];
+      take(row.best, tap[s], splat(static_cast<I>(s)));
     }
-    return best;
+    return row;
   };
-  walk_down(windows, p, task, along, [&](int64_t row, int64_t, const Best(&of)[kR]) {
-    Best best = of[0];
+  Vec<T> sum{};
+  walk_down(windows, p, task, along, [&](int64_t row, int64_t /*oh*/, const OfRow(&of)[kR]) {
+    Best<T> best = of[0].best;
+    Vec<T> sum_of_rows = of[0].sum;
     for (int r = 1; r < kR; ++r) {
-      best.sum += of[r].sum;
-      best.take(of[r].value, of[r].position + static_cast<I>(r * kR));
+      sum_of_rows += of[r].sum;
+      take(best, of[r].best.value, of[r].best.position + static_cast<I>(r * kR));
     }
-    sum += best.sum;
+    sum += sum_of_rows;
     store_n(y + row * p.OW + ow, best.value, lanes);
     if constexpr (kPositions) store_positions<T>(positions + row * p.OW + ow, best.position, lanes);
   });
@@ -172,7 +164,8 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
             const T* tap_row = top;
             auto position = splat(first);
             for (int64_t r = r_taps.begin; r < r_taps.end; ++r, tap_row += p.dilation_h * p.W)
-              for (int64_t s = 0; s < p.S; ++s, position += 1) f(taps(tap_row, w.start(ow), s * p.dilation_w), position);
+              for (int64_t s = 0; s < p.S; ++s, position += 1)
+                f(taps(tap_row, w.start(ow), s * p.dilation_w), position);
           });
           store_n(y + at + ow, best.value, lanes);
           if constexpr (kPositions) store_positions<T>(positions + at + ow, best.position, lanes);
@@ -403,7 +396,9 @@ template <class T, class P>
 void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx, Context& context) {
   const int64_t elements = p.N * p.C * (p.H * p.W + p.OH * p.OW);  // and a byte per output
   if (!p.channels_last) {
-    if constexpr (sizeof(P) == 1)
+    // Comparing a vector with each position takes what adding some 8 outputs does: with shorter vectors, or rows that
+    // fill less of them, it was slower (0.6 to 0.95).
+    if constexpr (sizeof(P) == 1 && kLanes<T> >= 16)
       if (3 * p.OW >= kLanes<T> && with_common_windows(p, [&](auto windows) {
             with_streaming(dx, p.W, elements,
                            [&](auto streams) { backward_in_strips<streams>(windows, p, dy, positions, dx); });

@@ -85,7 +85,8 @@ void gather_planes(Windows windows, const Pool2d& p, T* dx, const PlaneTasks& ta
     team.for_each(tasks.count, [&](int64_t task) {
       const auto [planes, rows] = tasks[task];
       const Range outputs{h.outputs(rows.begin).begin, h.outputs(rows.end - 1).end};
-      const auto given = source(team.rank, {planes.begin * own.OH + outputs.begin, (planes.end - 1) * own.OH + outputs.end});
+      const auto given =
+          source(team.rank, {planes.begin * own.OH + outputs.begin, (planes.end - 1) * own.OH + outputs.end});
       for (int64_t m = 0; m * own.stride_w < own.W; m += kLanes<T>)
         gather_strip<streams, T>(windows, own, m, planes, rows, outputs, given, dx);
     });

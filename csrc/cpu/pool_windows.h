@@ -1,8 +1,12 @@
 // What max and average pooling share: windows along one axis, and NCHW rows of outputs in vectors along OW.
 //
 // A vector holds adjacent outputs; tap s of theirs is every stride_w-th element of an input row, loaded and, with
-// stride 2, sorted in registers (of all rows at once where nothing but their sum or maximum is wanted: Runs). At the
-// ends of a row, where windows reach into the padding, and in rows shorter than a vector, loads are masked.
+// stride 2, sorted in registers. At the ends of a row, where windows reach into the padding, and in rows shorter than a
+// vector, loads are masked.
+//
+// Common windows are taken in strips of one vector, down the rows of a plane: masks, and whatever else depends on the
+// column, are made once, what windows share of a row is computed once, and no division is left. Others are taken row by
+// row.
 #pragma once
 
 #include <algorithm>
@@ -134,13 +138,14 @@ bool with_common_windows(const Pool2d& p, F f) {
   return false;
 }
 
-/// What a thread takes at once: some rows of one plane, or several planes, to which little more than L1 holds.
+/// What a thread takes at once: some rows of one plane, or several planes. Half of L1, so that strips find there what
+/// they share of lines; at least 16 rows, so that few are read for two tasks.
 struct PlaneTasks {
-  static constexpr int64_t kElements = 4096;
+  static constexpr int64_t kElements = 4096, kRows = 16;
   int64_t planes, rows, planes_per_task, rows_per_task, bands, count;
 
   PlaneTasks(int64_t planes, int64_t rows, int64_t columns) : planes(planes), rows(rows) {
-    rows_per_task = even_part(rows, std::clamp(kElements / columns, int64_t{16}, rows > 16 ? rows : 16));
+    rows_per_task = even_part(rows, std::max(kRows, kElements / columns));
     bands = ceil_div(rows, rows_per_task);
     planes_per_task = bands > 1 ? 1 : std::max(int64_t{1}, kElements / (rows * columns));
     count = ceil_div(planes, planes_per_task) * bands;
@@ -149,7 +154,9 @@ struct PlaneTasks {
   int64_t most_rows(const Pool2d& p) const {
     return planes_per_task > 1 ? planes_per_task * p.OH : std::min(p.OH, (rows_per_task + p.R - 2) / p.stride_h + 1);
   }
-  struct Task { Range planes, rows; };
+  struct Task {
+    Range planes, rows;
+  };
   Task operator[](int64_t i) const {
     const int64_t plane = i / bands * planes_per_task, row = i % bands * rows_per_task;
     return {{plane, std::min(planes, plane + planes_per_task)}, {row, std::min(rows, row + rows_per_task)}};
@@ -183,8 +190,8 @@ class StripTaps {
   LanesBetween<T> lanes_[kRuns];
 };
 
-/// out(row of outputs of all planes, oh, of[kR]) for some rows of outputs of some planes, `of` being along(plane, ih) of
-/// the kR rows under the windows: what rows of windows share is computed once.
+/// out(row of outputs of all planes, oh, of[kR]) for some rows of outputs of some planes, `of` being along(plane, ih)
+/// of the kR rows under the windows: what rows of windows share is computed once.
 template <int kR, int kStride, int kPad, class Along, class Out>
 DLK_INLINE void walk_down(CommonWindows<kR, kStride, kPad>, const Pool2d& p, const PlaneTasks::Task& task, Along along,
                           Out out) {
@@ -205,13 +212,15 @@ DLK_INLINE void walk_down(CommonWindows<kR, kStride, kPad>, const Pool2d& p, con
 }
 
 /// f(task, ow, lanes, ahead) for all tasks over the threads and all strips of outputs; the last may overlap the one
-/// before it. `ahead` is from a task's elements to the next one's.
+/// before it. `ahead` is from a task's elements to those of the next one, or a little further where that is near: rows
+/// are too short for the hardware to see a stream in each.
 template <class T, class F>
 void for_each_strip(const Pool2d& pool, F f) {
   const PlaneTasks tasks(pool.N * pool.C, pool.OH, pool.stride_h * pool.W);
   run_team(tasks.count > 1 && pool.N * pool.C * pool.H * pool.W >= kGrainElements, [=](const Team& team) {
     constexpr std::integral_constant<int, kLanes<T>> all;
-    const int64_t OW = pool.OW, ahead = std::max(PlaneTasks::kElements / 4, tasks.planes_per_task * tasks.rows_per_task * pool.stride_h * pool.W);
+    const int64_t OW = pool.OW, ahead = std::max(PlaneTasks::kElements / 4,
+                                                 tasks.planes_per_task * tasks.rows_per_task * pool.stride_h * pool.W);
     auto own = f;
     team.for_each(tasks.count, [&](int64_t i) {
       const PlaneTasks::Task task = tasks[i];

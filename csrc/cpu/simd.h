@@ -298,7 +298,12 @@ class LanesBetween {
  public:
   LanesBetween() = default;
   LanesBetween(int64_t begin, int64_t end)
-      : begin_(begin < 0 ? 0 : begin < kLanes<T> ? begin : kLanes<T>), end_(end < 0 ? 0 : end < kLanes<T> ? end : kLanes<T>) {
+      : begin_(begin < 0           ? 0
+               : begin < kLanes<T> ? begin
+                                   : kLanes<T>),
+        end_(end < 0           ? 0
+             : end < kLanes<T> ? end
+                               : kLanes<T>) {
 #if defined(__AVX512F__)
     wanted_ = ((1u << end_) - 1) & ~((1u << begin_) - 1);
 #elif defined(__AVX2__)
@@ -311,10 +316,10 @@ class LanesBetween {
 #if defined(__AVX512F__)
     return load_masked(p, wanted_, fill);
 #else
-    if (begin_ == 0 && end_ == kLanes<T>) return cpu::load(p);
 #if defined(__AVX2__)
     if constexpr (std::is_same_v<T, float>) return load_masked(p, wanted_, fill);
 #endif
+    if (begin_ == 0 && end_ == kLanes<T>) return cpu::load(p);
     Vec<T> v = splat(fill);
     for (int64_t i = begin_; i < end_; ++i) v[i] = p[i];
     return v;
