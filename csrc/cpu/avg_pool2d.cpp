@@ -3,8 +3,8 @@
 // given.
 //
 // Four ways, forward and backward each:
-//   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward: pool_windows.h)
-//                  or W (backward: a task is a band of rows of one plane)
+//   sliding        NCHW (backward: and few channels), windows of one size: vectors along OW (forward) or W (backward);
+//                  common windows in strips down the planes (pool_windows.h, pool_gradient.h), of others row by row
 //   global         NCHW, one window: a plane is a run of memory
 //   by window      NCHW, windows of any sizes or wider than the output: vectors along W; a task is a plane
 //   channels_last  vectors along C

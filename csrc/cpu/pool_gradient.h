@@ -2,8 +2,8 @@
 // what the outputs over it give to the tap that it is of their windows.
 //
 // Along a row, elements `stride` apart (a phase) are the same taps of adjacent outputs: of each tap, a run of memory. A
-// strip, kLanes elements of each phase, is taken down a band of a plane: a row of outputs is added to the R rows of dx
-// under it, which wait in registers until the last has been added. A task is a band of one plane.
+// strip, kLanes elements of each phase, is taken down some rows of a plane: a row of outputs is added to the R rows of
+// dx under it, which wait in registers until the last has been added. Tasks are those of PlaneTasks.
 #pragma once
 
 #include <algorithm>
