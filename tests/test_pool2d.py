@@ -11,6 +11,8 @@ import dlkernels.functional as DF
 WINDOWS = [
     dict(kernel_size=2),
     dict(kernel_size=1, stride=2),
+    dict(kernel_size=2, stride=1),
+    dict(kernel_size=2, padding=1),
     dict(kernel_size=3, stride=2, padding=1),
     dict(kernel_size=3, stride=1, padding=1),
     dict(kernel_size=(3, 2), stride=(1, 3), padding=(1, 0)),
@@ -62,10 +64,11 @@ def both(op, options):
 
 
 SOME = [
-    ("max_pool2d", WINDOWS[2]),
+    ("max_pool2d", dict(kernel_size=3, stride=2, padding=1)),
+    ("max_pool2d", dict(kernel_size=3, stride=1, padding=1)),
     ("max_pool2d", DILATED[1]),
-    ("avg_pool2d", WINDOWS[0]),
-    ("avg_pool2d", WINDOWS[2]),
+    ("avg_pool2d", dict(kernel_size=2)),
+    ("avg_pool2d", dict(kernel_size=3, stride=2, padding=1)),
     ("adaptive_avg_pool2d", {"output_size": (3, 5)}),
     ("adaptive_avg_pool2d", {"output_size": 1}),
 ]
