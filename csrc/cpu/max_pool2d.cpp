@@ -98,10 +98,6 @@ template <bool kPositions, bool kCareful, class T, class P, int kR, int kStride,
 bool forward_strip(CommonWindows<kR, kStride, kPad> windows, const Pool2d& p, const PlaneTasks::Task& task, int64_t ow,
                    Count lanes, int64_t ahead, const T* x, T* y, P* positions) {
   using I = IntOf<T>;
-  struct OfRow {
-    Best<T> best;
-    Vec<T> sum;  // of the taps: NaN if one is
-  };
   const auto take = [](Best<T>& best, Vec<T> value, Vec<I> at) {
     kCareful ? best.take(value, at) : best.take_number(value, at);
   };
@@ -109,27 +105,24 @@ bool forward_strip(CommonWindows<kR, kStride, kPad> windows, const Pool2d& p, co
   const StripTaps<T, kR, kStride> taps(p, ow);
   Vec<I> first_tap{};  // of each window, in the row
   for (int l = 0; l < kLanes<T>; ++l) first_tap[l] = static_cast<I>(std::max(int64_t{0}, p.pad_w - (ow + l) * kStride));
+  Vec<T> sum{};  // of all taps: NaN if one is
   const auto along = [&](int64_t plane, int64_t ih) {
     // As the first row, one above the image stands for the first in it, if nothing wins.
-    if (ih < 0 || ih >= p.H) return OfRow{Best<T>(splat(kPadding), first_tap - static_cast<I>(ih * kR)), Vec<T>{}};
+    if (ih < 0 || ih >= p.H) return Best<T>(splat(kPadding), first_tap - static_cast<I>(ih * kR));
     Vec<T> tap[kR];
     taps.load(x + (plane * p.H + ih) * p.W, kPadding, ahead, tap);
-    OfRow row{Best<T>(tap[0], first_tap), tap[0]};
+    Best<T> best(tap[0], first_tap);
+    Vec<T> sum_of_row = tap[0];  // apart, so that rows wait for one addition each
     for (int s = 1; s < kR; ++s) {
-      row.sum += tap[s];
-      take(row.best, tap[s], splat(static_cast<I>(s)));
+      sum_of_row += tap[s];
+      take(best, tap[s], splat(static_cast<I>(s)));
     }
-    return row;
+    sum += sum_of_row;
+    return best;
   };
-  Vec<T> sum{};
-  walk_down(windows, p, task, along, [&](int64_t row, int64_t /*oh*/, const OfRow(&of)[kR]) {
-    Best<T> best = of[0].best;
-    Vec<T> sum_of_rows = of[0].sum;
-    for (int r = 1; r < kR; ++r) {
-      sum_of_rows += of[r].sum;
-      take(best, of[r].best.value, of[r].best.position + static_cast<I>(r * kR));
-    }
-    sum += sum_of_rows;
+  walk_down(windows, p, task, along, [&](int64_t row, int64_t /*oh*/, const Best<T>(&of)[kR]) {
+    Best<T> best = of[0];
+    for (int r = 1; r < kR; ++r) take(best, of[r].value, of[r].position + static_cast<I>(r * kR));
     store_n(y + row * p.OW + ow, best.value, lanes);
     if constexpr (kPositions) store_positions<T>(positions + row * p.OW + ow, best.position, lanes);
   });

@@ -97,7 +97,7 @@ struct Taps {
   /// Adjacent elements.
   DLK_INLINE Vec<T> run(const T* row, int64_t at) const {
     if (!kPads || (at >= 0 && at + kLanes<T> <= W)) return load(row + at);
-    return load_between(row + at, -at, W - at, padding);
+    return LanesBetween<T>(-at, W - at).load(row + at, padding);
   }
 };
 

@@ -5,6 +5,7 @@
 // With gemm_kernel.h the only place that knows the vector width. Everything has internal linkage: see dispatch.h.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -134,22 +135,6 @@ DLK_INLINE Vec<T> load_partial(const T* p, int64_t n, T fill = T(0)) {
   T buffer[kLanes<T>];
   for (int i = 0; i < kLanes<T>; ++i) buffer[i] = i < n ? p[i] : fill;
   return load(buffer);
-}
-
-/// Lanes [begin, end) from memory, where they lie within the vector, the rest `fill`; reads nothing else of p.
-template <class T>
-DLK_INLINE Vec<T> load_between(const T* p, int64_t begin, int64_t end, T fill) {
-  begin = begin < 0 ? 0 : begin < kLanes<T> ? begin : kLanes<T>;
-  end = end < 0 ? 0 : end < kLanes<T> ? end : kLanes<T>;
-#if defined(__AVX512F__)
-  if constexpr (std::is_floating_point_v<T>) return load_masked(p, ((1u << end) - 1) & ~((1u << begin) - 1), fill);
-#elif defined(__AVX2__)
-  if constexpr (std::is_same_v<T, float>)
-    return load_masked(p, _mm256_andnot_si256(first_lanes(begin), first_lanes(end)), fill);
-#endif
-  Vec<T> v = splat(fill);
-  for (int64_t i = begin; i < end; ++i) v[i] = p[i];
-  return v;
 }
 
 /// Writes the first n lanes of v, not all of them: at most one vector of each smaller power of two.
@@ -298,12 +283,7 @@ class LanesBetween {
  public:
   LanesBetween() = default;
   LanesBetween(int64_t begin, int64_t end)
-      : begin_(begin < 0           ? 0
-               : begin < kLanes<T> ? begin
-                                   : kLanes<T>),
-        end_(end < 0           ? 0
-             : end < kLanes<T> ? end
-                               : kLanes<T>) {
+      : begin_(std::clamp<int64_t>(begin, 0, kLanes<T>)), end_(std::clamp<int64_t>(end, 0, kLanes<T>)) {
 #if defined(__AVX512F__)
     wanted_ = ((1u << end_) - 1) & ~((1u << begin_) - 1);
 #elif defined(__AVX2__)
