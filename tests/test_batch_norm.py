@@ -73,7 +73,7 @@ def test_lengths(layout):
     for n in [*range(2, 36), 64, 65]:
         compare("batch_norm", LAYOUTS[layout](rand(2, 5, 1, n, seed=n)).requires_grad_())
         compare("batch_norm", LAYOUTS[layout](rand(9, n, 1, 2, seed=n)).requires_grad_())
-    for shape in ((3, 2, 47, 91), (2500, 2, 1, 1), (700, 33, 2, 2)):  # several blocks
+    for shape in ((3, 2, 47, 91), (37, 5, 7, 7), (2500, 2, 1, 1), (700, 33, 2, 2)):  # several blocks
         compare("batch_norm", LAYOUTS[layout](rand(*shape)).requires_grad_())
 
 

@@ -4,7 +4,8 @@
 //     training: dx = (dy - dbias / M - (x - mean) r dweight / M) a;   eval: dx = dy a
 //
 // inner > 1: vectors run along inner. A thread computes whole channels, statistics first, then y while the channel is
-// still in its cache; sums are over parts of a plane, combined in double. Evaluation takes plane after plane.
+// still in its cache; sums are over parts of a plane, or of several small ones, combined in double. Evaluation takes
+// plane after plane.
 // inner == 1 (channels_last, 2-D): vectors run along C. Blocks of rows are summed by themselves, per channel, and
 // combined in order in double; then each row is normalised.
 #include "csrc/core/batch_norm.h"
@@ -111,7 +112,7 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
     parallel_for<streams>(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         Moments<> moments;
-        for (int64_t n = 0; n < s.N; ++n) add_moments(moments, x + (n * s.C + c) * s.inner, s.inner);
+        add_moments(moments, x + c * s.inner, {s.N, s.inner, s.C * s.inner});
         mean[c] = static_cast<T>(moments.mean);
         var[c] = static_cast<T>(moments.variance());
         affine.set(c, mean[c], var[c], weight, bias, eps);
@@ -176,10 +177,7 @@ struct Backward {
 
   GradientSums channel_sums(int64_t c) const {
     GradientSums sums;
-    for (int64_t n = 0; n < s.N; ++n) {
-      const int64_t plane = (n * s.C + c) * s.inner;
-      add_gradient_sums(sums, dy + plane, x + plane, mean[c], s.inner);
-    }
+    add_gradient_sums(sums, dy + c * s.inner, x + c * s.inner, mean[c], {s.N, s.inner, s.C * s.inner});
     return sums;
   }
 

@@ -36,30 +36,70 @@ struct Moments {
   V variance() const { return m2 / n; }
 };
 
-/// Adds the n contiguous numbers at x.
+/// `count` planes of n contiguous numbers each, `stride` apart: a channel of NCHW. Of one plane the stride is nothing.
+struct Planes {
+  int64_t count, n, stride;
+};
+
+/// f(at, part, next) for parts of about kMomentsBlock numbers, in order: of a long plane, or of several short ones,
+/// `at` being the distance of the part's first number from the first of all, `next` that of the next part (the last:
+/// `at`).
+template <class F>
+DLK_INLINE void for_each_part(Planes all, F f) {
+  // What planes add up to is added in a chain: no longer than those of sum_vecs_restarting.
+  constexpr int64_t kMostPlanes = 16;
+  if (all.n == 0) return;
+  if (all.n > kMomentsBlock) {
+    for (int64_t p = 0; p < all.count; ++p) {
+      const int64_t plane = p * all.stride, after = p + 1 < all.count ? plane + all.stride : plane;
+      for (int64_t begin = 0; begin < all.n; begin += kMomentsBlock) {
+        const int64_t at = plane + begin, rest = all.n - begin;
+        const int64_t next = rest > kMomentsBlock ? at + kMomentsBlock : after > plane ? after : at;
+        f(at, Planes{1, std::min(rest, kMomentsBlock), 0}, next);
+      }
+    }
+    return;
+  }
+  const int64_t planes = std::min(kMostPlanes, kMomentsBlock / all.n);
+  for (int64_t p = 0; p < all.count; p += planes) {
+    const int64_t at = p * all.stride, rest = all.count - p;
+    f(at, Planes{std::min(rest, planes), all.n, all.stride}, rest > planes ? at + planes * all.stride : at);
+  }
+}
+
+/// The sums of what add(at, lanes, sums) adds over the numbers of a part, which are `at` from its first.
+template <int count, class T, class Add>
+DLK_INLINE Sums<T, count> sum_part(Planes part, Add add) {
+  Sums<T, count> total;
+  for (int64_t p = 0; p < part.count; ++p)
+    total = total + sum_vecs_restarting<count, T>(
+                        part.n, [&](int64_t i, auto lanes, auto& sums) { add(p * part.stride + i, lanes, sums); });
+  return total;
+}
+
+/// Adds the numbers of planes, the first of them at x.
 template <class T>
-void add_moments(Moments<>& moments, const T* x, int64_t n) {
-  for (int64_t begin = 0; begin < n; begin += kMomentsBlock) {
-    const T* block = x + begin;
-    const int64_t count = std::min(kMomentsBlock, n - begin);
+void add_moments(Moments<>& moments, const T* x, Planes planes) {
+  for_each_part(planes, [&](int64_t first, Planes part, int64_t next) {
+    const T* block = x + first;
+    const int64_t count = part.count * part.n, ahead = next - first;
     const auto sum =
-        sum_vecs<1, T>(count, [&](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(block + i, lanes); });
+        sum_part<1, T>(part, [=](int64_t at, auto lanes, auto& sums) { sums.of[0] += load_n(block + at, lanes); });
     const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
-    const auto add_powers = [=](int64_t i, auto lanes, auto& sums) {
-      const Vec<T> d = load_n(block + i, lanes, shift) - shift;
+    const auto add_powers = [=](int64_t at, auto lanes, auto& sums) {
+      const Vec<T> d = load_n(block + at, lanes, shift) - shift;
       sums.of[0] += d;
       sums.of[1] += d * d;
     };
-    // While this reads L1, memory would idle: fetch the next block, if there is one.
-    const auto powers = n - begin <= kMomentsBlock
-                            ? sum_vecs_restarting<2, T>(count, add_powers)
-                            : sum_vecs_restarting<2, T>(count, [=](int64_t i, auto lanes, auto& sums) {
-                                fetch_ahead(block + kMomentsBlock + i);
-                                add_powers(i, lanes, sums);
-                              });
+    // While this reads L1, memory would idle: fetch the next part, if there is one.
+    const auto powers =
+        ahead == 0 ? sum_part<2, T>(part, add_powers) : sum_part<2, T>(part, [=](int64_t at, auto lanes, auto& sums) {
+          fetch_ahead(block + ahead + at);
+          add_powers(at, lanes, sums);
+        });
     moments.add(Moments<>::shifted(static_cast<double>(count), shift, reduce_sum_in_double(powers.of[0]),
                                    reduce_sum_in_double(powers.of[1])));
-  }
+  });
 }
 
 /// The sums over normalised elements that gradients need: of dy, and of dy (x - mean).
@@ -67,18 +107,22 @@ struct GradientSums {
   double dy = 0, dy_x = 0;
 };
 
-/// Adds n contiguous elements.
+/// Adds the elements of planes, and fetches the next part of short ones meanwhile (1.05 to 1.2 times faster from L3).
+/// The hardware's prefetchers follow long ones.
 template <class T>
-void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, int64_t n) {
-  for (int64_t begin = 0; begin < n; begin += kMomentsBlock) {
-    const auto block = sum_vecs<2, T>(std::min(kMomentsBlock, n - begin), [&](int64_t i, auto lanes, auto& block) {
-      const Vec<T> g = load_n(dy + begin + i, lanes);
-      block.of[0] += g;
-      block.of[1] += g * (load_n(x + begin + i, lanes, mean) - mean);
+void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, Planes planes) {
+  for_each_part(planes, [&](int64_t first, Planes part, int64_t next) {
+    const int64_t ahead = planes.n > kMomentsBlock ? first : next;
+    const auto of_part = sum_part<2, T>(part, [=](int64_t at, auto lanes, auto& sums) {
+      fetch_ahead(dy + ahead + at);
+      fetch_ahead(x + ahead + at);
+      const Vec<T> g = load_n(dy + first + at, lanes);
+      sums.of[0] += g;
+      sums.of[1] += g * (load_n(x + first + at, lanes, mean) - mean);
     });
-    sums.dy += reduce_sum(block.of[0]);
-    sums.dy_x += reduce_sum(block.of[1]);
-  }
+    sums.dy += reduce_sum(of_part.of[0]);
+    sums.dy_x += reduce_sum(of_part.of[1]);
+  });
 }
 
 /// Rows that sum_rows adds among themselves.
