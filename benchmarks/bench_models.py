@@ -1,8 +1,10 @@
 """Whole models: a training step (forward, loss, backward, SGD) and inference, against the better memory format of eager
 PyTorch and, in training on most threads, against torch.compile; ours, by `dlkernels.convert`, in its better format too.
 
-Which format is better is found by a few steps of each before the timing. torch.compile gets the one that suits eager;
-its compilation is not timed. Training is timed both with our caching allocator and without.
+They take turns of several steps, TURN_SECONDS at least: what a step finds in the caches is what the step before it
+left there, as in training, not what another library did. Which format is better is found by such turns before the
+timing. torch.compile gets the one that suits eager; its compilation is not timed. Training is timed both with our
+caching allocator and without.
 """
 
 import copy
@@ -12,7 +14,7 @@ import time
 import memory
 import pytest
 import torch
-from harness import ResultError, cache_switched_off, compare, take_turns
+from harness import ResultError, cache_switched_off, compare, loops_and_rounds, take_turns
 from models import MODELS
 from torch import nn
 
@@ -21,6 +23,7 @@ import dlkernels
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 BUDGET = 10  # times that of an op
 LEAST_ROUNDS = 5
+TURN_SECONDS = 0.1
 CHOICE_ROUNDS, CHOICE_SECONDS = 9, 1  # to find the better format: rounds at most, and no new one after so long
 QUICK = ("LeNet", "training")
 
@@ -86,15 +89,14 @@ def prepare(name):
 
 
 def fastest(contenders, mode):
-    """The one with the shortest of several steps, taken in turns, after one of each that does not count."""
+    """The one with the fastest of several turns."""
     runs = {contender: contender.run(mode) for contender in contenders}
     seconds = {contender: [] for contender in contenders}
-    for run in runs.values():
-        run(1)
+    loops, _ = loops_and_rounds(runs.values(), 0, CHOICE_ROUNDS, TURN_SECONDS)
     start = time.perf_counter()
     for _ in range(CHOICE_ROUNDS):
         for contender, run in runs.items():
-            seconds[contender].append(run(1))
+            seconds[contender].append(run(loops))
         if time.perf_counter() - start > CHOICE_SECONDS:
             break
     return min(contenders, key=lambda contender: min(seconds[contender]))
@@ -126,7 +128,7 @@ def measure(benchmark, name, mode, threads, budget, with_compile):
         runs = {"uncached": uncached(runs["ours"])} | runs
     if with_compile:
         runs = {"compile": compiled(theirs).run(mode)} | runs
-    samples = take_turns(benchmark, runs, BUDGET * budget, LEAST_ROUNDS)
+    samples = take_turns(benchmark, runs, BUDGET * budget, LEAST_ROUNDS, TURN_SECONDS)
     seconds = {run: [total for (total,) in rounds] for run, rounds in samples.items()}
     row = {"op": "model", "case": name, "phase": mode, "threads": threads, **compare(seconds)}
     for library, contender in (("torch", theirs), ("ours", ours)):

@@ -220,21 +220,21 @@ def cache_switched_off():
         dlkernels.set_cache_limit(limit)
 
 
-def loops_and_rounds(runs, budget, least):
+def loops_and_rounds(runs, budget, least, sample_seconds=SAMPLE_SECONDS):
     """How many calls make a sample, and how many rounds of all `runs` fit the budget in seconds. Warms up, too."""
     seconds = []
     for run in runs:
         run(1)
         seconds.append(run(1)[0])
-    loops = min(MOST_LOOPS, math.ceil(SAMPLE_SECONDS / min(seconds)))
+    loops = min(MOST_LOOPS, math.ceil(sample_seconds / min(seconds)))
     return loops, min(MOST_ROUNDS, max(least, int(budget / (loops * sum(seconds)))))
 
 
-def take_turns(benchmark, runs, budget, least=LEAST_ROUNDS):
+def take_turns(benchmark, runs, budget, least=LEAST_ROUNDS, sample_seconds=SAMPLE_SECONDS):
     """Samples of each of `runs` (functions of loops, by name), in rounds. pytest-benchmark times the last."""
     samples = {name: [] for name in runs}
     *others, last = runs
-    loops, rounds = loops_and_rounds(runs.values(), budget, least)
+    loops, rounds = loops_and_rounds(runs.values(), budget, least, sample_seconds)
 
     def turn(name):
         samples[name].append(runs[name](loops))

@@ -40,10 +40,11 @@ forward to backward, weights excluded; "peak" is by how much resident memory ris
 """
 
 MODELS_METHOD = """\
-Each library in the memory format that is better for it (in parentheses), in turns as above. A training step is forward,
-loss, backward and SGD; the ratio to `torch.compile` leaves compilation out. "cache off" is the ratio to eager PyTorch
-without the caching allocator of dlkernels; elsewhere our tensors have it and PyTorch's do not. Saved for backward:
-without parameters.
+Each library in the memory format that is better for it (in parentheses), in turns as above, but of as many
+steps as fill 0.1 s: a step finds in the caches what the one before it left there, as in training. A training step is
+forward, loss, backward and SGD; the ratio to `torch.compile` leaves compilation out. "cache off" is the ratio to eager
+PyTorch without the caching allocator of dlkernels; elsewhere our tensors have it and PyTorch's do not. Saved for
+backward: without parameters.
 """
 
 

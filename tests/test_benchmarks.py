@@ -112,6 +112,8 @@ def test_turns_alternate_and_fit_the_budget():
     assert rounds[:4] == [("torch", 4), ("ours", 4)] * 2
     assert len(rounds) == 2 * 20  # 84.1 ms of 4 * 1.05 ms
     assert samples == {"torch": [(1e-3,)] * 20, "ours": [(5e-5,)] * 20}
+    harness.take_turns(benchmark, {"ours": run("ours", 0.03)}, budget=0, least=2, sample_seconds=0.1)
+    assert calls[-2:] == [("ours", 4)] * 2  # 100 ms / 30 ms
 
 
 def test_statistics():
