@@ -73,6 +73,14 @@ CASES = {
     "depthwise_7x7": ((2, 37, 9, 19), (37, 1, 7, 7), {"groups": 37, "padding": 3}),
     "depthwise_3x3_stride_2": ((2, 37, 9, 19), (37, 1, 3, 3), {"groups": 37, "padding": 1, "stride": 2}),
     "depthwise_strided": ((2, 70, 12, 19), (70, 1, 5, 3), {"groups": 70, "padding": (2, 1), "stride": 2}),
+    "depthwise_3x3_rows_of_vectors": ((3, 5, 33, 64), (5, 1, 3, 3), {"groups": 5, "padding": (0, 2)}),
+    "depthwise_3x3_small_planes": ((9, 131, 7, 7), (131, 1, 3, 3), {"groups": 131, "padding": 1}),
+    "depthwise_3x3_tall": ((2, 3, 150, 14), (3, 1, 3, 3), {"groups": 3, "padding": 1}),
+    "depthwise_3x3_stride_2_even": ((2, 3, 70, 66), (3, 1, 3, 3), {"groups": 3, "padding": (1, 2), "stride": 2}),
+    "depthwise_3x3_stride_2_inside": ((3, 130, 14, 17), (130, 1, 3, 3), {"groups": 130, "stride": 2}),
+    "depthwise_2x2": ((2, 9, 16, 19), (9, 1, 2, 2), {"groups": 9, "padding": (0, 1)}),
+    "depthwise_2x2_stride_2": ((2, 9, 17, 37), (9, 1, 2, 2), {"groups": 9, "padding": (1, 0), "stride": 2}),
+    "depthwise_padded_twice": ((2, 9, 8, 20), (9, 1, 3, 3), {"groups": 9, "padding": 3}),
     "depthwise_multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "padding": 1}),
     "narrow_groups": ((2, 36, 13, 17), (36, 4, 3, 3), {"groups": 9, "padding": 1}),
     "narrow_groups_strided": ((2, 35, 12, 19), (21, 5, 3, 2), {"groups": 7, "padding": 1, "stride": (2, 3)}),
@@ -203,6 +211,36 @@ def test_nan_stays_in_its_group():
         assert y[0, 2:4].isnan().all() and y.isnan().sum() == 2 * 25
 
 
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("stride, column, taps", [(1, 19, [2]), (2, 19, []), (2, 18, [2])])
+def test_inf_reaches_the_gradients_of_its_taps_only(stride, column, taps, x_format):
+    """Depthwise: vectors of outputs end with some that there are not, whose windows would reach further."""
+    x, w = operands((2, 3, 9, 20), (3, 1, 3, 3), None, x_format=x_format)
+    with torch.no_grad():
+        x[1, 1, 4, column] = float("inf")
+    with kernel_ran("conv2d"):
+        y = DF.conv2d(x, w, groups=3, stride=stride)
+        dw = torch.autograd.grad(y, w, rand(*y.shape, seed=3))[0]
+    infinite = ~dw.isfinite()
+    assert not infinite[[0, 2]].any()
+    assert [s for s in range(3) if infinite[1, ..., s].any()] == taps
+
+
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_inf_reaches_the_inputs_of_its_window_only(stride, x_format):
+    x, w = operands((2, 3, 9, 40), (3, 1, 3, 3), None, x_format=x_format)
+    with kernel_ran("conv2d"):
+        y = DF.conv2d(x, w, groups=3, stride=stride)
+        dy = rand(*y.shape, seed=3)
+        oh, ow = y.shape[2] - 1, y.shape[3] - 1
+        dy[1, 1, oh, ow] = float("inf")
+        dx = torch.autograd.grad(y, x, dy)[0]
+    expected = torch.zeros_like(dx, dtype=torch.bool)
+    expected[1, 1, oh * stride : oh * stride + 3, ow * stride : ow * stride + 3] = True
+    assert torch.equal(~dx.isfinite(), expected)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout):
     inputs = [LAYOUTS[layout](t.detach()).requires_grad_() for t in operands((2, 6, 9, 8), (5, 6, 3, 3), 5)]
@@ -312,6 +350,8 @@ THREADED = [
     "5x5_padded",
     "groups",
     "depthwise",
+    "depthwise_3x3_small_planes",
+    "depthwise_3x3_stride_2_even",
     "narrow_groups",
     "winograd",
     "winograd_few_tiles",

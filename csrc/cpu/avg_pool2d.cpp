@@ -107,13 +107,6 @@ class LongSum {
 
 // ---- Sliding
 
-template <class V, int n>
-DLK_INLINE V sum_of(const V (&x)[n]) {
-  V sum = x[0];
-  for (int i = 1; i < n; ++i) sum += x[i];
-  return sum;
-}
-
 /// NCHW, common windows: sums along rows first, then down.
 template <class T, int kR, int kStride, int kPad>
 void forward_in_strips(CommonWindows<kR, kStride, kPad> windows, const AvgPool2d& p, const T* x, T* y,
@@ -164,7 +157,7 @@ struct ShareRun {
 template <bool streams, class T, class Windows>
 void backward_in_strips(Windows windows, const AvgPool2d& p, const T* dy, T* dx, Divisors<T> divisors,
                         Context& context) {
-  const PlaneTasks tasks(p.N * p.C, p.H, p.W);
+  const PlaneTasks tasks = gradient_tasks(p);
   const int64_t OW = p.OW, OH = p.OH, size = tasks.most_rows(p) * OW + kLanes<T>;
   T* const buffers = context.array<T>(max_threads() * size);
   gather_planes<streams>(windows, p, dx, tasks, [=](int64_t rank, Range rows) {
@@ -174,8 +167,11 @@ void backward_in_strips(Windows windows, const AvgPool2d& p, const T* dy, T* dx,
       for_each_vec<T>(OW, [&](int64_t i, auto lanes) {  // the next row covers what is too much
         store(g + (row - rows.begin) * OW + i, load_n(dy + row * OW + i, lanes) / divisors.vector_at(oh, i));
       });
-    return [=](int64_t row, int64_t ow, LanesBetween<T> lanes) {
-      return ShareRun<T>{lanes.load(g + (row - rows.begin) * OW + ow)};
+    return [=](int64_t plane) {
+      const int64_t first = plane * OH - rows.begin;
+      return [=](int64_t oh, int64_t ow, LanesBetween<T> lanes) {
+        return ShareRun<T>{lanes.load(g + (first + oh) * OW + ow)};
+      };
     };
   });
 }

@@ -1,5 +1,6 @@
 // Convolution forward and gradient to the input, as correlations (correlation.h): by Winograd's algorithm
-// (winograd.cpp) or directly (narrow_groups.cpp; correlate_few below) where those are faster, else by implicit GEMM.
+// (winograd.cpp) or directly (depthwise_*.cpp, narrow_groups.cpp; correlate_few below) where those are faster, else by
+// implicit GEMM.
 //
 // Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
 // whose rows are transposed on the way in and sums at the end. Pixels as columns: out[CO x pixels] = W Patches,
@@ -10,6 +11,7 @@
 #include "csrc/core/conv2d.h"
 
 #include "csrc/core/gemm.h"
+#include "csrc/cpu/depthwise_planes.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/joint_phases.h"
 #include "csrc/cpu/narrow_groups.h"
@@ -589,6 +591,7 @@ void correlate(Correlation q, Pass pass, const T* in, const T* w, const T* bias,
 
 template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
+  if (is_depthwise_planes<T>(p)) return depthwise_planes(p, x, w, bias, y);
   const Correlation q = forward_correlation(p, context);
   if (q.pixels() > 0 && prefers_narrow<T>(q)) return correlate_narrow(&q, 1, x, w, bias, y, context);
   correlate(q, Pass::forward, x, w, bias, y, context);
@@ -596,6 +599,7 @@ void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Conte
 
 template <class T>
 void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
+  if (!bias && is_depthwise_planes<T>(p)) return depthwise_planes_input(p, dy, w, dx);
   const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H, phases_w = p.stride_w < p.W ? p.stride_w : p.W;
   Correlation* phases = context.array<Correlation>(phases_h * phases_w);
   int64_t* taps = context.array<int64_t>(3 * p.R * p.S);  // one list for all phases: each tap belongs to one

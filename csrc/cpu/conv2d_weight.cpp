@@ -1,6 +1,6 @@
 // Convolution gradient to the weight: dw[k, c, t] = sum over pixels p of dy[k, p] patch(c, t, p), by Winograd's
-// algorithm (winograd_weight.cpp) or directly (narrow_groups.cpp, small_weight.cpp) where those are faster, else by
-// implicit GEMM.
+// algorithm (winograd_weight.cpp) or directly (depthwise_*.cpp, narrow_groups.cpp, small_weight.cpp) where those are
+// faster, else by implicit GEMM.
 //
 // Computed transposed, per group: dwT[(c, t) x CO] += Patches[(c, t) x pixels] dyT[pixels x CO], one block of pixels
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC,
@@ -11,6 +11,7 @@
 // matrices in memory, or a sum of such products: over parts of the NHWC pixels, or over NCHW images.
 #include "csrc/core/conv2d.h"
 #include "csrc/core/gemm.h"
+#include "csrc/cpu/depthwise_planes.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
@@ -325,6 +326,7 @@ void add_products(const Correlation& q, const T* x, const T* dy, T* dw, Context&
 template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
+  if (is_depthwise_planes<T>(p)) return depthwise_planes_weight(p, x, dy, dw, context);
   const Correlation q = forward_correlation(p, context);
   if (q.pixels() == 0) return zero(q.groups * q.CO * q.CI * q.taps, dw);
   if (is_depthwise_pixels(q)) return depthwise_pixels_weight(q, x, dy, dw, context);

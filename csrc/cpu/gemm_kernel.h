@@ -38,12 +38,6 @@ struct Block {
   static constexpr int64_t kSum = KC / 2;
 };
 
-/// Of pixels, rows, terms, ...: begin, begin + 1, ..., end - 1.
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
 /// The i-th block of `size` of a range, or of n things; the last may be shorter.
 constexpr Range block_range(int64_t i, int64_t size, Range of) {
   const int64_t begin = of.begin + i * size;

@@ -272,11 +272,13 @@ struct FoundRun {
 /// NCHW, common windows.
 template <bool streams, class T, class Windows>
 void backward_in_strips(Windows windows, const Pool2d& p, const T* dy, const uint8_t* positions, T* dx) {
-  const int64_t OW = p.OW;
-  gather_planes<streams>(windows, p, dx, PlaneTasks(p.N * p.C, p.H, p.W), [=](int64_t /*rank*/, Range /*rows*/) {
-    return [=](int64_t row, int64_t ow, LanesBetween<T> lanes) {
-      const int64_t at = row * OW + ow;
-      return FoundRun<T>{lanes.load_bytes(positions + at), lanes.load(dy + at)};
+  const int64_t OH = p.OH, OW = p.OW;
+  gather_planes<streams>(windows, p, dx, gradient_tasks(p), [=](int64_t /*rank*/, Range /*rows*/) {
+    return [=](int64_t plane) {
+      return [=](int64_t oh, int64_t ow, LanesBetween<T> lanes) {
+        const int64_t at = (plane * OH + oh) * OW + ow;
+        return FoundRun<T>{lanes.load_bytes(positions + at), lanes.load(dy + at)};
+      };
     };
   });
 }

@@ -36,8 +36,8 @@ DLK_INLINE void write_phases(const Vec<T> (&phases)[2], T* to, int64_t left) {
 
 /// Elements m, m + 1, ... of each phase of some rows of each of some planes, from some rows of their outputs.
 ///
-/// given(row, ow, lanes): what outputs ow, ow + 1, ... of this row of all planes' give, nothing those that are not in
-/// `lanes`. Its add_to(sum, position) adds what they give to their tap `position`.
+/// given(plane)(oh, ow, lanes): what outputs ow, ow + 1, ... of this row give, nothing those that are not in `lanes`.
+/// Its add_to(sum, position) adds what they give to their tap `position`.
 template <bool streams, class T, int kR, int kStride, int kPad, class Given>
 DLK_INLINE void gather_strip(CommonWindows<kR, kStride, kPad>, const Pool2d& p, int64_t m, Range planes, Range rows,
                              Range outputs, Given given, T* dx) {
@@ -49,12 +49,13 @@ DLK_INLINE void gather_strip(CommonWindows<kR, kStride, kPad>, const Pool2d& p, 
 
   for (int64_t plane = planes.begin; plane < planes.end; ++plane) {
     T* const to = dx + plane * p.H * W + m * kStride;
+    const auto of_plane = given(plane);
     Vec<T> sums[kR][kStride] = {};  // rows ih, ih + 1, ... by phase
     for (int64_t oh = outputs.begin, ih = oh * kStride - pad_h; ih < rows.end; ++oh, ih += kStride) {
       if (oh < outputs.end) {
 #pragma GCC unroll 4
         for (int k = 0; k < kRuns; ++k) {
-          const auto run = given(plane * p.OH + oh, first_run + k, lanes[k]);
+          const auto run = of_plane(oh, first_run + k, lanes[k]);
 #pragma GCC unroll 3
           for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 2
@@ -74,6 +75,8 @@ DLK_INLINE void gather_strip(CommonWindows<kR, kStride, kPad>, const Pool2d& p, 
     }
   }
 }
+
+inline PlaneTasks gradient_tasks(const Pool2d& p) { return {p.N * p.C, p.H, p.W + p.OW / p.stride_h}; }
 
 /// dx of all planes. source(rank, rows): `given` for gather_strip, of those rows of outputs; a thread may keep them in
 /// working memory of its rank.

@@ -1,4 +1,5 @@
-// What max and average pooling share: windows along one axis, and NCHW rows of outputs in vectors along OW.
+// What max and average pooling share: windows along one axis, and NCHW rows of outputs in vectors along OW. Depthwise
+// convolution takes common windows in the same way.
 //
 // A vector holds adjacent outputs; tap s of theirs is every stride_w-th element of an input row, loaded and, with
 // stride 2, sorted in registers. At the ends of a row, where windows reach into the padding, and in rows shorter than a
@@ -17,10 +18,6 @@
 
 namespace dlk::cpu {
 namespace {
-
-struct Range {
-  int64_t begin, end;
-};
 
 /// One axis of sliding windows: tap k of output o is input o stride - pad + k dilation.
 struct Axis {
@@ -138,8 +135,9 @@ bool with_common_windows(const Pool2d& p, F f) {
   return false;
 }
 
-/// What a thread takes at once: some rows of one plane, or several planes. Half of L1, so that strips find there what
-/// they share of lines; at least 16 rows, so that few are read for two tasks.
+/// What a thread takes at once: some rows of one plane, or several planes. `columns`: elements of input and output that
+/// a row comes to. Half of L1, so that strips find there what they share of lines, with what is fetched ahead; at least
+/// 16 rows, so that few are read for two tasks.
 struct PlaneTasks {
   static constexpr int64_t kElements = 4096, kRows = 16;
   int64_t planes, rows, planes_per_task, rows_per_task, bands, count;
@@ -167,11 +165,15 @@ struct PlaneTasks {
 template <class T, int kS, int kStride>
 class StripTaps {
  public:
-  /// Of outputs ow, ow + 1, ...
-  StripTaps(const Pool2d& p, int64_t ow) : start_(ow * kStride - p.pad_w) {
-    for (int k = 0; k < kRuns; ++k) lanes_[k] = LanesBetween<T>(-(start_ + offset(k)), p.W - (start_ + offset(k)));
+  /// Of outputs ow, ow + 1, ..., of which `outputs` are wanted.
+  StripTaps(const Pool2d& p, int64_t ow, int64_t outputs = kLanes<T>) : start_(ow * kStride - p.pad_w) {
+    for (int k = 0; k < kRuns; ++k) {
+      const int64_t at = start_ + offset(k), wanted = outputs * kStride - (kStride == 1 ? 0 : k % 2 * kLanes<T>);
+      lanes_[k] = LanesBetween<T>(-at, std::min(p.W - at, wanted));
+    }
   }
-  /// tap[s] of a row; `padding` outside of it. Fetches what is `ahead` elements later.
+  /// tap[s] of a row; `padding` outside of it, and for outputs that are not wanted. Fetches what is `ahead` elements
+  /// later.
   DLK_INLINE void load(const T* row, T padding, int64_t ahead, Vec<T> (&tap)[kS]) const {
     Vec<T> run[kRuns];
     for (int k = 0; k < kRuns; ++k) run[k] = lanes_[k].load(row + start_ + offset(k), padding);
@@ -216,7 +218,7 @@ DLK_INLINE void walk_down(CommonWindows<kR, kStride, kPad>, const Pool2d& p, con
 /// are too short for the hardware to see a stream in each.
 template <class T, class F>
 void for_each_strip(const Pool2d& pool, F f) {
-  const PlaneTasks tasks(pool.N * pool.C, pool.OH, pool.stride_h * pool.W);
+  const PlaneTasks tasks(pool.N * pool.C, pool.OH, pool.stride_h * pool.W + pool.OW);
   run_team(tasks.count > 1 && pool.N * pool.C * pool.H * pool.W >= kGrainElements, [=](const Team& team) {
     constexpr std::integral_constant<int, kLanes<T>> all;
     const int64_t OW = pool.OW, ahead = std::max(PlaneTasks::kElements / 4,

@@ -11,6 +11,13 @@
 namespace dlk::cpu {
 namespace {
 
+template <class V, int n>
+DLK_INLINE V sum_of(const V (&x)[n]) {
+  V sum = x[0];
+  for (int i = 1; i < n; ++i) sum += x[i];
+  return sum;
+}
+
 /// The numbers that one pass sums, each in the lanes of a vector.
 template <class T, int count>
 struct Sums {

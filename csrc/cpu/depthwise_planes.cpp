@@ -1,0 +1,291 @@
+// Depthwise convolution of NCHW images:
+//
+//   y[oh, ow] = bias + sum over r, s of w[r, s] x[oh stride - pad + r, ow stride - pad + s]
+//   dx[ih, iw] = the sum of what the outputs over it give it;   dw[r, s] = sum over oh, ow of dy[oh, ow] x[...]
+//
+// for each plane with its channel's w. Its windows are those of pooling, and so is the way down a plane in strips of one
+// vector, which pool_windows.h describes: a row's taps are loaded once for the windows that share them, and nothing is
+// staged. dx is y of dy and the weights in reverse order; with stride 2, it is gathered (pool_gradient.h). y, dx: tasks
+// are those of pooling. dw: a task is some channels of some images; sums are per band of rows first, in vectors, then
+// over all of the task, then over tasks in order.
+#include "csrc/cpu/depthwise_planes.h"
+
+#include <algorithm>
+
+#include "csrc/cpu/pool_gradient.h"
+#include "csrc/cpu/pool_windows.h"
+#include "csrc/cpu/reduce.h"
+#include "csrc/cpu/streaming.h"
+
+namespace dlk::cpu::DLK_ISA {
+namespace {
+
+Pool2d windows_of(const Conv2d& p) {
+  return {.N = p.N,
+          .C = p.C,
+          .H = p.H,
+          .W = p.W,
+          .OH = p.OH,
+          .OW = p.OW,
+          .R = p.R,
+          .S = p.S,
+          .stride_h = p.stride_h,
+          .stride_w = p.stride_w,
+          .pad_h = p.pad_h,
+          .pad_w = p.pad_w,
+          .dilation_h = p.dilation_h,
+          .dilation_w = p.dilation_w};
+}
+
+/// The windows over dy, with stride 1, that dx sees.
+Pool2d reversed(const Pool2d& p) {
+  Pool2d q = p;
+  std::swap(q.H, q.OH);
+  std::swap(q.W, q.OW);
+  q.pad_h = p.R - 1 - p.pad_h;
+  q.pad_w = p.S - 1 - p.pad_w;
+  return q;
+}
+
+template <int kR, int kStride, int kPad>
+constexpr bool is_dense(CommonWindows<kR, kStride, kPad>) {
+  return kStride == 1;
+}
+
+/// The weights of all channels.
+template <class T>
+class Weights {
+ public:
+  Weights(const Conv2d& p, const T* w) : w_(w), C_(p.C), w_k_(p.w_k), w_r_(p.w_r), w_s_(p.w_s) {}
+  Weights reversed(const Conv2d& p) const {
+    Weights weights = *this;
+    weights.w_ += (p.R - 1) * w_r_ + (p.S - 1) * w_s_;
+    weights.w_r_ = -w_r_;
+    weights.w_s_ = -w_s_;
+    return weights;
+  }
+  /// Those of a plane, each in all lanes.
+  template <int kR>
+  DLK_INLINE void of_plane(int64_t plane, Vec<T> (&to)[kR * kR]) const {
+    const T* const from = w_ + plane % C_ * w_k_;
+    for (int r = 0; r < kR; ++r)
+      for (int s = 0; s < kR; ++s) to[r * kR + s] = splat(from[r * w_r_ + s * w_s_]);
+  }
+
+ private:
+  const T* w_;
+  int64_t C_, w_k_, w_r_, w_s_;
+};
+
+/// The taps of a row of input.
+template <class T, int kR>
+struct TapRow {
+  Vec<T> tap[kR];
+};
+
+/// For walk_down: the taps of each row of x, zeros above and below the image.
+template <class T, int kR, int kStride>
+struct TapRows {
+  const T* x;
+  int64_t H, W, ahead;
+  StripTaps<T, kR, kStride> taps;
+
+  DLK_INLINE TapRow<T, kR> operator()(int64_t plane, int64_t ih) const {
+    TapRow<T, kR> row{};
+    if (ih >= 0 && ih < H) taps.load(x + (plane * H + ih) * W, T(0), ahead, row.tap);
+    return row;
+  }
+};
+
+template <class T, int kR, int kStride, int kPad>
+void correlate(CommonWindows<kR, kStride, kPad> windows, const Pool2d& p, const T* x, Weights<T> weights, const T* bias,
+               T* y) {
+  for_each_strip<T>(p, [=](const PlaneTasks::Task& task, int64_t ow, auto lanes, int64_t ahead) {
+    const TapRows<T, kR, kStride> rows{x, p.H, p.W, ahead, {p, ow}};
+    for (int64_t plane = task.planes.begin; plane < task.planes.end; ++plane) {
+      Vec<T> weight[kR * kR];
+      weights.template of_plane<kR>(plane, weight);
+      const Vec<T> first = splat(bias ? bias[plane % p.C] : T(0));
+      walk_down(windows, p, {{plane, plane + 1}, task.rows}, rows,
+                [&](int64_t row, int64_t, const TapRow<T, kR>(&of)[kR]) {
+                  Vec<T> sum = first;
+#pragma GCC unroll 3
+                  for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+                    for (int s = 0; s < kR; ++s) sum += of[r].tap[s] * weight[r * kR + s];
+                  store_n(y + row * p.OW + ow, sum, lanes);
+                });
+    }
+  });
+}
+
+/// For gather_strip: what outputs give.
+template <class T>
+struct WeightedRun {
+  Vec<T> g;
+  const Vec<T>* weights;
+  DLK_INLINE void add_to(Vec<T>& sum, int position) const { sum += g * weights[position]; }
+};
+
+template <bool streams, class T, int kR, int kStride, int kPad>
+void gather(CommonWindows<kR, kStride, kPad> windows, const Pool2d& p, const T* dy, Weights<T> weights, T* dx) {
+  const int64_t OH = p.OH, OW = p.OW;
+  gather_planes<streams>(windows, p, dx, gradient_tasks(p), [=](int64_t /*rank*/, Range /*rows*/) {
+    return [=](int64_t plane) {
+      struct OfPlane {
+        const T* dy;
+        int64_t OW;
+        Vec<T> weights[kR * kR];
+        DLK_INLINE WeightedRun<T> operator()(int64_t oh, int64_t ow, LanesBetween<T> lanes) const {
+          return {lanes.load(dy + oh * OW + ow), weights};
+        }
+      } of_plane{dy + plane * OH * OW, OW, {}};
+      weights.template of_plane<kR>(plane, of_plane.weights);
+      return of_plane;
+    };
+  });
+}
+
+// ---- Gradient to the weight
+
+/// How dw is cut into tasks: a part of the channels, of a part of the images.
+struct WeightTasks {
+  /// Their sums, of 3 x 3 taps, stay in L2.
+  static constexpr int64_t kChannels = 64;
+  /// Tasks enough to balance a few threads.
+  static constexpr int64_t kEnough = 16;
+  int64_t channels, parts, splits, count;
+
+  explicit WeightTasks(const Pool2d& p)
+      : channels(even_part(p.C, kChannels)),
+        parts(ceil_div(p.C, channels)),
+        splits(std::min(p.N, ceil_div(kEnough, parts))),
+        count(parts * splits) {}
+  struct Task {
+    int64_t split;
+    Range channels, images;
+  };
+  Task task(const Pool2d& p, int64_t i) const {
+    const int64_t split = i / parts, begin = i % parts * channels;
+    return {split, {begin, std::min(p.C, begin + channels)}, {p.N * split / splits, p.N * (split + 1) / splits}};
+  }
+};
+
+/// sums[plane - planes.begin][position] += the products of outputs ow, ow + 1, ..., `lanes` of them, of some rows.
+template <class T, int kR, int kStride, int kPad, class Count>
+DLK_INLINE void add_strip(CommonWindows<kR, kStride, kPad> windows, const Pool2d& p, Range planes, Range rows,
+                          const T* x, const T* dy, int64_t ow, Count lanes, T* sums) {
+  constexpr int64_t kTaps = kR * kR, L = kLanes<T>;
+  const int64_t next_dy = planes.size() * rows.size() * p.OW, next = next_dy * kStride * kStride;
+  const TapRows<T, kR, kStride> tap_rows{x, p.H, p.W, next, {p, ow, lanes}};
+  for (int64_t plane = planes.begin; plane < planes.end; ++plane, sums += kTaps * L) {
+    Vec<T> sum[kTaps] = {};
+    walk_down(windows, p, {{plane, plane + 1}, rows}, tap_rows,
+              [&](int64_t row, int64_t, const TapRow<T, kR>(&of)[kR]) {
+                const T* const at = dy + row * p.OW + ow;
+                fetch_ahead(at + next_dy);
+                const Vec<T> g = load_n(at, lanes);
+#pragma GCC unroll 3
+                for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+                  for (int s = 0; s < kR; ++s) sum[r * kR + s] += of[r].tap[s] * g;
+              });
+    for (int64_t i = 0; i < kTaps; ++i) store(sums + i * L, load(sums + i * L) + sum[i]);
+  }
+}
+
+/// to[i] = the sum of the lanes of vector i of n.
+template <class T>
+void sum_lanes(int64_t n, const T* vectors, T* to) {
+  constexpr int64_t L = kLanes<T>;
+  for_each_vec<T>(n, [&](int64_t i, auto count) {
+    Vec<T> block[L] = {};
+    for (int l = 0; l < count; ++l) block[l] = load(vectors + (i + l) * L);
+    transpose<T>(block);
+    store_n(to + i, sum_of(block), count);
+  });
+}
+
+template <class T, int kR, int kStride, int kPad>
+void sum_products(CommonWindows<kR, kStride, kPad> windows, const Conv2d& conv, const T* x, const T* dy, T* dw,
+                  Context& context) {
+  constexpr int64_t kTaps = kR * kR, kSize = kTaps * kLanes<T>;
+  const Pool2d pool = windows_of(conv);
+  const WeightTasks tasks(pool);
+  T* const all_sums = context.array<T>(max_threads() * tasks.channels * kSize);
+  T* const partial = context.array<T>(tasks.splits * pool.C * kTaps);
+  run_team(pool.N * pool.C * pool.OH * pool.OW >= kGrainElements, [=](const Team& team) {
+    const Pool2d p = pool;
+    T* const sums = all_sums + team.rank * tasks.channels * kSize;  // [channel][position] vectors
+    team.for_each(tasks.count, [&](int64_t i) {
+      const auto [split, channels, images] = tasks.task(p, i);
+      std::fill(sums, sums + channels.size() * kSize, T(0));
+      for (int64_t n = images.begin; n < images.end; ++n) {
+        // Of planes, or a band of rows, whose x and dy stay in L1, that all strips find them there.
+        const PlaneTasks near(channels.size(), p.OH, p.stride_h * p.W + p.OW);
+        for (int64_t k = 0; k < near.count; ++k) {
+          const auto [part, rows] = near[k];
+          const int64_t first = n * p.C + channels.begin;
+          for_each_vec<T>(p.OW, [&, part = part, rows = rows](int64_t ow, auto lanes) {
+            add_strip(windows, p, {first + part.begin, first + part.end}, rows, x, dy, ow, lanes,
+                      sums + part.begin * kSize);
+          });
+        }
+      }
+      sum_lanes(channels.size() * kTaps, sums, partial + (split * p.C + channels.begin) * kTaps);
+    });
+  });
+  const T* from = partial;
+  for (int64_t c = 0; c < pool.C; ++c)
+    for (int r = 0; r < kR; ++r)
+      for (int s = 0; s < kR; ++s, ++from) {
+        T sum = *from;
+        for (int64_t split = 1; split < tasks.splits; ++split) sum += from[split * pool.C * kTaps];
+        dw[c * conv.w_k + r * conv.w_r + s * conv.w_s] = sum;
+      }
+}
+
+}  // namespace
+
+template <class T>
+bool is_depthwise_planes(const Conv2d& p) {
+  const bool depthwise = p.groups > 1 && p.C == p.groups && p.K == p.groups && !p.channels_last;
+  const bool reverses = p.pad_h < p.R && p.pad_w < p.S;
+  return depthwise && reverses && p.N * p.H * p.W * p.OH > 0 && 3 * p.OW >= kLanes<T> &&
+         with_common_windows(windows_of(p), [](auto) {});
+}
+
+template <class T>
+void depthwise_planes(const Conv2d& p, const T* x, const T* w, const T* bias, T* y) {
+  const Pool2d pool = windows_of(p);
+  with_common_windows(pool, [&](auto windows) { correlate(windows, pool, x, Weights<T>(p, w), bias, y); });
+}
+
+template <class T>
+void depthwise_planes_input(const Conv2d& p, const T* dy, const T* w, T* dx) {
+  const Pool2d pool = windows_of(p);
+  const Weights<T> weights(p, w);
+  with_common_windows(pool, [&](auto windows) {
+    if constexpr (is_dense(windows))
+      correlate(windows, reversed(pool), dy, weights.reversed(p), static_cast<const T*>(nullptr), dx);
+    else
+      with_streaming(dx, p.W, p.N * p.C * (p.H * p.W + p.OH * p.OW),
+                     [&](auto streams) { gather<streams>(windows, pool, dy, weights, dx); });
+  });
+}
+
+template <class T>
+void depthwise_planes_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
+  with_common_windows(windows_of(p), [&](auto windows) { sum_products(windows, p, x, dy, dw, context); });
+}
+
+#define DLK_INSTANTIATE(T)                                                                \
+  template bool is_depthwise_planes<T>(const Conv2d&);                                    \
+  template void depthwise_planes(const Conv2d&, const T*, const T*, const T*, T*);        \
+  template void depthwise_planes_input(const Conv2d&, const T*, const T*, T*);            \
+  template void depthwise_planes_weight(const Conv2d&, const T*, const T*, T*, Context&);
+DLK_INSTANTIATE(float)
+DLK_INSTANTIATE(double)
+#undef DLK_INSTANTIATE
+
+}  // namespace dlk::cpu::DLK_ISA
