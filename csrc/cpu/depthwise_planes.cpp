@@ -3,11 +3,11 @@
 //   y[oh, ow] = bias + sum over r, s of w[r, s] x[oh stride - pad + r, ow stride - pad + s]
 //   dx[ih, iw] = the sum of what the outputs over it give it;   dw[r, s] = sum over oh, ow of dy[oh, ow] x[...]
 //
-// for each plane with its channel's w. Its windows are those of pooling, and so is the way down a plane in strips of one
-// vector, which pool_windows.h describes: a row's taps are loaded once for the windows that share them, and nothing is
-// staged. dx is y of dy and the weights in reverse order; with stride 2, it is gathered (pool_gradient.h). y, dx: tasks
-// are those of pooling. dw: a task is some channels of some images; sums are per band of rows first, in vectors, then
-// over all of the task, then over tasks in order.
+// for each plane with its channel's w. Its windows are those of pooling, and so is the way down a plane in strips of
+// one vector, which pool_windows.h describes: a row's taps are loaded once for the windows that share them, and nothing
+// is staged. dx is y of dy and the weights in reverse order; with stride 2, it is gathered (pool_gradient.h). y, dx:
+// tasks are those of pooling. dw: a task is some channels of some images; sums are per band of rows first, in vectors,
+// then over all of the task, then over tasks in order.
 #include "csrc/cpu/depthwise_planes.h"
 
 #include <algorithm>
@@ -279,10 +279,10 @@ void depthwise_planes_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Co
   with_common_windows(windows_of(p), [&](auto windows) { sum_products(windows, p, x, dy, dw, context); });
 }
 
-#define DLK_INSTANTIATE(T)                                                                \
-  template bool is_depthwise_planes<T>(const Conv2d&);                                    \
-  template void depthwise_planes(const Conv2d&, const T*, const T*, const T*, T*);        \
-  template void depthwise_planes_input(const Conv2d&, const T*, const T*, T*);            \
+#define DLK_INSTANTIATE(T)                                                         \
+  template bool is_depthwise_planes<T>(const Conv2d&);                             \
+  template void depthwise_planes(const Conv2d&, const T*, const T*, const T*, T*); \
+  template void depthwise_planes_input(const Conv2d&, const T*, const T*, T*);     \
   template void depthwise_planes_weight(const Conv2d&, const T*, const T*, T*, Context&);
 DLK_INSTANTIATE(float)
 DLK_INSTANTIATE(double)
