@@ -40,7 +40,10 @@ void add_tile(const Band<T>& band, int64_t k, int64_t first, T* sums, int64_t su
     for_each_vec<T>(band.cols, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
       Vec<T> d[outputs];
 #pragma GCC unroll 4
-      for (int o = 0; o < outputs; ++o) d[o] = load_n(dy + o * band.dy_plane + j, lanes);
+      for (int o = 0; o < outputs; ++o) {
+        fetch_ahead<Fetch::into_l2>(dy + o * band.dy_plane + band.rows * band.cols + j);
+        d[o] = load_n(dy + o * band.dy_plane + j, lanes);
+      }
 #pragma GCC unroll 5
       for (int t = 0; t < terms; ++t) {
         const Vec<T> v = load_n(x + offset[t] + j, lanes);
