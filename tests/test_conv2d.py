@@ -74,12 +74,13 @@ CASES = {
     "depthwise_3x3_stride_2": ((2, 37, 9, 19), (37, 1, 3, 3), {"groups": 37, "padding": 1, "stride": 2}),
     "depthwise_strided": ((2, 70, 12, 19), (70, 1, 5, 3), {"groups": 70, "padding": (2, 1), "stride": 2}),
     "depthwise_3x3_rows_of_vectors": ((3, 5, 33, 64), (5, 1, 3, 3), {"groups": 5, "padding": (0, 2)}),
-    "depthwise_3x3_small_planes": ((9, 131, 7, 7), (131, 1, 3, 3), {"groups": 131, "padding": 1}),
+    "depthwise_3x3_small_planes": ((9, 182, 7, 7), (182, 1, 3, 3), {"groups": 182, "padding": 1}),
     "depthwise_3x3_tall": ((2, 3, 150, 14), (3, 1, 3, 3), {"groups": 3, "padding": 1}),
-    "depthwise_3x3_stride_2_even": ((2, 3, 70, 66), (3, 1, 3, 3), {"groups": 3, "padding": (1, 2), "stride": 2}),
+    "depthwise_3x3_stride_2_even": ((2, 8, 70, 66), (8, 1, 3, 3), {"groups": 8, "padding": (1, 2), "stride": 2}),
     "depthwise_3x3_stride_2_inside": ((3, 130, 14, 17), (130, 1, 3, 3), {"groups": 130, "stride": 2}),
     "depthwise_2x2": ((2, 9, 16, 19), (9, 1, 2, 2), {"groups": 9, "padding": (0, 1)}),
     "depthwise_2x2_stride_2": ((2, 9, 17, 37), (9, 1, 2, 2), {"groups": 9, "padding": (1, 0), "stride": 2}),
+    "depthwise_2x2_stride_2_padded": ((2, 9, 17, 36), (9, 1, 2, 2), {"groups": 9, "padding": (0, 1), "stride": 2}),
     "depthwise_padded_twice": ((2, 9, 8, 20), (9, 1, 3, 3), {"groups": 9, "padding": 3}),
     "depthwise_multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "padding": 1}),
     "narrow_groups": ((2, 36, 13, 17), (36, 4, 3, 3), {"groups": 9, "padding": 1}),
@@ -147,6 +148,16 @@ def test_dense_weights_in_any_order(order, x_format, image, options):
     inverse = [order.index(axis) for axis in range(4)]
     w = w.detach().permute(order).contiguous().permute(inverse).requires_grad_()
     check_conv2d([x, w], options)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("order", list(itertools.permutations((0, 2, 3))), ids=str)
+def test_depthwise_weights_in_any_order(order, stride):
+    x, w = operands((2, 20, 9, 40), (20, 1, 3, 3), None)
+    order = (*order, 1)
+    inverse = [order.index(axis) for axis in range(4)]
+    w = w.detach().permute(order).contiguous().permute(inverse).requires_grad_()
+    check_conv2d([x, w], {"groups": 20, "stride": stride, "padding": 1})
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -276,6 +287,11 @@ TRANSPOSED = {
     "dilated_groups": ((2, 6, 6, 7), (6, 4, 3, 2), {"dilation": (2, 3), "groups": 2, "output_padding": 1}),
     "strides_past_kernel": ((1, 3, 4, 4), (3, 2, 2, 2), {"stride": 4, "output_padding": 3}),
     "depthwise": ((2, 20, 5, 6), (20, 1, 3, 3), {"groups": 20, "stride": 2}),
+    "depthwise_wide": (
+        (2, 20, 5, 12),
+        (20, 1, 3, 3),
+        {"groups": 20, "stride": 2, "padding": 1, "output_padding": 1, "bias": False},
+    ),
     "few_outputs": ((2, 9, 6, 7), (9, 2, 4, 4), {"stride": 2, "padding": 1}),
     "few_outputs_odd": ((2, 9, 6, 7), (9, 1, 5, 5), {"stride": (2, 3), "padding": 2, "output_padding": (1, 0)}),
     "unbatched": ((5, 6, 7), (5, 8, 3, 3), {}),
@@ -288,7 +304,9 @@ TRANSPOSED = {
 @pytest.mark.parametrize("case", TRANSPOSED)
 def test_conv_transpose2d(case, x_format, dtype):
     x, w, options = TRANSPOSED[case]
-    inputs = operands(x, w, w[1] * options.get("groups", 1), dtype)
+    options = dict(options)
+    has_bias = options.pop("bias", True)
+    inputs = operands(x, w, w[1] * options.get("groups", 1) if has_bias else None, dtype)
     if len(x) == 4:
         inputs[0] = inputs[0].detach().contiguous(memory_format=x_format).requires_grad_()
     check(
@@ -434,6 +452,15 @@ def test_long_sums_of_equal_terms(x_format, outputs, backend):
     with kernel_ran("conv2d"):
         (dw,) = torch.autograd.grad(DF.conv2d(x, w).sum(), w)
     torch.testing.assert_close(dw.double(), torch.full_like(dw, 0.1).double() * 400**2, rtol=1e-5, atol=0)
+
+
+def test_long_sums_of_equal_depthwise_terms(backend):
+    if backend != "cpu":
+        pytest.skip("the CPU's kernels")
+    x, w = torch.full((1, 2, 1000, 1000), 0.1), torch.zeros(2, 1, 3, 3, requires_grad=True)
+    with kernel_ran("conv2d"):
+        (dw,) = torch.autograd.grad(DF.conv2d(x, w, groups=2).sum(), w)
+    torch.testing.assert_close(dw.double(), torch.full_like(dw, 0.1).double() * 998**2, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,9 @@ void correlate_row(const Correlation& q, const Span& span, SumGroups<T> sum_grou
   });
 }
 
-/// Adds the products of `pixels` pixels to the sums [tap][C] of taps first .. first + n of the list. Fetches what the
-/// next row of the grid reads, `next_dy` further on of dy.
-template <class T, int n, int stride = 1>
+/// Adds the products of `pixels` pixels to the sums [tap][C] of taps first .. first + n of the list. Unless `stride` is
+/// 0, fetches what the next row of the grid reads, `next_dy` further on of dy.
+template <class T, int n, int stride>
 void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels, const T* in, int64_t step,
                   NextRow next, const T* dy, int64_t next_dy, T* sums) {
   const int64_t *offsets = taps.offsets + first, *weights = taps.weights + first;
@@ -192,7 +192,7 @@ void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels,
     for (int k = 0; k < n; ++k) sum[k] = load_n(sums + weights[k] + c, lanes);
     for (int64_t j = 0; j < pixels; ++j) {
       const Vec<T> d = load_n(dy + j * C + c, lanes);
-      fetch_ahead<Fetch::into_l2>(dy + next_dy + j * C + c);
+      if constexpr (stride > 0) fetch_ahead<Fetch::into_l2>(dy + next_dy + j * C + c);
       next.fetch<stride>(in + j * step + c);
 #pragma GCC unroll 9
       for (int k = 0; k < n; ++k) sum[k] += load_n(in + offsets[k] + j * step + c, lanes) * d;
@@ -206,7 +206,7 @@ void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels,
 template <class T>
 void add_row(const Correlation& q, const Span& span, int64_t n, int64_t i, const T* in, const T* dy, T* sums,
              const TapList& list) {
-  const int64_t C = q.groups, step = q.step_w * C;
+  const int64_t C = q.groups, step = q.step_w * C, next_dy = q.cols * C;
   const T *image = in + n * q.IH * q.IW * C, *row = dy + (n * q.rows + i) * q.cols * C;
   const NextRow next(q, span, i);
   for_each_run(q, span, i, list, [&](int64_t j, int64_t end, const TapList& taps) {
@@ -214,10 +214,16 @@ void add_row(const Correlation& q, const Span& span, int64_t n, int64_t i, const
       pixels = end - j < kRun ? end - j : kRun;
       const T *x = image + j * step, *d = row + j * C;
       int64_t t = 0;
-      const auto add_nine = q.step_w == 2 ? add_products<T, 9, 2> : add_products<T, 9>;
-      for (; t + 9 <= taps.count; t += 9) add_nine(taps, t, C, pixels, x, step, next, d, q.cols * C, sums);
-      for (; t + 3 <= taps.count; t += 3) add_products<T, 3>(taps, t, C, pixels, x, step, next, d, q.cols * C, sums);
-      for (; t < taps.count; ++t) add_products<T, 1>(taps, t, C, pixels, x, step, next, d, q.cols * C, sums);
+      const auto add = [&]<int n>(std::integral_constant<int, n>) {  // the first taps fetch for all
+        const auto products = t > 0           ? add_products<T, n, 0>
+                              : q.step_w == 2 ? add_products<T, n, 2>
+                                              : add_products<T, n, 1>;
+        products(taps, t, C, pixels, x, step, next, d, next_dy, sums);
+        t += n;
+      };
+      while (t + 9 <= taps.count) add(std::integral_constant<int, 9>{});
+      while (t + 3 <= taps.count) add(std::integral_constant<int, 3>{});
+      while (t < taps.count) add(std::integral_constant<int, 1>{});
     }
   });
 }

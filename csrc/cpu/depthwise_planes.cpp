@@ -20,6 +20,7 @@
 namespace dlk::cpu::DLK_ISA {
 namespace {
 
+/// Padded by up to R - 1, more than pooling allows: strips do not mind.
 Pool2d windows_of(const Conv2d& p) {
   return {.N = p.N,
           .C = p.C,
@@ -45,11 +46,6 @@ Pool2d reversed(const Pool2d& p) {
   q.pad_h = p.R - 1 - p.pad_h;
   q.pad_w = p.S - 1 - p.pad_w;
   return q;
-}
-
-template <int kR, int kStride, int kPad>
-constexpr bool is_dense(CommonWindows<kR, kStride, kPad>) {
-  return kStride == 1;
 }
 
 /// The weights of all channels.
@@ -132,42 +128,44 @@ void gather(CommonWindows<kR, kStride, kPad> windows, const Pool2d& p, const T* 
   const int64_t OH = p.OH, OW = p.OW;
   gather_planes<streams>(windows, p, dx, gradient_tasks(p), [=](int64_t /*rank*/, Range /*rows*/) {
     return [=](int64_t plane) {
-      struct OfPlane {
-        const T* dy;
-        int64_t OW;
-        Vec<T> weights[kR * kR];
-        DLK_INLINE WeightedRun<T> operator()(int64_t oh, int64_t ow, LanesBetween<T> lanes) const {
-          return {lanes.load(dy + oh * OW + ow), weights};
-        }
-      } of_plane{dy + plane * OH * OW, OW, {}};
-      weights.template of_plane<kR>(plane, of_plane.weights);
-      return of_plane;
+      Vec<T> weight[kR * kR];
+      weights.template of_plane<kR>(plane, weight);
+      return [=](int64_t oh, int64_t ow, LanesBetween<T> lanes) {
+        return WeightedRun<T>{lanes.load(dy + (plane * OH + oh) * OW + ow), weight};
+      };
     };
   });
 }
 
 // ---- Gradient to the weight
 
-/// How dw is cut into tasks: a part of the channels, of a part of the images.
+/// How dw is cut into tasks: a part of the channels, of a split of all rows of them.
 struct WeightTasks {
   /// Their sums, of 3 x 3 taps, stay in L2.
   static constexpr int64_t kChannels = 64;
   /// Tasks enough to balance a few threads.
   static constexpr int64_t kEnough = 16;
-  int64_t channels, parts, splits, count;
+  int64_t C, channels, parts;
+  /// A part of one image in pieces, planes or bands of rows, whose x and dy stay in L1, that all strips find them
+  /// there.
+  PlaneTasks near;
+  int64_t pieces, splits, count;
 
   explicit WeightTasks(const Pool2d& p)
-      : channels(even_part(p.C, kChannels)),
-        parts(ceil_div(p.C, channels)),
-        splits(std::min(p.N, ceil_div(kEnough, parts))),
+      : C(p.C),
+        channels(even_part(C, kChannels)),
+        parts(ceil_div(C, channels)),
+        near(channels, p.OH, p.stride_h * p.W + p.OW),
+        pieces(p.N * near.count),
+        splits(std::min(pieces, ceil_div(kEnough, parts))),
         count(parts * splits) {}
   struct Task {
     int64_t split;
-    Range channels, images;
+    Range channels, pieces;
   };
-  Task task(const Pool2d& p, int64_t i) const {
+  Task task(int64_t i) const {
     const int64_t split = i / parts, begin = i % parts * channels;
-    return {split, {begin, std::min(p.C, begin + channels)}, {p.N * split / splits, p.N * (split + 1) / splits}};
+    return {split, {begin, std::min(C, begin + channels)}, {pieces * split / splits, pieces * (split + 1) / splits}};
   }
 };
 
@@ -210,37 +208,33 @@ template <class T, int kR, int kStride, int kPad>
 void sum_products(CommonWindows<kR, kStride, kPad> windows, const Conv2d& conv, const T* x, const T* dy, T* dw,
                   Context& context) {
   constexpr int64_t kTaps = kR * kR, kSize = kTaps * kLanes<T>;
-  const Pool2d pool = windows_of(conv);
-  const WeightTasks tasks(pool);
+  const Pool2d p = windows_of(conv);
+  const WeightTasks tasks(p);
   T* const all_sums = context.array<T>(max_threads() * tasks.channels * kSize);
-  T* const partial = context.array<T>(tasks.splits * pool.C * kTaps);
-  run_team(pool.N * pool.C * pool.OH * pool.OW >= kGrainElements, [=](const Team& team) {
-    const Pool2d p = pool;
+  T* const partial = context.array<T>(tasks.splits * p.C * kTaps);
+  run_team(p.N * p.C * p.OH * p.OW >= kGrainElements, [=](const Team& team) {
     T* const sums = all_sums + team.rank * tasks.channels * kSize;  // [channel][position] vectors
     team.for_each(tasks.count, [&](int64_t i) {
-      const auto [split, channels, images] = tasks.task(p, i);
+      const auto [split, channels, pieces] = tasks.task(i);
       std::fill(sums, sums + channels.size() * kSize, T(0));
-      for (int64_t n = images.begin; n < images.end; ++n) {
-        // Of planes, or a band of rows, whose x and dy stay in L1, that all strips find them there.
-        const PlaneTasks near(channels.size(), p.OH, p.stride_h * p.W + p.OW);
-        for (int64_t k = 0; k < near.count; ++k) {
-          const auto [part, rows] = near[k];
-          const int64_t first = n * p.C + channels.begin;
-          for_each_vec<T>(p.OW, [&, part = part, rows = rows](int64_t ow, auto lanes) {
-            add_strip(windows, p, {first + part.begin, first + part.end}, rows, x, dy, ow, lanes,
-                      sums + part.begin * kSize);
-          });
-        }
+      for (int64_t k = pieces.begin; k < pieces.end; ++k) {
+        const auto [planes, rows] = tasks.near[k % tasks.near.count];
+        const int64_t first = k / tasks.near.count * p.C + channels.begin;
+        // The last part may have fewer channels.
+        const Range some{first + planes.begin, first + std::min(planes.end, channels.size())};
+        for_each_vec<T>(p.OW, [&, planes = planes, rows = rows](int64_t ow, auto lanes) {
+          add_strip(windows, p, some, rows, x, dy, ow, lanes, sums + planes.begin * kSize);
+        });
       }
       sum_lanes(channels.size() * kTaps, sums, partial + (split * p.C + channels.begin) * kTaps);
     });
   });
   const T* from = partial;
-  for (int64_t c = 0; c < pool.C; ++c)
+  for (int64_t c = 0; c < p.C; ++c)
     for (int r = 0; r < kR; ++r)
       for (int s = 0; s < kR; ++s, ++from) {
         T sum = *from;
-        for (int64_t split = 1; split < tasks.splits; ++split) sum += from[split * pool.C * kTaps];
+        for (int64_t split = 1; split < tasks.splits; ++split) sum += from[split * p.C * kTaps];
         dw[c * conv.w_k + r * conv.w_r + s * conv.w_s] = sum;
       }
 }
@@ -250,8 +244,8 @@ void sum_products(CommonWindows<kR, kStride, kPad> windows, const Conv2d& conv, 
 template <class T>
 bool is_depthwise_planes(const Conv2d& p) {
   const bool depthwise = p.groups > 1 && p.C == p.groups && p.K == p.groups && !p.channels_last;
-  const bool reverses = p.pad_h < p.R && p.pad_w < p.S;
-  return depthwise && reverses && p.N * p.H * p.W * p.OH > 0 && 3 * p.OW >= kLanes<T> &&
+  const bool reverses = p.pad_h < p.R && p.pad_w < p.S;  // as dx with stride 1 needs
+  return depthwise && reverses && p.N > 0 && p.H > 0 && p.W > 0 && p.OH > 0 && 3 * p.OW >= kLanes<T> &&
          with_common_windows(windows_of(p), [](auto) {});
 }
 
@@ -265,8 +259,8 @@ template <class T>
 void depthwise_planes_input(const Conv2d& p, const T* dy, const T* w, T* dx) {
   const Pool2d pool = windows_of(p);
   const Weights<T> weights(p, w);
-  with_common_windows(pool, [&](auto windows) {
-    if constexpr (is_dense(windows))
+  with_common_windows(pool, [&]<int kR, int kStride, int kPad>(CommonWindows<kR, kStride, kPad> windows) {
+    if constexpr (kStride == 1)
       correlate(windows, reversed(pool), dy, weights.reversed(p), static_cast<const T*>(nullptr), dx);
     else
       with_streaming(dx, p.W, p.N * p.C * (p.H * p.W + p.OH * p.OW),

@@ -41,29 +41,26 @@ struct Planes {
   int64_t count, n, stride;
 };
 
-/// f(at, part, next) for parts of about kMomentsBlock numbers, in order: of a long plane, or of several short ones,
-/// `at` being the distance of the part's first number from the first of all, `next` that of the next part (the last:
-/// `at`).
+/// f(at, part, next) for parts of kMomentsBlock numbers at most, in order: of a long plane, or of several short ones.
+/// From the first number of all to the part's are `at`, from there to the next part's `next` (0: it is the last).
 template <class F>
 DLK_INLINE void for_each_part(Planes all, F f) {
   // What planes add up to is added in a chain: no longer than those of sum_vecs_restarting.
   constexpr int64_t kMostPlanes = 16;
   if (all.n == 0) return;
   if (all.n > kMomentsBlock) {
-    for (int64_t p = 0; p < all.count; ++p) {
-      const int64_t plane = p * all.stride, after = p + 1 < all.count ? plane + all.stride : plane;
+    for (int64_t p = 0; p < all.count; ++p)
       for (int64_t begin = 0; begin < all.n; begin += kMomentsBlock) {
-        const int64_t at = plane + begin, rest = all.n - begin;
-        const int64_t next = rest > kMomentsBlock ? at + kMomentsBlock : after > plane ? after : at;
-        f(at, Planes{1, std::min(rest, kMomentsBlock), 0}, next);
+        const int64_t rest = all.n - begin, next_plane = p + 1 < all.count ? all.stride - begin : 0;
+        f(p * all.stride + begin, Planes{1, std::min(rest, kMomentsBlock), 0},
+          rest > kMomentsBlock ? kMomentsBlock : next_plane);
       }
-    }
     return;
   }
   const int64_t planes = std::min(kMostPlanes, kMomentsBlock / all.n);
   for (int64_t p = 0; p < all.count; p += planes) {
-    const int64_t at = p * all.stride, rest = all.count - p;
-    f(at, Planes{std::min(rest, planes), all.n, all.stride}, rest > planes ? at + planes * all.stride : at);
+    const int64_t rest = all.count - p;
+    f(p * all.stride, Planes{std::min(rest, planes), all.n, all.stride}, rest > planes ? planes * all.stride : 0);
   }
 }
 
@@ -77,26 +74,32 @@ DLK_INLINE Sums<T, count> sum_part(Planes part, Add add) {
   return total;
 }
 
+/// The same of add(at, lanes, sums, fetch), where fetch(p) fetches what comes `ahead` of p, unless that is 0.
+template <int count, class T, class Add>
+DLK_INLINE Sums<T, count> sum_part_fetching(Planes part, int64_t ahead, Add add) {
+  if (ahead == 0)
+    return sum_part<count, T>(part, [=](int64_t at, auto lanes, auto& sums) { add(at, lanes, sums, [](const T*) {}); });
+  return sum_part<count, T>(part, [=](int64_t at, auto lanes, auto& sums) {
+    add(at, lanes, sums, [=](const T* p) { fetch_ahead(p + ahead); });
+  });
+}
+
 /// Adds the numbers of planes, the first of them at x.
 template <class T>
 void add_moments(Moments<>& moments, const T* x, Planes planes) {
   for_each_part(planes, [&](int64_t first, Planes part, int64_t next) {
-    const T* block = x + first;
-    const int64_t count = part.count * part.n, ahead = next - first;
+    const T* const block = x + first;
+    const int64_t count = part.count * part.n;
     const auto sum =
         sum_part<1, T>(part, [=](int64_t at, auto lanes, auto& sums) { sums.of[0] += load_n(block + at, lanes); });
     const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
-    const auto add_powers = [=](int64_t at, auto lanes, auto& sums) {
+    // While this reads L1, memory would idle.
+    const auto powers = sum_part_fetching<2, T>(part, next, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
+      fetch(block + at);
       const Vec<T> d = load_n(block + at, lanes, shift) - shift;
       sums.of[0] += d;
       sums.of[1] += d * d;
-    };
-    // While this reads L1, memory would idle: fetch the next part, if there is one.
-    const auto powers =
-        ahead == 0 ? sum_part<2, T>(part, add_powers) : sum_part<2, T>(part, [=](int64_t at, auto lanes, auto& sums) {
-          fetch_ahead(block + ahead + at);
-          add_powers(at, lanes, sums);
-        });
+    });
     moments.add(Moments<>::shifted(static_cast<double>(count), shift, reduce_sum_in_double(powers.of[0]),
                                    reduce_sum_in_double(powers.of[1])));
   });
@@ -112,13 +115,14 @@ struct GradientSums {
 template <class T>
 void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, Planes planes) {
   for_each_part(planes, [&](int64_t first, Planes part, int64_t next) {
-    const int64_t ahead = planes.n > kMomentsBlock ? first : next;
-    const auto of_part = sum_part<2, T>(part, [=](int64_t at, auto lanes, auto& sums) {
-      fetch_ahead(dy + ahead + at);
-      fetch_ahead(x + ahead + at);
-      const Vec<T> g = load_n(dy + first + at, lanes);
+    const T *const of_dy = dy + first, *const of_x = x + first;
+    const int64_t ahead = planes.n > kMomentsBlock ? 0 : next;
+    const auto of_part = sum_part_fetching<2, T>(part, ahead, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
+      fetch(of_dy + at);
+      fetch(of_x + at);
+      const Vec<T> g = load_n(of_dy + at, lanes);
       sums.of[0] += g;
-      sums.of[1] += g * (load_n(x + first + at, lanes, mean) - mean);
+      sums.of[1] += g * (load_n(of_x + at, lanes, mean) - mean);
     });
     sums.dy += reduce_sum(of_part.of[0]);
     sums.dy_x += reduce_sum(of_part.of[1]);

@@ -14,7 +14,18 @@
 #include <vector>
 
 namespace dlk::cpu {
+namespace DLK_ISA {  // since headers' classes with linkage hold it
+
+/// Of pixels, rows, terms, ...: begin, begin + 1, ..., end - 1.
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+}  // namespace DLK_ISA
 namespace {
+
+using DLK_ISA::Range;
 
 // A parallel region costs a few microseconds. Below this many elements of streaming work (a few bytes and operations
 // each, about 10 microseconds) one thread is faster.
@@ -24,12 +35,6 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// The size of parts of n > 0 things, `most` at most: as few parts as can be, and those as even as can be.
 constexpr int64_t even_part(int64_t n, int64_t most) { return ceil_div(n, ceil_div(n, most)); }
-
-/// Of pixels, rows, terms, ...: begin, begin + 1, ..., end - 1.
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
 
 /// Threads that a region started here would get.
 inline int max_threads() { return omp_in_parallel() ? 1 : omp_get_max_threads(); }

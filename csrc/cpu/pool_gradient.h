@@ -1,5 +1,6 @@
-// The gradient of pooling in NCHW by common windows (CommonWindows): every element of dx is written once, as the sum of
-// what the outputs over it give to the tap that it is of their windows.
+// The gradient of pooling in NCHW by common windows (CommonWindows), and of depthwise convolution to its input with
+// stride 2: every element of dx is written once, as the sum of what the outputs over it give to the tap that it is of
+// their windows.
 //
 // Along a row, elements `stride` apart (a phase) are the same taps of adjacent outputs: of each tap, a run of memory. A
 // strip, kLanes elements of each phase, is taken down some rows of a plane: a row of outputs is added to the R rows of

@@ -40,7 +40,7 @@ void add_tile(const Band<T>& band, int64_t k, int64_t first, T* sums, int64_t su
     for_each_vec<T>(band.cols, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
       Vec<T> d[outputs];
 #pragma GCC unroll 4
-      for (int o = 0; o < outputs; ++o) {
+      for (int o = 0; o < outputs; ++o) {  // and fetch the next band's (which of NHWC are not there yet)
         fetch_ahead<Fetch::into_l2>(dy + o * band.dy_plane + band.rows * band.cols + j);
         d[o] = load_n(dy + o * band.dy_plane + j, lanes);
       }

@@ -97,6 +97,9 @@ void check_shapes() {
     check_passes<T>("groups", conv(2, 6, 9, 11, 9, 3, 3, 1, 1, 1, 3), 1);
     check_passes<T>("depthwise", conv(2, 21, 9, 19, 21, 3, 3, 1, 1, 1, 21), 3);
     check_passes<T>("depthwise strided", conv(2, 70, 9, 19, 70, 3, 3, 2, 1, 1, 70), 1);
+    check_passes<T>("depthwise in bands", conv(1, 3, 41, 130, 3, 3, 3, 2, 2, 1, 3), 1);
+    check_passes<T>("depthwise 2x2", conv(2, 3, 70, 33, 3, 2, 2, 1, 0, 1, 3), 1);
+    check_passes<T>("depthwise 2x2 strided", conv(2, 3, 37, 66, 3, 2, 2, 2, 1, 1, 3), 1);
     for (int64_t n = 1; n <= 8; ++n)
       check_passes<T>("narrow groups", conv(2, 7 * n, 6, 7 + n, 7 * (9 - n), 3, 3, 1 + n % 2, 1, 1, 7), 1);
     check_passes<T>("1x1", conv(3, 17, 7, 9, 33, 1, 1, 1, 0, 1, 1), 1);
