@@ -412,7 +412,7 @@ class ShortSum {
  public:
   template <class Count>
   DLK_INLINE void add(const T* x, Count lanes) {
-    for (int k = 0; k < kVecs; ++k) sum_[k] += load_n(x + k * kLanes<T>, lanes);
+    for (int k = 0; k < kVecs; ++k) sum_[k] += read_n(x + k * kLanes<T>, lanes);
   }
   DLK_INLINE Vec<T> value(int k) const { return sum_[k]; }
 
