@@ -24,7 +24,7 @@ FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 BUDGET = 10  # times that of an op
 LEAST_ROUNDS = 5
 TURN_SECONDS = 0.1
-CHOICE_ROUNDS, CHOICE_SECONDS = 9, 1  # to find the better format: rounds at most, and no new one after so long
+CHOICE_SECONDS = 1  # to find the better format
 QUICK = ("LeNet", "training")
 
 
@@ -92,13 +92,10 @@ def fastest(contenders, mode):
     """The one with the fastest of several turns."""
     runs = {contender: contender.run(mode) for contender in contenders}
     seconds = {contender: [] for contender in contenders}
-    loops, _ = loops_and_rounds(runs.values(), 0, CHOICE_ROUNDS, TURN_SECONDS)
-    start = time.perf_counter()
-    for _ in range(CHOICE_ROUNDS):
+    loops, rounds = loops_and_rounds(runs.values(), CHOICE_SECONDS, 1, TURN_SECONDS)
+    for _ in range(rounds):
         for contender, run in runs.items():
             seconds[contender].append(run(loops))
-        if time.perf_counter() - start > CHOICE_SECONDS:
-            break
     return min(contenders, key=lambda contender: min(seconds[contender]))
 
 

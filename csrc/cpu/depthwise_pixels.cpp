@@ -207,7 +207,7 @@ template <class T>
 void add_row(const Correlation& q, const Span& span, int64_t n, int64_t i, const T* in, const T* dy, T* sums,
              const TapList& list) {
   const int64_t C = q.groups, step = q.step_w * C, next_dy = q.cols * C;
-  const T *image = in + n * q.IH * q.IW * C, *row = dy + (n * q.rows + i) * q.cols * C;
+  const T *image = in + n * q.IH * q.IW * C, *row = dy + (n * q.rows + i) * next_dy;
   const NextRow next(q, span, i);
   for_each_run(q, span, i, list, [&](int64_t j, int64_t end, const TapList& taps) {
     for (int64_t pixels; j < end; j += pixels) {
