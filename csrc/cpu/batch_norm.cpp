@@ -22,17 +22,33 @@ namespace {
 
 inline double inverse_std(double var, double eps) { return 1 / std::sqrt(var + eps); }
 
-/// y = (x - mean) a + b for each channel, as arrays over C.
+/// The rows that channels_last x has; of NCHW, none.
+template <class T>
+WideRows<T> rows_of(BatchNormShape s) {
+  return {s.inner == 1 ? s.N : 0, s.C};
+}
+
+/// y = (x - mean) a + b for each channel, as arrays over C, or over the columns of wide rows.
 template <class T>
 struct Affine {
+  WideRows<T> rows;
   T *mean, *a, *b;
 
-  Affine(int64_t C, Context& context) : mean(context.array<T>(C)), a(context.array<T>(C)), b(context.array<T>(C)) {}
+  Affine(WideRows<T> rows, Context& context)
+      : rows(rows),
+        mean(context.array<T>(rows.width)),
+        a(context.array<T>(rows.width)),
+        b(context.array<T>(rows.width)) {}
 
   void set(int64_t c, T mean_c, T var, const T* weight, const T* bias, double eps) const {
     mean[c] = mean_c;
     a[c] = static_cast<T>((weight ? weight[c] : 1) * inverse_std(var, eps));
     b[c] = bias ? bias[c] : 0;
+  }
+
+  void set_all(const T* means, const T* vars, const T* weight, const T* bias, double eps) const {
+    for (int64_t c = 0; c < rows.C; ++c) set(c, means[c], vars[c], weight, bias, eps);
+    for (T* array : {mean, a, b}) rows.repeat(array);
   }
 };
 
@@ -55,13 +71,15 @@ DLK_INLINE void for_each_row_from_the_end(int64_t begin, int64_t end, F f) {
 
 /// Normalises rows of C channels.
 template <class T>
-void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y) {
-  with_streaming(y, s.C, 2 * s.N * s.C * s.inner, [=](auto streams) {
-    parallel_for<streams>(s.N, s.C, [=](int64_t begin, int64_t end) {
+void normalise_rows(const T* x, const Affine<T>& affine, T* y) {
+  const WideRows<T> rows = affine.rows;
+  with_streaming(y, rows.width, 2 * rows.rows * rows.C, [=](auto streams) {
+    parallel_for<streams>(rows.count, rows.width, [=](int64_t begin, int64_t end) {
       for_each_row_from_the_end(begin, end, [&](int64_t n) {
-        for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
-          const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + n * s.C + c, lanes) - load_n(affine.mean + c, lanes);
-          write_n<streams>(y + n * s.C + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
+        const int64_t row = n * rows.width;
+        for_each_vec<T>(rows.size(n), [&](int64_t c, auto lanes) {
+          const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + row + c, lanes) - load_n(affine.mean + c, lanes);
+          write_n<streams>(y + row + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
         });
       });
     });
@@ -71,12 +89,12 @@ void normalise_rows(BatchNormShape s, const T* x, const Affine<T>& affine, T* y)
 /// mean and var of each column of the N rows.
 template <class T>
 void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& context) {
-  const int64_t C = s.C, blocks = ceil_div(s.N, kSumRows);
+  const int64_t C = s.C, block = rows_to_sum<T>(C), blocks = ceil_div(s.N, block);
   T* partial = context.array<T>(blocks * 3 * C);  // per block: shift, s1, s2 of Moments::shifted
-  parallel_for(blocks, 2 * kSumRows * C, [=](int64_t first, int64_t last) {
+  parallel_for(blocks, 2 * block * C, [=](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
       T* shift = partial + k * 3 * C;
-      shifted_sums(x, C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), shift, shift + C, [=](int64_t rows) {
+      shifted_sums(x + k * block * C, C, std::min(block, s.N - k * block), shift, shift + C, [=](int64_t rows) {
         for (int64_t c = 0; c < C; ++c) shift[c] /= static_cast<T>(rows);
       });
     }
@@ -90,7 +108,7 @@ void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& c
       Moments<Wide> moments;
       for (int64_t k = 0; k < blocks; ++k) {
         const T* p = partial + k * 3 * C;
-        const double rows = static_cast<double>(std::min(kSumRows, s.N - k * kSumRows));
+        const double rows = static_cast<double>(std::min(block, s.N - k * block));
         moments.add(Moments<Wide>::shifted(rows, wide(p), wide(p + C), wide(p + 2 * C)));
       }
       store_partial(mean + c, __builtin_convertvector(moments.mean, Vec<T>), lanes);
@@ -102,11 +120,11 @@ void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& c
 template <class T>
 void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* var,
                       Context& context) {
-  const Affine<T> affine(s.C, context);
+  const Affine<T> affine(rows_of<T>(s), context);
   if (s.inner == 1) {
     column_statistics(s, x, mean, var, context);
-    for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
-    return normalise_rows(s, x, affine, y);
+    affine.set_all(mean, var, weight, bias, eps);
+    return normalise_rows(x, affine, y);
   }
   with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
@@ -128,9 +146,9 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
 template <class T>
 void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, const T* weight, const T* bias, double eps,
                   T* y, Context& context) {
-  const Affine<T> affine(s.C, context);
-  for (int64_t c = 0; c < s.C; ++c) affine.set(c, mean[c], var[c], weight, bias, eps);
-  if (s.inner == 1) return normalise_rows(s, x, affine, y);
+  const Affine<T> affine(rows_of<T>(s), context);
+  affine.set_all(mean, var, weight, bias, eps);
+  if (s.inner == 1) return normalise_rows(x, affine, y);
   with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.N * s.C, s.inner, [=](int64_t begin, int64_t end) {  // planes in the order of memory
       for (int64_t plane = begin; plane < end; ++plane)
@@ -142,13 +160,22 @@ void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, con
 
 // ---- Backward
 
-/// dx = (dy - k1 - (x - mean) k2) a for each channel, as arrays over C.
+/// dx = (dy - k1 - (x - mean) k2) a for each channel, as arrays over C, or over the columns of wide rows.
 template <class T>
 struct InputGradient {
-  T *k1, *k2, *a;
+  WideRows<T> rows;
+  T *mean, *k1, *k2, *a;
 
-  InputGradient(int64_t C, Context& context)
-      : k1(context.array<T>(C)), k2(context.array<T>(C)), a(context.array<T>(C)) {}
+  InputGradient(WideRows<T> rows, Context& context)
+      : rows(rows),
+        mean(context.array<T>(rows.width)),
+        k1(context.array<T>(rows.width)),
+        k2(context.array<T>(rows.width)),
+        a(context.array<T>(rows.width)) {}
+
+  void repeat() const {
+    for (T* array : {mean, k1, k2, a}) rows.repeat(array);
+  }
 };
 
 /// The arguments of backward. Threads work on copies of them, which may stay in registers: see DLK_ONE_COPY.
@@ -170,6 +197,7 @@ struct Backward {
     const double r = inverse_std(var[c], eps), M = static_cast<double>(s.N * s.inner);
     if (dweight) dweight[c] = static_cast<T>(sums.dy_x * r);
     if (dbias) dbias[c] = static_cast<T>(sums.dy);
+    gradient.mean[c] = mean[c];
     gradient.k1[c] = static_cast<T>(sums.dy / M);
     gradient.k2[c] = static_cast<T>(sums.dy_x * r * r / M);
     gradient.a[c] = static_cast<T>((weight ? weight[c] : 1) * r);
@@ -205,18 +233,18 @@ struct Backward {
     });
   }
 
-  /// Sums over block k of the rows: partial[k][0 or 1][C] = sum dy, sum dy (x - mean).
-  DLK_INLINE void block_sums(int64_t k, T* partial) const {
-    gradient_column_sums(dy, x, mean, s.C, k * kSumRows, std::min(s.N, (k + 1) * kSumRows), partial + k * 2 * s.C);
+  /// Sums over the block of `most` rows that begins with `row`: partial[0 or 1][C] = sum dy, sum dy (x - mean).
+  DLK_INLINE void block_sums(int64_t row, int64_t most, T* partial) const {
+    gradient_column_sums(dy + row * s.C, x + row * s.C, mean, s.C, std::min(most, s.N - row), partial);
   }
 
   template <bool streams>
   DLK_INLINE void row_dx(int64_t n) const {
-    const int64_t row = n * s.C;
-    for_each_vec<T>(s.C, [&](int64_t c, auto lanes) {
+    const int64_t row = n * gradient.rows.width;
+    for_each_vec<T>(gradient.rows.size(n), [&](int64_t c, auto lanes) {
       V g = read_n<kFetchIfStreams<streams>>(dy + row + c, lanes);
       if (training) {
-        const V d = read_n<kFetchIfStreams<streams>>(x + row + c, lanes) - load_n(mean + c, lanes);
+        const V d = read_n<kFetchIfStreams<streams>>(x + row + c, lanes) - load_n(gradient.mean + c, lanes);
         g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
       }
       write_n<streams>(dx + row + c, g * load_n(gradient.a + c, lanes), lanes);
@@ -224,10 +252,10 @@ struct Backward {
   }
 
   void by_row(Context& context) const {
-    const int64_t C = s.C, blocks = needs_sums() ? ceil_div(s.N, kSumRows) : 0;
+    const int64_t C = s.C, rows = rows_to_sum<T>(C), blocks = needs_sums() ? ceil_div(s.N, rows) : 0;
     T* partial = context.array<T>(blocks * 2 * C);
-    parallel_for(blocks, 2 * kSumRows * C, [=, call = *this](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) call.block_sums(k, partial);
+    parallel_for(blocks, 2 * rows * C, [=, call = *this](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) call.block_sums(k * rows, rows, partial + k * 2 * C);
     });
     parallel_for(C, blocks, [=, call = *this](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
@@ -239,8 +267,10 @@ struct Backward {
         call.finish(c, sums);
       }
     });
-    with_streaming(dx, C, elements(), [call = *this](auto streams) {
-      parallel_for<streams>(call.s.N, 2 * call.s.C, [=](int64_t begin, int64_t end) {
+    gradient.repeat();
+    with_streaming(dx, gradient.rows.width, elements(), [call = *this](auto streams) {
+      const WideRows<T> wide = call.gradient.rows;
+      parallel_for<streams>(wide.count, 2 * wide.width, [=](int64_t begin, int64_t end) {
         for_each_row_from_the_end(begin, end, [&](int64_t n) { call.template row_dx<streams>(n); });
       });
     });
@@ -251,7 +281,7 @@ template <class T>
 void backward(BatchNormShape s, bool training, const T* dy, const T* x, const T* mean, const T* var, const T* weight,
               double eps, T* dx, T* dweight, T* dbias, Context& context) {
   const Backward<T> call{s,      training, dy, x,       mean,  var,
-                         weight, eps,      dx, dweight, dbias, InputGradient<T>(s.C, context)};
+                         weight, eps,      dx, dweight, dbias, InputGradient<T>(rows_of<T>(s), context)};
   s.inner == 1 ? call.by_row(context) : call.by_channel();
 }
 

@@ -43,19 +43,19 @@ void sum_planes(int64_t N, int64_t C, int64_t P, const T* x, T* sum) {
 template <class T>
 void add_rows(const T* x, int64_t rows, int64_t C, T* to) {
   std::fill_n(to, C, T(0));
-  sum_rows<1>(
-      C, 0, rows, to, [=](int64_t at, int64_t, auto lanes, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); }, x);
+  sum_rows<1, T>(
+      C, rows, nullptr, to, [=](int64_t at, auto lanes, Vec<T>, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); }, x);
 }
 
 template <class T>
 void sum(int64_t N, int64_t C, int64_t P, const T* x, T* sum, Context& context) {
   if (P > 1) return sum_planes(N, C, P, x, sum);
-  const int64_t blocks = ceil_div(N, kSumRows);
+  const int64_t rows = rows_to_sum<T>(C), blocks = ceil_div(N, rows);
   T* partial = context.array<T>(blocks * C);
-  parallel_for(blocks, kSumRows * C, [&](int64_t begin, int64_t end) {
+  parallel_for(blocks, rows * C, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t row = b * kSumRows;
-      add_rows(x + row * C, std::min(kSumRows, N - row), C, partial + b * C);
+      const int64_t row = b * rows;
+      add_rows(x + row * C, std::min(rows, N - row), C, partial + b * C);
     }
   });
   add_rows(partial, blocks, C, sum);

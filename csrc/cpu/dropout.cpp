@@ -14,6 +14,7 @@
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
 #include "csrc/cpu/streaming.h"
+#include "csrc/cpu/wide_rows.h"
 
 namespace dlk::cpu {
 namespace {
@@ -200,32 +201,34 @@ void drop(DropoutDraw rule, int64_t n, double scale, const T* x, uint64_t* keep,
 template <class T>
 void apply_to_planes(DropoutShape shape, const uint64_t* keep, double scale, const T* x, T* y, Context& context) {
   const int64_t planes = shape.N * shape.C;
-  T* factors = context.array<T>(planes);
-  for (int64_t plane = 0; plane < planes; ++plane) factors[plane] = bit(keep, plane) ? static_cast<T>(scale) : T(0);
-
+  const auto factor = [=](int64_t plane) { return bit(keep, plane) ? static_cast<T>(scale) : T(0); };
   const int64_t elements = 2 * planes * shape.P;
   if (!shape.channels_last) {
     return with_streaming(y, shape.P, elements, [=](auto streams) {
       parallel_for<streams>(planes, shape.P, [=](int64_t begin, int64_t end) {
         for (int64_t plane = begin; plane < end; ++plane) {
           const int64_t at = plane * shape.P;
+          const T of_plane = factor(plane);
           for_each_vec<T>(shape.P, [&](int64_t i, auto lanes) {
-            write_n<streams>(y + at + i, read_n<kFetch<streams>>(x + at + i, lanes) * factors[plane], lanes);
+            write_n<streams>(y + at + i, read_n<kFetch<streams>>(x + at + i, lanes) * of_plane, lanes);
           });
         }
       });
     });
   }
-  with_streaming(y, shape.C, elements, [=](auto streams) {
-    parallel_for<streams>(shape.N * shape.P, shape.C, [=](int64_t begin, int64_t end) {
-      for (int64_t pixel = begin; pixel < end; ++pixel) {
-        const int64_t at = pixel * shape.C;
-        const T* image_factors = factors + pixel / shape.P * shape.C;
-        for_each_vec<T>(shape.C, [&](int64_t c, auto lanes) {
-          write_n<streams>(y + at + c, read_n<kFetch<streams>>(x + at + c, lanes) * load_n(image_factors + c, lanes),
-                           lanes);
-        });
-      }
+  const WideRows<T> pixels{shape.P, shape.C};
+  T* const factors = context.array<T>(shape.N * pixels.width);
+  for (int64_t n = 0; n < shape.N; ++n) {
+    T* const of_image = factors + n * pixels.width;
+    for (int64_t c = 0; c < shape.C; ++c) of_image[c] = factor(n * shape.C + c);
+    pixels.repeat(of_image);
+  }
+  with_streaming(y, pixels.alignment(shape.N), elements, [=](auto streams) {
+    for_each_wide_row<streams>(shape.N, pixels, [=](int64_t n, int64_t at, int64_t columns) {
+      const T* of_image = factors + n * pixels.width;
+      for_each_vec<T>(columns, [&](int64_t c, auto lanes) {
+        write_n<streams>(y + at + c, read_n<kFetch<streams>>(x + at + c, lanes) * load_n(of_image + c, lanes), lanes);
+      });
     });
   });
 }

@@ -2,7 +2,7 @@
 // its kernels for planes share with these.
 //
 // Vectors run along C, so a group, which may be less than a vector, does not matter to the inner loops: blocks of
-// kSumRows pixels are summed per channel, the channels' sums are combined per group, in order and in double, and what
+// pixels are summed per channel, the channels' sums are combined per group, in order and in double, and what
 // a group needs is then spread over its channels again.
 #pragma once
 
@@ -53,39 +53,39 @@ void weight_gradients(RowNormShape s, const GradientSums* sums, const T* rstd, T
 // ---- channels_last
 
 /// The blocks of pixels of all samples.
+template <class T>
 struct PixelBlocks {
   RowNormShape s;
-  int64_t C = s.groups * s.channels, samples = s.rows / s.groups, per_sample = ceil_div(s.inner, kSumRows);
+  int64_t C = s.groups * s.channels, samples = s.rows / s.groups, pixels = rows_to_sum<T>(C),
+          per_sample = ceil_div(s.inner, pixels);
+  WideRows<T> wide{s.inner, C};
 
   int64_t count() const { return samples * per_sample; }
 
-  /// f(block, begin, end) for each, over the threads; pixels are numbered through all samples.
-  template <class F>
-  void for_each(int64_t cost, F f) const {
-    parallel_for(count(), cost * kSumRows * C, [=, this](int64_t first, int64_t last) {
-      for (int64_t block = first; block < last; ++block) {
-        const int64_t sample = block / per_sample * s.inner, begin = block % per_sample * kSumRows;
-        f(block, sample + begin, sample + std::min(s.inner, begin + kSumRows));
-      }
-    });
+  /// Repeats the channels' constants, `arrays` of each sample, over the columns of its wide rows.
+  void repeat(T* constants, int64_t arrays) const {
+    for (int64_t i = 0; i < samples * arrays; ++i) wide.repeat(constants + i * wide.width);
   }
 
-  /// f(sample, pixel) for each pixel, over the threads.
-  template <bool streams, class F>
-  void for_each_pixel(F f) const {
-    parallel_for<streams>(samples * s.inner, C, [=, this](int64_t begin, int64_t end) {
-      for (int64_t pixel = begin; pixel < end; ++pixel) f(pixel / s.inner, pixel);
+  /// f(block, first, n) for each, over the threads: its n pixels, which are numbered through all samples.
+  template <class F>
+  void for_each(int64_t cost, F f) const {
+    parallel_for(count(), cost * pixels * C, [=, this](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t sample = block / per_sample * s.inner, begin = block % per_sample * pixels;
+        f(block, sample + begin, std::min(s.inner - begin, pixels));
+      }
     });
   }
 };
 
 /// The moments of each group in one block; `sums` is room for 3 C numbers.
 template <class T>
-void block_moments(RowNormShape s, const T* x, int64_t begin, int64_t end, T* sums, Moments<>* moments) {
+void block_moments(RowNormShape s, const T* x, int64_t pixels, T* sums, Moments<>* moments) {
   const int64_t C = s.groups * s.channels;
   T *shift = sums, *s1 = sums + C, *s2 = sums + 2 * C;
-  const double count = static_cast<double>((end - begin) * s.channels);
-  shifted_sums(x, C, begin, end, shift, s1, [=](int64_t rows) {
+  const double count = static_cast<double>(pixels * s.channels);
+  shifted_sums(x, C, pixels, shift, s1, [=](int64_t rows) {
     for (int64_t first = 0; first < C; first += s.channels) {
       double total = 0;
       for (int64_t k = 0; k < s.channels; ++k) total += shift[first + k];
@@ -106,15 +106,16 @@ void block_moments(RowNormShape s, const T* x, int64_t begin, int64_t end, T* su
 template <class T>
 void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean,
                            T* rstd, Context& context) {
-  const PixelBlocks blocks{s};
+  const PixelBlocks<T> blocks{s};
   const int64_t C = blocks.C;
   T* sums = context.array<T>(blocks.count() * 3 * C);
   Moments<>* moments = context.array<Moments<>>(blocks.count() * s.groups);
-  blocks.for_each(2, [=](int64_t block, int64_t begin, int64_t end) {
-    block_moments(s, x, begin, end, sums + block * 3 * C, moments + block * s.groups);
+  blocks.for_each(2, [=](int64_t block, int64_t first, int64_t pixels) {
+    block_moments(s, x + first * C, pixels, sums + block * 3 * C, moments + block * s.groups);
   });
 
-  T* constants = context.array<T>(blocks.samples * 3 * C);  // y = (x - mean) a + b, per sample and channel
+  const int64_t width = blocks.wide.width;
+  T* constants = context.array<T>(blocks.samples * 3 * width);  // y = (x - mean) a + b, per sample and column
   parallel_for(s.rows, blocks.per_sample * 8 + s.channels, [=](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const int64_t sample = row / s.groups, g = row % s.groups;
@@ -123,21 +124,22 @@ void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T*
         total.add(moments[(sample * blocks.per_sample + k) * s.groups + g]);
       mean[row] = static_cast<T>(total.mean);
       rstd[row] = static_cast<T>(1 / std::sqrt(total.variance() + eps));
-      T* of_sample = constants + sample * 3 * C;
+      T* of_sample = constants + sample * 3 * width;
       for (int64_t c = g * s.channels; c < (g + 1) * s.channels; ++c) {
         of_sample[c] = mean[row];
-        of_sample[C + c] = weight ? weight[c] * rstd[row] : rstd[row];
-        of_sample[2 * C + c] = bias ? bias[c] : 0;
+        of_sample[width + c] = weight ? weight[c] * rstd[row] : rstd[row];
+        of_sample[2 * width + c] = bias ? bias[c] : 0;
       }
     }
   });
+  blocks.repeat(constants, 3);
 
-  with_streaming(y, C, 2 * s.rows * s.channels * s.inner, [=](auto streams) {
-    blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
-      const T *m = constants + sample * 3 * C, *a = m + C, *b = a + C;
-      for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-        const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + pixel * C + c, lanes) - load_n(m + c, lanes);
-        write_n<streams>(y + pixel * C + c, d * load_n(a + c, lanes) + load_n(b + c, lanes), lanes);
+  with_streaming(y, blocks.wide.alignment(blocks.samples), 2 * s.rows * s.channels * s.inner, [=](auto streams) {
+    for_each_wide_row<streams>(blocks.samples, blocks.wide, [=](int64_t sample, int64_t at, int64_t n) {
+      const T *m = constants + sample * 3 * width, *a = m + width, *b = a + width;
+      for_each_vec<T>(n, [&](int64_t c, auto lanes) {
+        const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + at + c, lanes) - load_n(m + c, lanes);
+        write_n<streams>(y + at + c, d * load_n(a + c, lanes) + load_n(b + c, lanes), lanes);
       });
     });
   });
@@ -145,14 +147,15 @@ void forward_channels_last(RowNormShape s, const T* x, const T* weight, const T*
 
 /// The gradient sums of each plane, (samples, C).
 template <class T>
-GradientSums* plane_sums(PixelBlocks blocks, const T* dy, const T* x, const T* mean, Context& context) {
+GradientSums* plane_sums(PixelBlocks<T> blocks, const T* dy, const T* x, const T* mean, Context& context) {
   const RowNormShape s = blocks.s;
   const int64_t C = blocks.C;
   T* partial = context.array<T>(blocks.count() * 2 * C);
   T* means = context.array<T>(blocks.samples * C);
   for (int64_t plane = 0; plane < blocks.samples * C; ++plane) means[plane] = mean[plane / s.channels];
-  blocks.for_each(2, [=](int64_t block, int64_t begin, int64_t end) {
-    gradient_column_sums(dy, x, means + block / blocks.per_sample * C, C, begin, end, partial + block * 2 * C);
+  blocks.for_each(2, [=](int64_t block, int64_t first, int64_t pixels) {
+    gradient_column_sums(dy + first * C, x + first * C, means + block / blocks.per_sample * C, C, pixels,
+                         partial + block * 2 * C);
   });
   GradientSums* sums = context.array<GradientSums>(blocks.samples * C);
   parallel_for(blocks.samples * C, blocks.per_sample * 2, [=](int64_t first, int64_t last) {
@@ -171,31 +174,33 @@ GradientSums* plane_sums(PixelBlocks blocks, const T* dy, const T* x, const T* m
 template <class T>
 void backward_channels_last(RowNormShape s, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight,
                             T* dx, T* dweight, T* dbias, Context& context) {
-  const PixelBlocks blocks{s};
+  const PixelBlocks<T> blocks{s};
   const int64_t C = blocks.C;
   const GradientSums* sums = plane_sums(blocks, dy, x, mean, context);
-  T* constants = context.array<T>(blocks.samples * 4 * C);  // dx = dy a - b - (x - mean) k, per sample and channel
+  const int64_t width = blocks.wide.width;
+  T* constants = context.array<T>(blocks.samples * 4 * width);  // dx = dy a - b - (x - mean) k, per sample and column
   parallel_for(s.rows, 8 * s.channels, [=](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const RowGradient<T> gradient(s, row, sums, weight, rstd[row]);
-      T* of_sample = constants + row / s.groups * 4 * C;
+      T* of_sample = constants + row / s.groups * 4 * width;
       const int64_t begin = row % s.groups * s.channels;
       for (int64_t c = begin; c < begin + s.channels; ++c) {
         of_sample[c] = mean[row];
-        of_sample[C + c] = weight ? weight[c] * rstd[row] : rstd[row];
-        of_sample[2 * C + c] = gradient.k1 * rstd[row];
-        of_sample[3 * C + c] = gradient.k2 * rstd[row];
+        of_sample[width + c] = weight ? weight[c] * rstd[row] : rstd[row];
+        of_sample[2 * width + c] = gradient.k1 * rstd[row];
+        of_sample[3 * width + c] = gradient.k2 * rstd[row];
       }
     }
   });
-  with_streaming(dx, C, 3 * s.rows * s.channels * s.inner, [=](auto streams) {
-    blocks.for_each_pixel<streams>([=](int64_t sample, int64_t pixel) {
-      const T *m = constants + sample * 4 * C, *a = m + C, *b = a + C, *k = b + C;
-      for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-        const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + pixel * C + c, lanes) - load_n(m + c, lanes);
+  blocks.repeat(constants, 4);
+  with_streaming(dx, blocks.wide.alignment(blocks.samples), 3 * s.rows * s.channels * s.inner, [=](auto streams) {
+    for_each_wide_row<streams>(blocks.samples, blocks.wide, [=](int64_t sample, int64_t at, int64_t n) {
+      const T *m = constants + sample * 4 * width, *a = m + width, *b = a + width, *k = b + width;
+      for_each_vec<T>(n, [&](int64_t c, auto lanes) {
+        const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + at + c, lanes) - load_n(m + c, lanes);
         const Vec<T> g =
-            read_n<kFetchIfStreams<streams>>(dy + pixel * C + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
-        write_n<streams>(dx + pixel * C + c, g - d * load_n(k + c, lanes), lanes);
+            read_n<kFetchIfStreams<streams>>(dy + at + c, lanes) * load_n(a + c, lanes) - load_n(b + c, lanes);
+        write_n<streams>(dx + at + c, g - d * load_n(k + c, lanes), lanes);
       });
     });
   });

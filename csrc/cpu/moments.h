@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "csrc/cpu/reduce.h"
+#include "csrc/cpu/wide_rows.h"
 
 namespace dlk::cpu {
 namespace {
@@ -132,73 +133,102 @@ void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, Plan
 /// Rows that sum_rows adds among themselves.
 constexpr int64_t kRowGroup = 8;
 
-/// Rows that sum_rows should be given at a time: longer sums in T lose digits, shorter ones cost more to combine.
+/// Rows, wide ones, that sum_rows should be given at a time: longer sums in T lose digits, shorter ones cost more to
+/// combine.
 constexpr int64_t kSumRows = 128;
 
-/// Adds to sums (count, C), over rows [begin, end), what add(at, c, lanes, sum) adds to sum[0..count) for columns c and
-/// on of one row, which are `at` elements from the first row's beginning. A group of rows is added among themselves
-/// first: fewer loads and stores of the sums, and fewer roundings.
+/// The same in rows of C columns.
+template <class T>
+int64_t rows_to_sum(int64_t C) {
+  return kSumRows * WideRows<T>::copies_of(C);
+}
+
+/// Adds to sums (count, C), over `rows` rows, what add(at, lanes, of_column, sum) adds to sum[0..count) for some
+/// columns of one row, which are `at` elements from the first one's; `of_column`: what `columns` (C, or null) has for
+/// them. A group of rows is added among themselves first: fewer loads and stores of the sums, and fewer roundings.
 ///
 /// The arrays `from` are fetched ahead, the next group or two pages, and in the order of memory, which prefetchers see
 /// as a stream: the group's rows are too many for them, where several share a page (Zen 4, 64 to 512 channels, from L3:
 /// from 20 to 40 GB/s; in the order of use, fetching changes nothing, into L2 it is up to 1.1 times slower).
 template <int count, class T, class Add, class... From>
-DLK_INLINE void sum_rows(int64_t C, int64_t begin, int64_t end, T* sums, Add add, const From*... from) {
+DLK_INLINE void sum_whole_rows(int64_t C, int64_t rows, const T* columns, T* sums, Add add, const From*... from) {
   constexpr int64_t kAhead = 2 * 4096 / sizeof(T);
-  const auto add_group = [&](int64_t n, auto rows) {
+  const auto add_group = [&](int64_t n, auto group) {
     int64_t next = n * C + std::max(kRowGroup * C, kAhead);
     for_each_vec<T>(C, [&](int64_t c, auto lanes) {
       Vec<T> sum[count] = {};
+      const Vec<T> of_column = columns ? load_n(columns + c, lanes) : Vec<T>{};
       int64_t at = n * C + c;
-      for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t i = 0; i < group; ++i) {
         asm volatile("" : "+r"(at));  // else the compiler keeps an address for each row, in memory
         (fetch_ahead<Fetch::into_l1>(from + next + i * lanes), ...);
-        add(at, c, lanes, sum);
+        add(at, lanes, of_column, sum);
         at += C;
       }
-      next += rows * lanes;
+      next += group * lanes;
       for (int k = 0; k < count; ++k) store_n(sums + k * C + c, load_n(sums + k * C + c, lanes) + sum[k], lanes);
     });
   };
-  int64_t n = begin;
-  for (; n + kRowGroup <= end; n += kRowGroup) add_group(n, std::integral_constant<int64_t, kRowGroup>{});
-  if (n < end) add_group(n, end - n);
+  int64_t n = 0;
+  for (; n + kRowGroup <= rows; n += kRowGroup) add_group(n, std::integral_constant<int64_t, kRowGroup>{});
+  if (n < rows) add_group(n, rows - n);
 }
 
-/// For each of C columns of rows [begin, end): s1 = sum(x - shift) and s2 = sum((x - shift)^2), which are (2, C). The
-/// shift is the mean of the first group of rows, so that one pass over kSumRows is enough; of fewer, whose few
+/// The same, narrow rows as wide ones. `from` are at the first row.
+template <int count, class T, class Add, class... From>
+DLK_INLINE void sum_rows(int64_t C, int64_t rows, const T* columns, T* sums, Add add, const From*... from) {
+  const WideRows<T> wide{rows, C};
+  const int64_t whole = wide.copies == 1 ? 0 : rows / wide.copies, rest = whole * wide.width;
+  if (whole > 0) {
+    T of_wide[WideRows<T>::kMostColumns], sums_of_wide[count * WideRows<T>::kMostColumns];
+    if (columns) std::copy(columns, columns + C, of_wide), wide.repeat(of_wide);
+    std::fill(sums_of_wide, sums_of_wide + count * wide.width, T(0));
+    sum_whole_rows<count>(wide.width, whole, columns ? of_wide : columns, sums_of_wide, add, from...);
+    for (int k = 0; k < count; ++k) {
+      T* const of_k = sums_of_wide + k * wide.width;
+      wide.fold(of_k);
+      for (int64_t c = 0; c < C; ++c) sums[k * C + c] += of_k[c];
+    }
+  }
+  sum_whole_rows<count>(
+      C, rows - whole * wide.copies, columns, sums,
+      [=](int64_t at, auto lanes, auto of_column, auto* sum) { add(rest + at, lanes, of_column, sum); },
+      (from + rest)...);
+}
+
+/// For each of C columns of `rows` rows: s1 = sum(x - shift) and s2 = sum((x - shift)^2), which are (2, C). The
+/// shift is the mean of the first group of rows, so that one pass over rows_to_sum is enough; of fewer, whose few
 /// roundings nothing averages, it is the mean of all. mean(rows) is to make it of the sums over so many, which it finds
 /// in `shift`. If these k of n rows have a mean that is off by d, the sum of squared deviations is d^2 k (n - k) / n at
 /// least, so that s2 is at most about n / k times it: more digits are not lost.
 template <class T, class Mean>
-DLK_INLINE void shifted_sums(const T* x, int64_t C, int64_t begin, int64_t end, T* shift, T* s, Mean mean) {
-  const int64_t first = end - begin < kSumRows ? end - begin : kRowGroup;
+DLK_INLINE void shifted_sums(const T* x, int64_t C, int64_t rows, T* shift, T* s, Mean mean) {
+  const int64_t most = rows_to_sum<T>(C), first = rows < most ? rows : most / kSumRows * kRowGroup;
   std::fill(shift, shift + C, T(0));
   std::fill(s, s + 2 * C, T(0));
-  sum_rows<1>(C, begin, begin + first, shift,
-              [=](int64_t at, int64_t, auto lanes, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); });
+  sum_rows<1, T>(C, first, nullptr, shift,
+                 [=](int64_t at, auto lanes, Vec<T>, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); });
   mean(first);
   // Inf or NaN among the first rows: s1 shall tell which, and what the others say to it.
   for (int64_t c = 0; c < C; ++c) shift[c] = shift[c] - shift[c] == T(0) ? shift[c] : T(0);
-  const auto add = [=](int64_t at, int64_t c, auto lanes, Vec<T>* sum) {
-    const Vec<T> d = load_n(x + at, lanes) - load_n(shift + c, lanes);
+  const auto add = [=](int64_t at, auto lanes, Vec<T> shift, Vec<T>* sum) {
+    const Vec<T> d = load_n(x + at, lanes) - shift;
     sum[0] += d;
     sum[1] += d * d;
   };
-  sum_rows<2>(C, begin, end, s, add, x);
+  sum_rows<2>(C, rows, shift, s, add, x);
 }
 
-/// For each of C columns of rows [begin, end): sums (2, C) = sum dy, sum dy (x - mean).
+/// For each of C columns of `rows` rows: sums (2, C) = sum dy, sum dy (x - mean).
 template <class T>
-DLK_INLINE void gradient_column_sums(const T* dy, const T* x, const T* mean, int64_t C, int64_t begin, int64_t end,
-                                     T* sums) {
+DLK_INLINE void gradient_column_sums(const T* dy, const T* x, const T* mean, int64_t C, int64_t rows, T* sums) {
   std::fill(sums, sums + 2 * C, T(0));
-  const auto add = [=](int64_t at, int64_t c, auto lanes, Vec<T>* sum) {
+  const auto add = [=](int64_t at, auto lanes, Vec<T> mean, Vec<T>* sum) {
     const Vec<T> g = load_n(dy + at, lanes);
     sum[0] += g;
-    sum[1] += g * (load_n(x + at, lanes) - load_n(mean + c, lanes));
+    sum[1] += g * (load_n(x + at, lanes) - mean);
   };
-  sum_rows<2>(C, begin, end, sums, add, dy, x);
+  sum_rows<2>(C, rows, mean, sums, add, dy, x);
 }
 
 }  // namespace
