@@ -243,7 +243,8 @@ void sum_products(CommonWindows<kR, kStride, kPad> windows, const Conv2d& conv, 
 
 template <class T>
 bool is_depthwise_planes(const Conv2d& p) {
-  const bool depthwise = p.groups > 1 && p.C == p.groups && p.K == p.groups && !p.channels_last;
+  const bool planes = !p.channels_last || p.groups == 1;  // of one channel there is no other order
+  const bool depthwise = p.C == p.groups && p.K == p.groups && planes;
   const bool reverses = p.pad_h < p.R && p.pad_w < p.S;  // as dx with stride 1 needs
   return depthwise && reverses && p.N > 0 && p.H > 0 && p.W > 0 && p.OH > 0 && 3 * p.OW >= kLanes<T> &&
          with_common_windows(windows_of(p), [](auto) {});
