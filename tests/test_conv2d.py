@@ -43,6 +43,7 @@ def check_conv2d(inputs, options):
 # x (N, C, H, W), w (K, C / groups, R, S), options
 CASES = {
     "3x3": ((2, 16, 11, 13), (20, 16, 3, 3), {"padding": 1}),
+    "one_channel": ((2, 1, 19, 23), (1, 1, 3, 3), {"padding": 1}),
     "3x3_wide": ((1, 35, 6, 40), (33, 35, 3, 3), {"padding": 1}),
     "1x1": ((3, 40, 7, 9), (70, 40, 1, 1), {}),
     "1x1_small_planes": ((12, 70, 7, 7), (66, 70, 1, 1), {}),
@@ -54,6 +55,8 @@ CASES = {
     "1x1_one_output": ((2, 50, 13, 11), (1, 50, 1, 1), {}),
     "1x1_strided_large": ((2, 12, 65, 65), (8, 12, 1, 1), {"stride": 2}),  # at 64 x 66 PyTorch 2.13 itself crashes
     "1x1_strided": ((2, 12, 9, 9), (8, 12, 1, 1), {"stride": 2}),
+    "1x1_strided_past_a_vector": ((2, 9, 8, 77), (35, 9, 1, 1), {"stride": (3, 2)}),
+    "1x1_stride_3": ((2, 12, 9, 11), (8, 12, 1, 1), {"stride": (2, 3)}),
     "7x7_stride_2": ((2, 3, 31, 29), (10, 3, 7, 7), {"stride": 2, "padding": 3}),
     "joint_phases_of_rows": ((2, 2, 13, 10), (9, 2, 5, 4), {"stride": (2, 1), "padding": (2, 1)}),
     "joint_phases_one_channel": ((3, 1, 10, 13), (5, 1, 3, 5), {"stride": (2, 3), "padding": (1, 2)}),
@@ -285,6 +288,7 @@ TRANSPOSED = {
     "strided": ((2, 5, 6, 7), (5, 8, 4, 4), {"stride": 2, "padding": 1}),
     "output_padding": ((2, 5, 6, 7), (5, 8, 3, 3), {"stride": (2, 3), "padding": 1, "output_padding": (1, 2)}),
     "dilated_groups": ((2, 6, 6, 7), (6, 4, 3, 2), {"dilation": (2, 3), "groups": 2, "output_padding": 1}),
+    "1x1_strided": ((2, 5, 6, 19), (5, 8, 1, 1), {"stride": 2, "output_padding": 1}),
     "strides_past_kernel": ((1, 3, 4, 4), (3, 2, 2, 2), {"stride": 4, "output_padding": 3}),
     "depthwise": ((2, 20, 5, 6), (20, 1, 3, 3), {"groups": 20, "stride": 2}),
     "few_outputs": ((2, 9, 6, 7), (9, 2, 4, 4), {"stride": 2, "padding": 1}),
@@ -370,6 +374,7 @@ THREADED = [
     "1x1_many_pixels",
     "1x1_few_outputs",
     "1x1_few_inputs",
+    "1x1_strided_large",
     "lenet_2",
     "5x5_padded",
     "groups",

@@ -16,6 +16,7 @@
 #include "csrc/cpu/joint_phases.h"
 #include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
+#include "csrc/cpu/sampled_pixels.h"
 #include "csrc/cpu/winograd.h"
 
 namespace dlk::cpu {
@@ -591,6 +592,9 @@ void correlate(Correlation q, Pass pass, const T* in, const T* w, const T* bias,
 
 template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
+  // (Pixels of channels_last are rows of a matrix as they lie.)
+  if (!p.channels_last && reads_sampled_pixels(p))
+    return forward(over_samples(p), sampled_pixels(p, x, context), w, bias, y, context);
   if (is_depthwise_planes<T>(p)) return depthwise_planes(p, x, w, bias, y);
   const Correlation q = forward_correlation(p, context);
   if (q.pixels() > 0 && prefers_narrow<T>(q)) return correlate_narrow(&q, 1, x, w, bias, y, context);
@@ -599,6 +603,11 @@ void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Conte
 
 template <class T>
 void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
+  if (reads_sampled_pixels(p)) {
+    T* const samples = context.array<T>(p.N * p.C * p.OH * p.OW);
+    backward_input(over_samples(p), dy, w, bias, samples, context);
+    return spread_pixels(p, samples, bias, dx);
+  }
   if (!bias && is_depthwise_planes<T>(p)) return depthwise_planes_input(p, dy, w, dx);
   const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H, phases_w = p.stride_w < p.W ? p.stride_w : p.W;
   Correlation* phases = context.array<Correlation>(phases_h * phases_w);

@@ -15,6 +15,7 @@
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/narrow_groups.h"
 #include "csrc/cpu/patches.h"
+#include "csrc/cpu/sampled_pixels.h"
 #include "csrc/cpu/small_weight.h"
 #include "csrc/cpu/winograd.h"
 
@@ -326,6 +327,7 @@ void add_products(const Correlation& q, const T* x, const T* dy, T* dw, Context&
 template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
+  if (reads_sampled_pixels(p)) return backward_weight(over_samples(p), sampled_pixels(p, x, context), dy, dw, context);
   if (is_depthwise_planes<T>(p)) return depthwise_planes_weight(p, x, dy, dw, context);
   const Correlation q = forward_correlation(p, context);
   if (q.pixels() == 0) return zero(q.groups * q.CO * q.CI * q.taps, dw);

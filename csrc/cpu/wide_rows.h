@@ -14,8 +14,8 @@
 namespace dlk::cpu {
 namespace {
 
-/// (rows, C), where C is not much more than a vector's lanes, as wider rows that are `copies` of them: column j of a wide
-/// row is column j % C, and its vectors are full. The last wide row may be shorter.
+/// (rows, C), where C is not much more than a vector's lanes, as wider rows that are `copies` of them: column j of a
+/// wide row is column j % C, and its vectors are full. The last wide row may be shorter.
 template <class T>
 struct WideRows {
   static constexpr int64_t kWide = 4 * kLanes<T>;             // columns enough by themselves
