@@ -8,6 +8,7 @@
 // k, in blocks that K alone decides: the result does not depend on the number of threads.
 #include "csrc/core/gemm.h"
 
+#include <algorithm>
 #include <cassert>
 
 #include "csrc/cpu/dispatch.h"
@@ -55,7 +56,7 @@ struct Plan {
   int64_t a_elements() const { return pack_a ? (a_rows_contiguous ? mc : kc) * a_stride : 0; }
   int64_t b_elements() const {
     if (pack_b && keeps_b) return kc * nc;
-    return kc * B::NR > kNearElements<T> ? kc * B::NR : kNearElements<T>;
+    return std::min(kc * nc, std::max(kc * B::NR, kNearElements<T>));
   }
   int64_t elements() const { return round_up(a_elements(), 16) + round_up(b_elements(), 16); }
 };
