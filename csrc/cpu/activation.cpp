@@ -130,11 +130,11 @@ struct Silu {
 template <class T>
 struct Softplus {
   using V = Vec<T>;
-  T a, b;
+  T a, b, inverse = 1 / a;
   DLK_INLINE V forward(V x) const {
     // log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)
     const V z = x * a;
-    const V y = (max(V{}, z) + log1p_unit(exp(-abs(z)))) / a;
+    const V y = (max(V{}, z) + log1p_unit(exp(-abs(z)))) * inverse;
     return z > b ? x : y;
   }
   DLK_INLINE V backward(V dy, V x) const {
