@@ -63,7 +63,7 @@ void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double 
     parallel_for<streams>(s.rows, 3 * D, [=](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         Moments<> moments;
-        add_moments(moments, x + row * D, {1, D, 0});
+        add_moments(&moments, 1, x + row * D, {1, D, 0});
         mean[row] = static_cast<T>(moments.mean);
         rstd[row] = static_cast<T>(1 / std::sqrt(moments.variance() + eps));
         normalise_row<streams>(s, row, mean[row], rstd[row], x + row * D, weight, bias, y + row * D);
@@ -147,7 +147,7 @@ void backward_planes(RowNormShape s, const T* dy, const T* x, const T* mean, con
         const T m = mean[row], r = rstd[row];
         for (int64_t plane = row * s.channels; plane < (row + 1) * s.channels; ++plane) {
           sums[plane] = {};
-          add_gradient_sums(sums[plane], dy + plane * s.inner, x + plane * s.inner, m, {1, s.inner, 0});
+          add_gradient_sums(sums + plane, 1, dy + plane * s.inner, x + plane * s.inner, &m, {1, s.inner, 0});
         }
         const RowGradient<T> gradient(s, row, sums, weight, r);
         for (int64_t k = 0; k < s.channels; ++k) {

@@ -85,24 +85,27 @@ DLK_INLINE Sums<T, count> sum_part_fetching(Planes part, int64_t ahead, Add add)
   });
 }
 
-/// Adds the numbers of planes, the first of them at x.
+/// Adds the numbers of planes, the first of them at x, to moments[0], of those that follow each of them to moments[1],
+/// and so on: of `channels` planes that are neighbours in memory.
 template <class T>
-void add_moments(Moments<>& moments, const T* x, Planes planes) {
+void add_moments(Moments<>* moments, int64_t channels, const T* x, Planes planes) {
   for_each_part(planes, [&](int64_t first, Planes part, int64_t next) {
-    const T* const block = x + first;
-    const int64_t count = part.count * part.n;
-    const auto sum =
-        sum_part<1, T>(part, [=](int64_t at, auto lanes, auto& sums) { sums.of[0] += load_n(block + at, lanes); });
-    const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
-    // While this reads L1, memory would idle.
-    const auto powers = sum_part_fetching<2, T>(part, next, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
-      fetch(block + at);
-      const Vec<T> d = load_n(block + at, lanes, shift) - shift;
-      sums.of[0] += d;
-      sums.of[1] += d * d;
-    });
-    moments.add(Moments<>::shifted(static_cast<double>(count), shift, reduce_sum_in_double(powers.of[0]),
-                                   reduce_sum_in_double(powers.of[1])));
+    for (int64_t k = 0; k < channels; ++k) {
+      const T* const block = x + k * planes.n + first;
+      const int64_t count = part.count * part.n;
+      const auto sum =
+          sum_part<1, T>(part, [=](int64_t at, auto lanes, auto& sums) { sums.of[0] += load_n(block + at, lanes); });
+      const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
+      // While this reads L1, memory would idle.
+      const auto powers = sum_part_fetching<2, T>(part, next, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
+        fetch(block + at);
+        const Vec<T> d = load_n(block + at, lanes, shift) - shift;
+        sums.of[0] += d;
+        sums.of[1] += d * d;
+      });
+      moments[k].add(Moments<>::shifted(static_cast<double>(count), shift, reduce_sum_in_double(powers.of[0]),
+                                        reduce_sum_in_double(powers.of[1])));
+    }
   });
 }
 
@@ -114,19 +117,22 @@ struct GradientSums {
 /// Adds the elements of planes, and fetches the next part of short ones meanwhile (1.05 to 1.2 times faster from L3).
 /// The hardware's prefetchers follow long ones.
 template <class T>
-void add_gradient_sums(GradientSums& sums, const T* dy, const T* x, T mean, Planes planes) {
+void add_gradient_sums(GradientSums* sums, int64_t channels, const T* dy, const T* x, const T* mean, Planes planes) {
   for_each_part(planes, [&](int64_t first, Planes part, int64_t next) {
-    const T *const of_dy = dy + first, *const of_x = x + first;
-    const int64_t ahead = planes.n > kMomentsBlock ? 0 : next;
-    const auto of_part = sum_part_fetching<2, T>(part, ahead, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
-      fetch(of_dy + at);
-      fetch(of_x + at);
-      const Vec<T> g = load_n(of_dy + at, lanes);
-      sums.of[0] += g;
-      sums.of[1] += g * (load_n(of_x + at, lanes, mean) - mean);
-    });
-    sums.dy += reduce_sum(of_part.of[0]);
-    sums.dy_x += reduce_sum(of_part.of[1]);
+    for (int64_t k = 0; k < channels; ++k) {
+      const T *const of_dy = dy + k * planes.n + first, *const of_x = x + k * planes.n + first;
+      const T mean_k = mean[k];
+      const int64_t ahead = planes.n > kMomentsBlock ? 0 : next;
+      const auto of_part = sum_part_fetching<2, T>(part, ahead, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
+        fetch(of_dy + at);
+        fetch(of_x + at);
+        const Vec<T> g = load_n(of_dy + at, lanes);
+        sums.of[0] += g;
+        sums.of[1] += g * (load_n(of_x + at, lanes, mean_k) - mean_k);
+      });
+      sums[k].dy += reduce_sum(of_part.of[0]);
+      sums[k].dy_x += reduce_sum(of_part.of[1]);
+    }
   });
 }
 
