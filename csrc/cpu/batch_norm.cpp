@@ -5,8 +5,10 @@
 //
 // inner > 1: vectors run along inner. A thread computes whole channels, a few together if planes are small: statistics
 // first, then y while they are still in its cache; sums are over parts of a plane, or of several small ones, combined
-// in double. Evaluation takes plane after plane. inner == 1 (channels_last, 2-D): vectors run along C. Blocks of rows
-// are summed by themselves, per channel, and combined in order in double; then each row is normalised.
+// in double. Evaluation takes plane after plane.
+//
+// inner == 1 (channels_last, 2-D): vectors run along C. Blocks of rows are summed by themselves, per channel, and
+// combined in order in double; then each row is normalised.
 #include "csrc/core/batch_norm.h"
 
 #include <cmath>
@@ -52,17 +54,6 @@ struct Affine {
 };
 
 inline Planes planes_of(BatchNormShape s) { return {s.N, s.inner, s.C * s.inner}; }
-
-constexpr int64_t kMostNeighbours = 16;
-
-/// f(first, last) for channels [begin, end), a few together if their planes are small: of each image these are one run
-/// of memory, of 8 KiB, where single ones share lines and are too short for the prefetchers (planes of 7 x 7 to 28 x
-/// 28: up to 1.5 times faster).
-template <class F>
-void for_each_neighbours(BatchNormShape s, int64_t begin, int64_t end, F f) {
-  const int64_t most = std::clamp(2048 / s.inner, int64_t{1}, kMostNeighbours);
-  for (int64_t c = begin; c < end; c += most) f(c, std::min(end, c + most));
-}
 
 /// Normalises a plane of channel c.
 template <bool streams, Fetch fetch, class T>
@@ -140,7 +131,7 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
   }
   with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
     parallel_for<streams>(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
-      for_each_neighbours(s, begin, end, [&](int64_t first, int64_t last) {
+      for_each_neighbours(s.inner, begin, end, [&](int64_t first, int64_t last) {
         Moments<> moments[kMostNeighbours];
         add_moments(moments, last - first, x + first * s.inner, planes_of(s));
         for (int64_t c = first; c < last; ++c) {
@@ -232,7 +223,7 @@ struct Backward {
   void by_channel() const {
     with_streaming(dx, s.inner, elements(), [call = *this](auto streams) {
       parallel_for<streams>(call.s.C, 4 * call.s.N * call.s.inner, [=](int64_t begin, int64_t end) {
-        for_each_neighbours(call.s, begin, end, [&](int64_t first, int64_t last) {
+        for_each_neighbours(call.s.inner, begin, end, [&](int64_t first, int64_t last) {
           GradientSums sums[kMostNeighbours];
           const int64_t at = first * call.s.inner;
           if (call.needs_sums())

@@ -31,11 +31,12 @@ double sum_plane(const T* x, int64_t P) {
 template <class T>
 void sum_planes(int64_t N, int64_t C, int64_t P, const T* x, T* sum) {
   parallel_for(C, N * P, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      double total = 0;
-      for (int64_t n = 0; n < N; ++n) total += sum_plane(x + (n * C + c) * P, P);
-      sum[c] = static_cast<T>(total);
-    }
+    for_each_neighbours(P, begin, end, [&](int64_t first, int64_t last) {
+      double totals[kMostNeighbours] = {};
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t c = first; c < last; ++c) totals[c - first] += sum_plane(x + (n * C + c) * P, P);
+      std::copy_n(totals, last - first, sum + first);
+    });
   });
 }
 

@@ -42,6 +42,17 @@ struct Planes {
   int64_t count, n, stride;
 };
 
+constexpr int64_t kMostNeighbours = 16;
+
+/// f(first, last) for channels [begin, end), a few together if their planes are small (`plane`: elements): of each
+/// image these are one run of memory, of 8 KiB, where single ones share lines and are too short for the prefetchers
+/// (planes of 7 x 7 to 28 x 28: up to 1.5 times faster).
+template <class F>
+void for_each_neighbours(int64_t plane, int64_t begin, int64_t end, F f) {
+  const int64_t most = plane == 0 ? kMostNeighbours : std::clamp(2048 / plane, int64_t{1}, kMostNeighbours);
+  for (int64_t c = begin; c < end; c += most) f(c, std::min(end, c + most));
+}
+
 /// f(at, part, next) for parts of kMomentsBlock numbers at most, in order: of a long plane, or of several short ones.
 /// From the first number of all to the part's are `at`, from there to the next part's `next` (0: it is the last).
 template <class F>
