@@ -82,6 +82,17 @@ DLK_INLINE double reduce_sum_in_double(V x) {
   }
 }
 
+/// sums[l] = the sum of the lanes of rows[l], in double; transposes rows. For all of them it takes little more than
+/// reduce_sum_in_double does for one.
+template <class T>
+DLK_INLINE void sum_lanes_in_double(Vec<T> (&rows)[kLanes<T>], double (&sums)[kLanes<T>]) {
+  using Wide = typename VecOf<double, kLanes<T> * 8>::type;
+  transpose<T>(rows);
+  Wide total{};
+  for (const Vec<T>& row : rows) total += __builtin_convertvector(row, Wide);
+  __builtin_memcpy(sums, &total, sizeof(total));
+}
+
 /// x[0] + ... + x[n - 1], in the order of a fixed number of chains, whatever the instruction set.
 template <class T>
 double sum_in_double(int64_t n, const T* x) {
