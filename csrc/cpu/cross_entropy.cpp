@@ -99,7 +99,7 @@ template <class T>
 void forward_rows(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, int64_t rows,
                   T* maximum, T* log_sum, T* loss) {
   T m[kLanes<T>], log[kLanes<T>] = {};
-  for (int64_t r = 0; r < rows; ++r) row_max_sum(p.C, x + (i + r) * p.C, m[r], log[r], [](auto...) {});
+  rows_max_sum(p.C, rows, x + i * p.C, m, log, [](auto...) {});
   take_row_logs(p.C, rows, log);
   for (int64_t r = 0; r < rows; ++r, ++i) {
     const T* const row = x + i * p.C;

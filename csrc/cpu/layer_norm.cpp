@@ -56,8 +56,8 @@ int64_t run_of(RowNormShape s) { return s.inner == 1 ? s.channels : s.inner; }
 
 // ---- inner == 1
 
-/// Rows whose statistics take longer to reduce than to sum: as many as a vector has lanes are reduced together, where L1
-/// holds that many (1.1 to 2.6 times faster).
+/// Rows whose statistics take longer to reduce than to sum: as many as a vector has lanes are reduced together, where
+/// L1 holds that many (1.1 to 2.6 times faster).
 template <class T>
 bool are_short(RowNormShape s) {
   constexpr int64_t kBytes = 32 * 1024;

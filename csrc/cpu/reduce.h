@@ -82,8 +82,16 @@ DLK_INLINE double reduce_sum_in_double(V x) {
   }
 }
 
-/// sums[l] = the sum of the lanes of rows[l], in double; transposes rows. For all of them it takes little more than
-/// reduce_sum_in_double does for one.
+/// Lane l is reduce(rows[l], f), to the bit; transposes rows. For all of them it takes little more than that for one.
+template <class T, class F>
+DLK_INLINE Vec<T> reduce_rows(Vec<T> (&rows)[kLanes<T>], F f) {
+  transpose<T>(rows);
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) rows[i] = f(rows[i], rows[i + half]);
+  return rows[0];
+}
+
+/// sums[l] = the sum of the lanes of rows[l], in double; transposes rows.
 template <class T>
 DLK_INLINE void sum_lanes_in_double(Vec<T> (&rows)[kLanes<T>], double (&sums)[kLanes<T>]) {
   using Wide = typename VecOf<double, kLanes<T> * 8>::type;

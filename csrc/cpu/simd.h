@@ -375,10 +375,18 @@ DLK_INLINE Lane<V> reduce_sum(V x) {
   return reduce(x, [](auto a, auto b) { return a + b; });
 }
 
+/// The greater of scalars or lanes; NaN if either is NaN.
+struct Greater {
+  template <class V>
+  DLK_INLINE V operator()(V a, V b) const {
+    return (a > b) | (a != a) ? a : b;
+  }
+};
+
 /// The greatest lane; NaN if any lane is NaN.
 template <class V>
 DLK_INLINE Lane<V> reduce_max(V x) {
-  return reduce(x, [](auto a, auto b) { return (a > b) | (a != a) ? a : b; });
+  return reduce(x, Greater{});
 }
 
 /// Lanes a0 b0 a1 b1 ... of the lower (half = 0) or upper (half = 1) halves of a and b.

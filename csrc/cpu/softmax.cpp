@@ -18,10 +18,9 @@ namespace {
 template <bool log, bool streams, class T>
 void forward_rows(int64_t rows, int64_t C, const T* x, T* e, T* y) {
   T m[kLanes<T>], finish[kLanes<T>] = {};  // what a sum does to y: is subtracted as its logarithm, or divides
-  for (int64_t r = 0; r < rows; ++r)
-    row_max_sum(C, x + r * C, m[r], finish[r], [&](int64_t c, Vec<T> v, auto lanes) {
-      if constexpr (!log) store_n(e + r * C + c, v, lanes);
-    });
+  rows_max_sum(C, rows, x, m, finish, [&](int64_t r, int64_t c, Vec<T> v, auto lanes) {
+    if constexpr (!log) store_n(e + r * C + c, v, lanes);
+  });
   if (log) take_row_logs(C, rows, finish);
   for (int64_t r = 0; r < rows; ++r, x += C, e += C, y += C) {
     const T top = m[r], by = log ? finish[r] : 1 / finish[r];
