@@ -210,10 +210,13 @@ void sum_products(CommonWindows<kR, kStride, kPad> windows, const Conv2d& conv, 
   constexpr int64_t kTaps = kR * kR, kSize = kTaps * kLanes<T>;
   const Pool2d p = windows_of(conv);
   const WeightTasks tasks(p);
-  T* const all_sums = context.array<T>(max_threads() * tasks.channels * kSize);
+  T* const all_sums = context.array<T>(max_threads() * 2 * tasks.channels * kSize);
   T* const partial = context.array<T>(tasks.splits * p.C * kTaps);
   run_team(p.N * p.C * p.OH * p.OW >= kGrainElements, [=](const Team& team) {
-    T* const sums = all_sums + team.rank * tasks.channels * kSize;  // [channel][position] vectors
+    T* const sums = all_sums + team.rank * 2 * tasks.channels * kSize;  // [channel][position] vectors
+    // Many strips are added among themselves first: a chain of all would lose digits.
+    const bool apart = p.OW > 4 * kLanes<T>;
+    T* const of_piece = apart ? sums + tasks.channels * kSize : sums;
     team.for_each(tasks.count, [&](int64_t i) {
       const auto [split, channels, pieces] = tasks.task(i);
       std::fill(sums, sums + channels.size() * kSize, T(0));
@@ -222,9 +225,12 @@ void sum_products(CommonWindows<kR, kStride, kPad> windows, const Conv2d& conv, 
         const int64_t first = k / tasks.near.count * p.C + channels.begin;
         // The last part may have fewer channels.
         const Range some{first + planes.begin, first + std::min(planes.end, channels.size())};
-        for_each_vec<T>(p.OW, [&, planes = planes, rows = rows](int64_t ow, auto lanes) {
-          add_strip(windows, p, some, rows, x, dy, ow, lanes, sums + planes.begin * kSize);
+        const int64_t at = planes.begin * kSize, size = some.size() * kSize;
+        if (apart) std::fill_n(of_piece + at, size, T(0));
+        for_each_vec<T>(p.OW, [&, rows = rows](int64_t ow, auto lanes) {
+          add_strip(windows, p, some, rows, x, dy, ow, lanes, of_piece + at);
         });
+        for (int64_t i = 0; i < size && apart; ++i) sums[at + i] += of_piece[at + i];
       }
       sum_lanes(channels.size() * kTaps, sums, partial + (split * p.C + channels.begin) * kTaps);
     });
