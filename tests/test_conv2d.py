@@ -44,6 +44,7 @@ def check_conv2d(inputs, options):
 CASES = {
     "3x3": ((2, 16, 11, 13), (20, 16, 3, 3), {"padding": 1}),
     "one_channel": ((2, 1, 19, 23), (1, 1, 3, 3), {"padding": 1}),
+    "one_channel_strided": ((2, 1, 19, 40), (1, 1, 3, 3), {"padding": 1, "stride": 2}),
     "3x3_wide": ((1, 35, 6, 40), (33, 35, 3, 3), {"padding": 1}),
     "1x1": ((3, 40, 7, 9), (70, 40, 1, 1), {}),
     "1x1_small_planes": ((12, 70, 7, 7), (66, 70, 1, 1), {}),

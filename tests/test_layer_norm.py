@@ -102,8 +102,10 @@ def test_threads():
     weight, bias = rand(70, seed=1).requires_grad_(), rand(70, seed=2).requires_grad_()
     check_threads(lambda x, w, b: DF.layer_norm(x, (70,), w, b), [rand(2000, 70).requires_grad_(), weight, bias])
     check_threads(lambda x, w, b: DF.group_norm(x, 7, w, b), [rand(30, 70, 50).requires_grad_(), weight, bias])
-    image = rand(5, 70, 30, 31).contiguous(memory_format=torch.channels_last)
-    check_threads(lambda x, w, b: DF.group_norm(x, 7, w, b), [image.requires_grad_(), weight, bias])
+    for channels in (70, 14):
+        image = rand(5, channels, 60, 31).contiguous(memory_format=torch.channels_last)
+        parameters = [p.detach()[:channels].clone().requires_grad_() for p in (weight, bias)]
+        check_threads(lambda x, w, b: DF.group_norm(x, 7, w, b), [image.requires_grad_(), *parameters])
 
 
 @pytest.mark.parametrize(

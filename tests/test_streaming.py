@@ -54,7 +54,11 @@ def any_cache():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("shape", [(3, 64, 16, 48), (2, 3, 7, 9)], ids=["rows of whole vectors", "ragged rows"])
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 64, 16, 48), (2, 3, 7, 9), (2, 3, 16, 16)],
+    ids=["rows of whole vectors", "ragged rows", "few channels"],
+)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_same_bits(name, shape, layout, dtype, any_cache):
     x = rand(*shape, dtype=dtype).contiguous(memory_format=layout).requires_grad_()

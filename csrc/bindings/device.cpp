@@ -84,7 +84,7 @@ bool fit_32_bits(std::initializer_list<double> counts) {
 bool allow_tf32(const Tensor& x, bool convolution) {
   if (x.scalar_type() != at::kFloat) return false;
   const bool cpu = backend_of(x.device()) == Backend::cpu;
-  if (cpu && !convolution) return false;  // our products there are exact in any case, and small ones would notice
+  if (cpu && !convolution) return false;  // products there are in full float32 in any case, and small ones notice
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10  // the newer setting; it refuses to be read by the older names
   const auto op = convolution ? at::Float32Op::CONV : at::Float32Op::MATMUL;
   const auto backend = cpu ? at::Float32Backend::MKLDNN : at::Float32Backend::CUDA;

@@ -592,7 +592,6 @@ void correlate(Correlation q, Pass pass, const T* in, const T* w, const T* bias,
 
 template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
-  // (Pixels of channels_last are rows of a matrix as they lie.)
   if (!p.channels_last && reads_sampled_pixels(p))
     return forward(over_samples(p), sampled_pixels(p, x, context), w, bias, y, context);
   if (is_depthwise_planes<T>(p)) return depthwise_planes(p, x, w, bias, y);

@@ -64,13 +64,15 @@ struct PixelBlocks {
 
   /// Repeats the channels' constants, `arrays` of each sample, over the columns of its wide rows.
   void repeat(T* constants, int64_t arrays) const {
-    for (int64_t i = 0; i < samples * arrays; ++i) wide.repeat(constants + i * wide.width);
+    parallel_for(samples * arrays, wide.size(0), [=, wide = wide](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) wide.repeat(constants + i * wide.width);
+    });
   }
 
   /// f(block, first, n) for each, over the threads: its n pixels, which are numbered through all samples.
   template <class F>
   void for_each(int64_t cost, F f) const {
-    parallel_for(count(), cost * pixels * C, [=, this](int64_t first, int64_t last) {
+    parallel_for(count(), cost * std::min(pixels, s.inner) * C, [=, this](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         const int64_t sample = block / per_sample * s.inner, begin = block % per_sample * pixels;
         f(block, sample + begin, std::min(s.inner - begin, pixels));

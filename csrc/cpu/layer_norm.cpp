@@ -29,14 +29,14 @@ DLK_INLINE Vec<T> load_or(const T* p, int64_t i, Count lanes, T otherwise) {
   return p ? load_n(p + i, lanes) : splat(otherwise);
 }
 
-/// y of one row.
+/// y of one row. Statistics have read those after it already, up to `next` elements.
 template <bool streams, class T>
 DLK_INLINE void normalise_row(RowNormShape s, int64_t row, T mean, T rstd, const T* x, const T* weight, const T* bias,
-                              T* y) {
+                              T* y, int64_t next = 0) {
   const int64_t first = row % s.groups * s.channels;
   if (s.inner == 1) {
     return for_each_vec_and_next_row<T, 1>(s.channels, [&](int64_t i, auto lanes, auto fetch) {
-      fetch(x);
+      fetch(x + next);
       const Vec<T> h = (load_n(x + i, lanes) - mean) * rstd;
       const Vec<T> b = load_or(bias, first + i, lanes, T(0));
       write_n<streams>(y + i, h * load_or(weight, first + i, lanes, T(1)) + b, lanes);
@@ -53,8 +53,6 @@ DLK_INLINE void normalise_row(RowNormShape s, int64_t row, T mean, T rstd, const
 
 /// The elements that a vector of y or dx runs along.
 int64_t run_of(RowNormShape s) { return s.inner == 1 ? s.channels : s.inner; }
-
-// ---- inner == 1
 
 /// Rows whose statistics take longer to reduce than to sum: as many as a vector has lanes are reduced together, where
 /// L1 holds that many (1.1 to 2.6 times faster).
@@ -76,7 +74,7 @@ void short_row_statistics(int64_t D, int64_t count, const T* x, double eps, T* m
   sum_lanes_in_double<T>(first, shift);
   for (int64_t r = 0; r < count; ++r) {
     const T near_mean = static_cast<T>(shift[r] / static_cast<double>(D));
-    const auto powers = sum_vecs<2, T>(D, [&](int64_t i, auto lanes, auto& sums) {
+    const auto powers = sum_vecs_restarting<2, T>(D, [&](int64_t i, auto lanes, auto& sums) {
       const Vec<T> d = load_n(x + r * D + i, lanes, near_mean) - near_mean;
       sums.of[0] += d;
       sums.of[1] += d * d;
@@ -102,7 +100,8 @@ void forward_short_rows(RowNormShape s, const T* x, const T* weight, const T* bi
         last = std::min(s.rows, first + kLanes<T>);
         short_row_statistics(D, last - first, x + first * D, eps, mean + first, rstd + first);
         for (int64_t row = first; row < last; ++row)
-          normalise_row<streams>(s, row, mean[row], rstd[row], x + row * D, weight, bias, y + row * D);
+          normalise_row<streams>(s, row, mean[row], rstd[row], x + row * D, weight, bias, y + row * D,
+                                 (kLanes<T> - 1) * D);
       }
     });
   });
@@ -126,6 +125,8 @@ void forward(RowNormShape s, const T* x, const T* weight, const T* bias, double 
     });
   });
 }
+
+// ---- inner == 1
 
 /// dx of one row, and dweight += dy h, dbias += dy.
 template <bool streams, class T>

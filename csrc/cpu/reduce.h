@@ -82,7 +82,7 @@ DLK_INLINE double reduce_sum_in_double(V x) {
   }
 }
 
-/// Lane l is reduce(rows[l], f), to the bit; transposes rows. For all of them it takes little more than that for one.
+/// Lane l is reduce(rows[l], f), to the bit; rows are lost. For all of them it takes little more than that for one.
 template <class T, class F>
 DLK_INLINE Vec<T> reduce_rows(Vec<T> (&rows)[kLanes<T>], F f) {
   transpose<T>(rows);
@@ -91,7 +91,7 @@ DLK_INLINE Vec<T> reduce_rows(Vec<T> (&rows)[kLanes<T>], F f) {
   return rows[0];
 }
 
-/// sums[l] = the sum of the lanes of rows[l], in double; transposes rows.
+/// sums[l] = the sum of the lanes of rows[l], in double; rows are lost.
 template <class T>
 DLK_INLINE void sum_lanes_in_double(Vec<T> (&rows)[kLanes<T>], double (&sums)[kLanes<T>]) {
   using Wide = typename VecOf<double, kLanes<T> * 8>::type;

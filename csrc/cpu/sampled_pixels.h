@@ -1,6 +1,7 @@
 // Convolution with filters of 1 x 1 taps and a stride (the shortcuts of ResNets): it reads every stride-th pixel of x,
 // so it is one with stride 1 over an image of these pixels alone. They are copied into one: products of adjacent
-// pixels are up to twice as fast as of pixels that lie apart, which costs more than the copy.
+// pixels are up to twice as fast as of pixels that lie apart, which costs more than the copy. (Not so the forward pass
+// of channels_last, whose pixels are rows of a matrix as they lie.)
 //
 // The gradient to the input likewise: what stride 1 gives is spread over dx, between pixels that nothing reads.
 #pragma once
@@ -16,7 +17,8 @@ namespace dlk::cpu {
 namespace {
 
 inline bool reads_sampled_pixels(const Conv2d& p) {
-  return p.groups == 1 && p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0 && p.stride_h * p.stride_w > 1;
+  const bool inside = p.pad_h == 0 && p.pad_w == 0 && (p.OH - 1) * p.stride_h < p.H && (p.OW - 1) * p.stride_w < p.W;
+  return p.groups == 1 && p.R == 1 && p.S == 1 && inside && p.stride_h * p.stride_w > 1;
 }
 
 /// p over the image of sampled pixels.
@@ -78,7 +80,7 @@ const T* sampled_pixels(const Conv2d& p, const T* x, Context& context) {
 /// dx from its sampled pixels; the others are the bias, or 0.
 template <class T>
 void spread_pixels(const Conv2d& p, const T* samples, const T* bias, T* dx) {
-  const int64_t C = p.C, pixel = p.channels_last ? C : 1, planes = p.N * C / pixel;
+  const int64_t C = p.C, pixel = p.channels_last ? C : 1, planes = p.channels_last ? p.N : p.N * C;
   const auto fill_pixel = [=](T* to) { bias ? std::copy_n(bias, C, to) : std::fill_n(to, C, T(0)); };
   parallel_for(planes * p.H, 2 * p.W * pixel, [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {

@@ -92,7 +92,8 @@ void forward_as(SoftmaxShape s, const T* x, T* y, Context& context) {
   const int64_t width = s.inner == 1 ? rows_at_once<T>(s.C) : tile_width<T>(s.C);
   const int64_t tiles = ceil_div(s.inner, width), tasks = s.inner == 1 ? ceil_div(s.outer, width) : s.outer * tiles;
   const int64_t elements = s.outer * s.C * s.inner, room = log ? 0 : ceil_div(s.C * width, kLanes<T>) * kLanes<T>;
-  const int64_t threads = std::min<int64_t>({max_threads(), elements * kExpCost / kGrainElements, tasks});
+  const int64_t worth = std::max(int64_t{1}, elements * kExpCost / kGrainElements);
+  const int64_t threads = std::min<int64_t>({max_threads(), worth, tasks});
   const auto run = [&](auto streams) {
     T* const buffers = context.array<T>(streams ? threads * room : 0);
     run_threads(threads, [=](const Team& team) {

@@ -37,11 +37,10 @@ int64_t tile_width(int64_t C) {
 inline int64_t next_tile(int64_t C, int64_t inner, int64_t width) { return width < inner ? width : C * inner; }
 
 /// Rows that one pass takes before the next begins: of short ones as many as a vector has lanes, so that these are
-/// combined together (1.1 to 1.3 times faster) and their logarithms are one; of those that L1 would lose meanwhile,
-/// one.
+/// combined together (1.1 to 1.3 times faster) and their logarithms are one; else one.
 template <class T>
 int64_t rows_at_once(int64_t C) {
-  return C <= 512 ? kLanes<T> : 1;
+  return C <= 512 ? kLanes<T> : 1;  // of 1000 columns 16 KiB and more, that L1 loses before the next pass: 0.93
 }
 
 /// x[j] = log(x[j]) for the first `count` sums, and the rest of their vectors.

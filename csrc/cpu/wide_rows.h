@@ -36,12 +36,12 @@ struct WideRows {
   /// What all wide rows begin at a multiple of, those of several samples, one after the other.
   int64_t alignment(int64_t samples) const { return samples > 1 ? std::gcd(width, rows * C) : width; }
 
-  /// Repeats x[0..C) in x[0..width).
+  /// Repeats x[0..C) in as many columns as there are.
   void repeat(T* x) const {
-    for (int64_t j = C; j < width; ++j) x[j] = x[j - C];
+    for (int64_t j = C; j < size(0); ++j) x[j] = x[j - C];
   }
 
-  /// x[c] for c < C becomes the sum of all columns that are copies of c.
+  /// x[c] for c < C becomes the sum of all columns that are copies of c, if there are some.
   void fold(T* x) const {
     for (int64_t half = width / 2; half >= C; half /= 2)
       for (int64_t j = 0; j < half; ++j) x[j] += x[half + j];
