@@ -7,8 +7,8 @@
 // first, then y while they are still in its cache; sums are over parts of a plane, or of several small ones, combined
 // in double. Evaluation takes plane after plane.
 //
-// inner == 1 (channels_last, 2-D): vectors run along C. Blocks of rows are summed by themselves, per channel, and
-// combined in order in double; then each row is normalised.
+// inner == 1 (channels_last, 2-D): vectors run along C, or along several rows where it is short (wide_rows.h). Blocks
+// of rows are summed by themselves, per channel, and combined in order in double; then each row is normalised.
 #include "csrc/core/batch_norm.h"
 
 #include <cmath>

@@ -1,8 +1,8 @@
 // sum[c] = sum over n, p of x[n, c, p].
 //
-// P > 1 (NCHW): one channel per task, plane by plane. P == 1 (NHWC, rows of a matrix): vectorised across channels, one
-// block of rows per task. Both add short blocks first and then the blocks, in a fixed order: accurate, and the same for
-// any number of threads.
+// P > 1 (NCHW): plane by plane, small ones with their neighbours. P == 1 (NHWC, rows of a matrix): vectorised across
+// channels, one block of rows per task. Both add short blocks first and then the blocks, in a fixed order: accurate,
+// and the same for any number of threads.
 #include "csrc/core/channel_sum.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Depthwise convolution of NCHW images:
+// Depthwise convolution of NCHW images, and of one channel to one in any format:
 //
 //   y[oh, ow] = bias + sum over r, s of w[r, s] x[oh stride - pad + r, ow stride - pad + s]
 //   dx[ih, iw] = the sum of what the outputs over it give it;   dw[r, s] = sum over oh, ow of dy[oh, ow] x[...]
@@ -6,8 +6,8 @@
 // for each plane with its channel's w. Its windows are those of pooling, and so is the way down a plane in strips of
 // one vector, which pool_windows.h describes: a row's taps are loaded once for the windows that share them, and nothing
 // is staged. dx is y of dy and the weights in reverse order; with stride 2, it is gathered (pool_gradient.h). y, dx:
-// tasks are those of pooling. dw: a task is some channels and a split of their rows; sums are per band of rows first,
-// in vectors, then over all of the task, then over tasks in order.
+// tasks are those of pooling. dw: a task is some channels and a split of their rows; sums are per strip of a band of
+// rows first, in vectors, then (of wide planes) per band, then over all of the task, then over tasks in order.
 #include "csrc/cpu/depthwise_planes.h"
 
 #include <algorithm>

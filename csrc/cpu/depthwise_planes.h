@@ -1,4 +1,4 @@
-// Depthwise convolution of NCHW images by common windows (pool_windows.h).
+// Depthwise convolution of NCHW images by common windows (pool_windows.h); that of one channel to one is the same.
 #pragma once
 
 #include "csrc/core/conv2d.h"

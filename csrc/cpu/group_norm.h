@@ -1,9 +1,9 @@
 // Group normalisation of channels_last x, (samples, inner, C = groups * channels): layer_norm.cpp's formulas, and what
 // its kernels for planes share with these.
 //
-// Vectors run along C, so a group, which may be less than a vector, does not matter to the inner loops: blocks of
-// pixels are summed per channel, the channels' sums are combined per group, in order and in double, and what
-// a group needs is then spread over its channels again.
+// Vectors run along C, or along several pixels where that is short (wide_rows.h), so a group, which may be less than a
+// vector, does not matter to the inner loops: blocks of pixels are summed per channel, the channels' sums are combined
+// per group, in order and in double, and what a group needs is then spread over its channels again.
 #pragma once
 
 #include <cmath>

@@ -3,10 +3,11 @@
 //     dx = rstd (g - sum(g) / D - h sum(g h) / D)        g = dy weight, sums over the row
 //     dweight = sum dy h,  dbias = sum dy                over all elements that share a weight
 //
-// inner == 1 (layer normalisation): weights run along the row with x, and so do vectors. Sums over rows are kept per
-// block of kRows rows. inner > 1 (group normalisation): vectors run along a plane, whose weight is one number, and
-// everything follows from two sums per plane; for channels_last see group_norm.h. A thread computes whole rows, or
-// blocks of them; rows stay in its cache from one pass to the next. Blocks are combined in order, in double.
+// inner == 1 (layer normalisation): weights run along the row with x, and so do vectors; the statistics of short rows
+// are reduced for several together. Sums over rows are kept per block of kRows rows. inner > 1 (group normalisation):
+// vectors run along a plane, whose weight is one number, and everything follows from two sums per plane; for
+// channels_last see group_norm.h. A thread computes whole rows, or blocks of them; rows stay in its cache from one pass
+// to the next. Blocks are combined in order, in double.
 #include "csrc/core/layer_norm.h"
 
 #include <cmath>

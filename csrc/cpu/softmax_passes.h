@@ -1,9 +1,10 @@
 // What softmax and cross-entropy share: the walk over a contiguous (outer, C, inner) tensor, and the maximum m and the
 // sum of exp(x - m) over C.
 //
-// inner == 1: each row of C is contiguous, vectors run along it and their lanes are combined at the end.
-// inner > 1: vectors run along inner, one sum per lane, on tiles of columns: a tile of C rows stays in cache from one
-// pass to the next, and its rows are as long as that allows, for the prefetchers and the TLB.
+// inner == 1: each row of C is contiguous, vectors run along it and their lanes are combined at the end, those of
+// several short rows together. inner > 1: vectors run along inner, one sum per lane, on tiles of columns: a tile of C
+// rows stays in cache from one pass to the next, and its rows are as long as that allows, for the prefetchers and the
+// TLB.
 #pragma once
 
 #include <algorithm>
