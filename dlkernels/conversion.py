@@ -79,6 +79,8 @@ def coverage(model):
     _check_module("coverage", model)
     rows = Coverage()
     for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Sequential):  # computes nothing itself
+            continue
         layer = _class_name(type(module))
         if type(module) in _TO_TORCH:
             rows.append(LayerCoverage(name, layer, "converted", _fallback_reason(module)))

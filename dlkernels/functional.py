@@ -4,6 +4,7 @@ Each runs our kernels on dense CPU tensors in float32 or float64 and PyTorch's o
 (``dlkernels.counts()`` tells which); all are differentiable, twice too.
 """
 
+import math
 import operator
 import warnings
 
@@ -145,13 +146,23 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
 
     input: (N, C, ...), contiguous or channels_last. training: mean and variance are those of the batch, and the running
     statistics, if given, are updated in place; otherwise they are used. ValueError for one value per channel."""
+    return _batch_norm_then(None, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+_BOUNDS = {None: (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+def _batch_norm_then(activation, input, running_mean, running_var, weight, bias, training, momentum, eps):
+    """`batch_norm` and an activation, None, "relu" or "relu6", in one pass over memory: what `dlkernels.nn.Sequential`
+    runs."""
     if training and input.size(0) * input.size()[2:].numel() == 1:
         raise ValueError(
             f"batch_norm: Expected more than 1 value per channel when training, got input size {tuple(input.size())}"
         )
     if eps < 0 or (training and eps == 0):
         raise ValueError(f"batch_norm: eps must be positive (in evaluation also 0), got {eps}")
-    return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    low, high = _BOUNDS[activation]
+    return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, low, high)
 
 
 def instance_norm(

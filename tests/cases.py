@@ -196,6 +196,7 @@ _OPS = {
     "adaptiveavgpool2d": "adaptive_avg_pool2d",
     "batchnorm1d": "batch_norm",
     "batchnorm2d": "batch_norm",
+    "sequential": "batch_norm",
     "layernorm": "layer_norm",
     "groupnorm": "group_norm",
     "instancenorm2d": "instance_norm",
@@ -281,6 +282,8 @@ LAYERS = {
         }.items()
     },
     "BatchNorm1d 3-D": Layer(lambda nn: nn.BatchNorm1d(4), (3, 4, 7)),
+    "Sequential": Layer(lambda nn: nn.Sequential(nn.ELU(), nn.BatchNorm2d(4), nn.ReLU(True)), _IMAGE),
+    "Sequential ReLU6": Layer(lambda nn: nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.ReLU6()), (3, 4, 7)),
     "LayerNorm": Layer(lambda nn: nn.LayerNorm(9), _IMAGE),
     "LayerNorm without bias": Layer(lambda nn: nn.LayerNorm((7, 9), 1e-3, bias=False), _IMAGE),
     "LayerNorm without weight": Layer(lambda nn: nn.LayerNorm((7, 9), elementwise_affine=False), _IMAGE),

@@ -1,5 +1,6 @@
 """Batch and instance normalisation: statistics, running statistics, layouts, gradients, errors."""
 
+import functools
 import itertools
 
 import pytest
@@ -19,8 +20,16 @@ def parameters(C, dtype=torch.float32):  # noqa: N803
     return mean, var.exp(), weight.requires_grad_(), bias.requires_grad_()
 
 
-def compare(name, x, affine=True, running=True, training=True, dys=None, **options):
+def batch_norm_then(activation):
+    """Ours, which applies the activation at once, and PyTorch's two functions; both as batch_norm alone is called."""
+    return functools.partial(DF._batch_norm_then, activation), lambda *args: getattr(F, activation)(F.batch_norm(*args))
+
+
+def compare(name, x, affine=True, running=True, training=True, dys=None, activation=None, momentum=0.1, eps=1e-5):
     """Output, gradients and, as further outputs, the running statistics after the call."""
+    ours, theirs = (getattr(library, name) for library in (DF, F))
+    if activation:
+        ours, theirs = batch_norm_then(activation)
     mean, var, weight, bias = parameters(x.size(1), x.dtype)
     inputs = [
         x,
@@ -30,15 +39,15 @@ def compare(name, x, affine=True, running=True, training=True, dys=None, **optio
         bias if affine else None,
     ]
 
-    def call(library):
-        def function(x, mean, var, weight, bias):
+    def call(function):
+        def normalise(x, mean, var, weight, bias):
             mean, var = (t.clone() if running else None for t in (mean, var))
-            y = getattr(library, name)(x, mean, var, weight, bias, training, **options)
+            y = function(x, mean, var, weight, bias, training, momentum, eps)
             return (y, mean, var) if running else y
 
-        return function
+        return normalise
 
-    check(call(DF), call(F), inputs, op=name, dys=dys, roundings=4 if x.dtype == torch.float32 else 32)
+    check(call(ours), call(theirs), inputs, op=name, dys=dys, roundings=4 if x.dtype == torch.float32 else 32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -244,9 +253,78 @@ def test_compile(name, training):
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, [x, weight, bias], dy))
 
 
-def test_saves_only_input_and_statistics():
+# ---- With an activation
+
+
+ACTIVATIONS = pytest.mark.parametrize("activation", ["relu", "relu6"])
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activation_layouts(training, layout, dtype, activation):
+    x = LAYOUTS[layout](4 * rand(4, 19, 7, 9, dtype=dtype)).requires_grad_()
+    for affine in (True, False):
+        compare("batch_norm", x, affine=affine, training=training, activation=activation)
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_activation_lengths(layout, activation):
+    for n in [*range(2, 20), 31, 33, 64, 65]:
+        compare("batch_norm", LAYOUTS[layout](rand(2, 5, 1, n, seed=n)).requires_grad_(), activation=activation)
+        compare("batch_norm", LAYOUTS[layout](rand(9, n, 1, 2, seed=n)).requires_grad_(), activation=activation)
+    for shape in ((3, 2, 47, 91), (37, 5, 7, 7), (2500, 2, 1, 1), (700, 33, 2, 2)):  # several blocks
+        compare("batch_norm", LAYOUTS[layout](rand(*shape)).requires_grad_(), activation=activation)
+    compare("batch_norm", LAYOUTS[layout](rand(0, 5, 3, 3)).requires_grad_(), activation=activation)
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_activation_at_its_bounds_and_beyond(layout, activation):
+    """Where all of a channel is 0, 6, NaN or Inf, by its weight and bias: the slope there is PyTorch's."""
+    x = LAYOUTS[layout](rand(3, 8, 4, 5)).requires_grad_()
+    mean, var, weight, bias = (t.detach() for t in parameters(8))
+    weight[:4] = 0
+    nan = float("nan") if activation == "relu" else 1  # PyTorch's hardtanh has two answers, which the length decides
+    bias[:6] = torch.tensor([0, 6, -1, 7, nan, float("inf")])
+    ours, theirs = (
+        [y, *torch.autograd.grad(y, [x, weight, bias], torch.ones_like(y))]
+        for f in batch_norm_then(activation)
+        for y in [f(x, mean, var, weight.requires_grad_(), bias.requires_grad_(), False, 0.1, 1e-5)]
+    )
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_activation_gradcheck(layout, training, affine, activation):
+    mean, var, *weights = parameters(3, torch.float64)
+    x = LAYOUTS[layout](3 * rand(3, 3, 2, 2, dtype=torch.float64)).requires_grad_()
+    running = (None, None) if training else (mean, var)
+    function = batch_norm_then(activation)[0]
+    weights = weights if affine else [None, None]
+    inputs = [x, *(w for w in weights if affine)]
+    check_gradients(lambda x, *w: function(x, *running, *(w or weights), training, 0.1, 1e-5), inputs)
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_activation_threads(layout, activation):
+    _, _, weight, bias = parameters(9)
+    function = batch_norm_then(activation)[0]
+    x = LAYOUTS[layout](rand(8, 9, 50, 60)).requires_grad_()
+    check_threads(lambda x, w, b: function(x, None, None, w, b, True, 0.1, 1e-5), [x, weight, bias])
+
+
+@pytest.mark.parametrize("activation, saved_sizes", [(None, [5, 5]), ("relu", [5, 5, 5])])
+def test_saves_only_input_and_statistics(activation, saved_sizes):
+    """And with an activation the bias."""
     saved = []
     x = rand(4, 5, 6, 7).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        DF.batch_norm(x, None, None, training=True)
-    assert sorted(t.numel() for t in saved) == [5, 5, x.numel()]
+        DF._batch_norm_then(activation, x, None, None, None, rand(5), True, 0.1, 1e-5)
+    assert sorted(t.numel() for t in saved) == [*saved_sizes, x.numel()]

@@ -22,7 +22,7 @@ FUNCTION_NAMES = """
 LAYER_NAMES = """
     Linear Conv1d Conv2d ConvTranspose2d MaxPool2d AvgPool2d AdaptiveAvgPool2d BatchNorm1d BatchNorm2d LayerNorm
     GroupNorm InstanceNorm2d Dropout Dropout2d ReLU ReLU6 LeakyReLU ELU Hardtanh Sigmoid Tanh GELU SiLU Softplus Softmax
-    LogSoftmax CrossEntropyLoss NLLLoss BCEWithLogitsLoss MSELoss Flatten
+    LogSoftmax CrossEntropyLoss NLLLoss BCEWithLogitsLoss MSELoss Flatten Sequential
 """
 
 

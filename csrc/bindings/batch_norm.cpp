@@ -7,8 +7,12 @@
 #include "csrc/core/batch_norm.h"
 
 #include <ATen/ops/batch_norm.h>
+#include <ATen/ops/hardtanh.h>
+#include <ATen/ops/hardtanh_backward.h>
 #include <ATen/ops/instance_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/threshold_backward.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include "csrc/bindings/common.h"
@@ -31,9 +35,11 @@ Tensor as_statistics(const Tensor& statistics, const Tensor& x) {
   return (statistics.scalar_type() == dtype ? statistics : statistics.to(dtype)).contiguous();
 }
 
-// batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor var)
+// batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps, float low, float high)
+//     -> (Tensor y, Tensor mean, Tensor var)
 std::tuple<Tensor, Tensor, Tensor> batch_norm_training(const Tensor& x, const OptionalTensor& weight,
-                                                       const OptionalTensor& bias, double eps) {
+                                                       const OptionalTensor& bias, double eps, double low,
+                                                       double high) {
   const at::DimVector sizes = sizes_of(x);
   const at::MemoryFormat format = x.suggest_memory_format();
   const Tensor y = allocate(sizes, x.options(), format);
@@ -42,15 +48,16 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_training(const Tensor& x, const Op
   const Tensor xs = contiguous(x, format), w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
   with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
     kernels.forward_training(shape_of(x, format), const_data<T>(xs), const_data<T>(w), const_data<T>(b), eps,
-                             mutable_data<T>(y), mutable_data<Accumulate<T>>(mean), mutable_data<Accumulate<T>>(var),
-                             context);
+                             {low, high}, mutable_data<T>(y), mutable_data<Accumulate<T>>(mean),
+                             mutable_data<Accumulate<T>>(var), context);
   });
   return {y, mean, var};
 }
 
-// batch_norm_eval(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps) -> Tensor
+// batch_norm_eval(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, float low, float high)
+//     -> Tensor
 Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
-                       const OptionalTensor& bias, double eps) {
+                       const OptionalTensor& bias, double eps, double low, double high) {
   const at::MemoryFormat format = x.suggest_memory_format();
   const Tensor y = allocate(sizes_of(x), x.options(), format);
   if (x.is_meta()) return y;
@@ -58,40 +65,61 @@ Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, c
   const Tensor means = as_statistics(mean, x), vars = as_statistics(var, x);
   with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
     kernels.forward_eval(shape_of(x, format), const_data<T>(xs), const_data<Accumulate<T>>(means),
-                         const_data<Accumulate<T>>(vars), const_data<T>(w), const_data<T>(b), eps, mutable_data<T>(y),
-                         context);
+                         const_data<Accumulate<T>>(vars), const_data<T>(w), const_data<T>(b), eps, {low, high},
+                         mutable_data<T>(y), context);
   });
   return y;
 }
 
-// batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool training, float eps)
-//     -> (Tensor dx, Tensor dweight, Tensor dbias)
+// batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, bool training,
+//                     float eps, float low, float high) -> (Tensor dx, Tensor dweight, Tensor dbias)
 std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
-                                                       const Tensor& var, const OptionalTensor& weight, bool training,
-                                                       double eps) {
+                                                       const Tensor& var, const OptionalTensor& weight,
+                                                       const OptionalTensor& bias, bool training, double eps,
+                                                       double low, double high) {
   const at::DimVector sizes = sizes_of(x);
   const at::MemoryFormat format = x.suggest_memory_format();
   const Tensor dx = allocate(sizes, x.options(), format);
   const Tensor dweight = allocate({sizes[1]}, x.options()), dbias = allocate({sizes[1]}, x.options());
   if (x.is_meta()) return {dx, dweight, dbias};
-  const Tensor xs = contiguous(x, format), dys = contiguous(dy, format), w = contiguous_or_undefined(weight);
+  const Tensor xs = contiguous(x, format), dys = contiguous(dy, format);
+  const Tensor w = contiguous_or_undefined(weight), b = contiguous_or_undefined(bias);
   const Tensor means = as_statistics(mean, x), vars = as_statistics(var, x);
   with_kernels<BatchNormKernels>(x, [&]<class T>(const BatchNormKernels<T>& kernels, Context& context) {
     kernels.backward(shape_of(x, format), training, const_data<T>(dys), const_data<T>(xs),
-                     const_data<Accumulate<T>>(means), const_data<Accumulate<T>>(vars), const_data<T>(w), eps,
-                     mutable_data<T>(dx), mutable_data<T>(dweight), mutable_data<T>(dbias), context);
+                     const_data<Accumulate<T>>(means), const_data<Accumulate<T>>(vars), const_data<T>(w),
+                     const_data<T>(b), eps, {low, high}, mutable_data<T>(dx), mutable_data<T>(dweight),
+                     mutable_data<T>(dbias), context);
   });
   return {dx, dweight, dbias};
 }
 
+/// What PyTorch has for a clamp: without an upper bound, ReLU.
+Tensor clamp_forward(const Tensor& y, Clamp clamp) {
+  if (!clamp.clamps()) return y;
+  return clamp.bounds_above() ? at::hardtanh(y, clamp.low, clamp.high) : at::relu(y);
+}
+Tensor clamp_backward(const Tensor& dy, const Tensor& y, Clamp clamp) {
+  return clamp.bounds_above() ? at::hardtanh_backward(dy, y, clamp.low, clamp.high) : at::threshold_backward(dy, y, 0);
+}
+
+/// What forward clamped, as a constant: the slopes do not change with it.
+Tensor unclamped(const Tensor& x, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+                 const OptionalTensor& bias, double eps) {
+  const at::NoGradGuard no_grad;
+  return DLK_OP(batch_norm_eval).call(x, mean, var, weight, bias, eps, Clamp().low, Clamp().high);
+}
+
 /// The gradients of x, weight and bias by PyTorch's operations, which are differentiable.
-std::tuple<Tensor, Tensor, Tensor> differentiable_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
+std::tuple<Tensor, Tensor, Tensor> differentiable_backward(Tensor dy, const Tensor& x, const Tensor& mean,
                                                            const Tensor& var, const OptionalTensor& weight,
-                                                           bool training, double eps) {
+                                                           const OptionalTensor& bias, bool training, double eps,
+                                                           Clamp clamp) {
   const Tensor rstd = (as_statistics(var, x) + eps).rsqrt();
   at::DimVector channels(x.dim(), 1), others{0};
   channels[1] = x.size(1);
   for (int64_t i = 2; i < x.dim(); ++i) others.push_back(i);
+  if (clamp.clamps()) dy = clamp_backward(dy, unclamped(x, mean, var, weight, bias, eps), clamp);
   const Tensor dbias = dy.sum(others);
   // What follows asks of PyTorch's backward only what it can do on CUDA tensors: no gradient of an absent weight, nor
   // anything for given statistics ("tensor does not have a device", 2.11).
@@ -109,30 +137,36 @@ std::tuple<Tensor, Tensor, Tensor> differentiable_backward(const Tensor& dy, con
 struct BatchNormGradient {
   // Training: mean and var are outputs beside y.
   static std::tuple<Tensor, Tensor, Tensor> forward(Recording* call, const Tensor& x, const OptionalTensor& weight,
-                                                    const OptionalTensor& bias, double eps) {
-    const auto [y, mean, var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);
-    call->save_values(/*training=*/true, bias.has_value(), eps);
-    call->save_for_backward({x, or_undefined(weight), mean, var});
+                                                    const OptionalTensor& bias, double eps, double low, double high) {
+    const auto [y, mean, var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps, low, high);
+    save(call, /*training=*/true, x, mean, var, weight, bias, eps, {low, high});
     return {y, mean, var};
   }
 
   // Evaluation: mean and var are inputs.
   static Tensor forward(Recording* call, const Tensor& x, const Tensor& mean, const Tensor& var,
-                        const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-    call->save_values(/*training=*/false, bias.has_value(), eps);
+                        const OptionalTensor& weight, const OptionalTensor& bias, double eps, double low, double high) {
     // Copies: training later updates the buffers, and must not make this backward raise.
-    call->save_for_backward({x, or_undefined(weight), mean.clone(), var.clone()});
-    return DLK_OP(batch_norm_eval).call(x, mean, var, weight, bias, eps);
+    save(call, /*training=*/false, x, mean.clone(), var.clone(), weight, bias, eps, {low, high});
+    return DLK_OP(batch_norm_eval).call(x, mean, var, weight, bias, eps, low, high);
+  }
+
+  /// The bias tells what was clamped; without a clamp, nothing needs it.
+  static void save(Recording* call, bool training, const Tensor& x, const Tensor& mean, const Tensor& var,
+                   const OptionalTensor& weight, const OptionalTensor& bias, double eps, Clamp clamp) {
+    call->save_values(training, bias.has_value(), eps, clamp);
+    call->save_for_backward({x, or_undefined(weight), mean, var, clamp.clamps() ? or_undefined(bias) : Tensor()});
   }
 
   static variable_list backward(Recording* call, const Tensor& dy) {
     const variable_list saved = call->saved_tensors();
     const Tensor &x = saved[0], &mean = saved[2], &var = saved[3];
-    const OptionalTensor weight = optional(saved[1]);
-    const auto [training, has_bias, eps] = call->saved_values<bool, bool, double>();
-    auto [dx, dweight, dbias] = create_graph()
-                                    ? differentiable_backward(dy, x, mean, var, weight, training, eps)
-                                    : DLK_OP(batch_norm_backward).call(dy, x, mean, var, weight, training, eps);
+    const OptionalTensor weight = optional(saved[1]), bias = optional(saved[4]);
+    const auto [training, has_bias, eps, clamp] = call->saved_values<bool, bool, double, Clamp>();
+    auto [dx, dweight, dbias] =
+        create_graph()
+            ? differentiable_backward(dy, x, mean, var, weight, bias, training, eps, clamp)
+            : DLK_OP(batch_norm_backward).call(dy, x, mean, var, weight, bias, training, eps, clamp.low, clamp.high);
     if (!weight.has_value()) dweight = Tensor();
     if (!has_bias) dbias = Tensor();
     if (training) return {dx, dweight, dbias};
@@ -178,7 +212,7 @@ void update(const Tensor& running, const Tensor& batch, double momentum, double 
 /// batch_norm on inputs that are covered.
 Tensor batch_norm_covered(const Tensor& x, const Tensor& running_mean, const Tensor& running_var,
                           const OptionalTensor& weight, const OptionalTensor& bias, bool training, double momentum,
-                          double eps) {
+                          double eps, Clamp clamp) {
   const at::DimVector sizes = sizes_of(x);
   TORCH_CHECK_VALUE(running_mean.defined() == running_var.defined(),
                     "batch_norm: running_mean and running_var must be given both or neither");
@@ -189,10 +223,12 @@ Tensor batch_norm_covered(const Tensor& x, const Tensor& running_mean, const Ten
   TORCH_CHECK(training || (running_mean.defined() && running_var.defined()),
               "batch_norm: running_mean and running_var must be given when training is False");
   if (x.sym_numel() == 0)  // nothing to normalise: PyTorch's rules for the gradients of nothing
-    return at::batch_norm(x, weight, bias, optional(running_mean), optional(running_var), training, momentum, eps,
-                          false);
-  if (!training) return DLK_OP(batch_norm_eval).call(x, running_mean, running_var, weight, bias, eps);
-  const auto [y, mean, var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps);
+    return clamp_forward(
+        at::batch_norm(x, weight, bias, optional(running_mean), optional(running_var), training, momentum, eps, false),
+        clamp);
+  if (!training)
+    return DLK_OP(batch_norm_eval).call(x, running_mean, running_var, weight, bias, eps, clamp.low, clamp.high);
+  const auto [y, mean, var] = DLK_OP(batch_norm_training).call(x, weight, bias, eps, clamp.low, clamp.high);
   double count = 1;
   for (size_t i = 0; i < sizes.size(); ++i)
     if (i != 1) count *= static_cast<double>(sizes[i]);
@@ -206,23 +242,29 @@ Counter batch_norm_calls("batch_norm"), instance_norm_calls("instance_norm");
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(dlkernels, m) {
-  m.def("batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
-  m.def("batch_norm_eval(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps) -> Tensor");
   m.def(
-      "batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool training, float eps) -> "
+      "batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, float eps, float low, float high) -> "
       "(Tensor, Tensor, Tensor)");
+  m.def(
+      "batch_norm_eval(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, float low, "
+      "float high) -> Tensor");
+  m.def(
+      "batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, bool training, "
+      "float eps, float low, float high) -> (Tensor, Tensor, Tensor)");
 }
 DLK_IMPL(batch_norm_training, BatchNormGradient)
 DLK_IMPL(batch_norm_eval, BatchNormGradient)
 DLK_IMPL_BACKWARD(batch_norm_backward)
 
 Tensor batch_norm(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                  const OptionalTensor& weight, const OptionalTensor& bias, bool training, double momentum,
-                  double eps) {
+                  const OptionalTensor& weight, const OptionalTensor& bias, bool training, double momentum, double eps,
+                  double low, double high) {
   const Tensor mean = or_undefined(running_mean), var = or_undefined(running_var);
+  const Clamp clamp{low, high};
   if (!covered(batch_norm_calls, {input, mean, var, or_undefined(weight), or_undefined(bias)}, input.dim() >= 2))
-    return at::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, false);
-  return batch_norm_covered(input, mean, var, weight, bias, training, momentum, eps);
+    return clamp_forward(at::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, false),
+                         clamp);
+  return batch_norm_covered(input, mean, var, weight, bias, training, momentum, eps, clamp);
 }
 
 Tensor instance_norm(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
@@ -240,7 +282,7 @@ Tensor instance_norm(const Tensor& input, const OptionalTensor& running_mean, co
   check_size("weight", or_undefined(weight), C);
   check_size("bias", or_undefined(bias), C);
   if (!use_input_stats)
-    return batch_norm_covered(input.contiguous(), mean, var, weight, bias, /*training=*/false, momentum, eps);
+    return batch_norm_covered(input.contiguous(), mean, var, weight, bias, /*training=*/false, momentum, eps, {});
   at::DimVector as_channels = sizes;
   as_channels[0] = 1;
   as_channels[1] = N * C;
@@ -248,7 +290,7 @@ Tensor instance_norm(const Tensor& input, const OptionalTensor& running_mean, co
   const Tensor means = repeated(mean), vars = repeated(var);
   const Tensor y =
       batch_norm_covered(input.contiguous().view(as_channels), means, vars, optional(repeated(or_undefined(weight))),
-                         optional(repeated(or_undefined(bias))), /*training=*/true, momentum, eps);
+                         optional(repeated(or_undefined(bias))), /*training=*/true, momentum, eps, {});
   if (mean.defined()) mean.copy_(means.view({N, C}).mean(0));
   if (var.defined()) var.copy_(vars.view({N, C}).mean(0));
   return y.view(sizes);

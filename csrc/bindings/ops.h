@@ -47,7 +47,8 @@ at::Tensor adaptive_avg_pool2d_entry(const at::Tensor& input, const Ints& output
 // batch_norm.cpp
 at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& running_mean,
                       const std::optional<at::Tensor>& running_var, const std::optional<at::Tensor>& weight,
-                      const std::optional<at::Tensor>& bias, bool training, double momentum, double eps);
+                      const std::optional<at::Tensor>& bias, bool training, double momentum, double eps, double low,
+                      double high);
 at::Tensor instance_norm(const at::Tensor& input, const std::optional<at::Tensor>& running_mean,
                          const std::optional<at::Tensor>& running_var, const std::optional<at::Tensor>& weight,
                          const std::optional<at::Tensor>& bias, bool use_input_stats, double momentum, double eps);

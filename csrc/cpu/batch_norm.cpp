@@ -3,6 +3,9 @@
 //     dbias = sum dy,  dweight = r sum dy (x - mean)        r = 1 / sqrt(var + eps)
 //     training: dx = (dy - dbias / M - (x - mean) r dweight / M) a;   eval: dx = dy a
 //
+// y may be clamped at once, which saves ReLU's pass over it; then dy counts as 0 where y is at a bound or beyond, which
+// backward finds anew from x: it reads that anyway.
+//
 // inner > 1: vectors run along inner. A thread computes whole channels, a few together if planes are small: statistics
 // first, then y while they are still in its cache; sums are over parts of a plane, or of several small ones, combined
 // in double. Evaluation takes plane after plane.
@@ -48,19 +51,61 @@ struct Affine {
   }
 
   void set_all(const T* means, const T* vars, const T* weight, const T* bias, double eps) const {
-    for (int64_t c = 0; c < rows.C; ++c) set(c, means[c], vars[c], weight, bias, eps);
+    std::copy(means, means + rows.C, mean);
+    T* const __restrict to = a;  // so that roots and quotients are taken in vectors
+    for (int64_t c = 0; c < rows.C; ++c) to[c] = static_cast<T>((weight ? weight[c] : 1) * inverse_std(vars[c], eps));
+    for (int64_t c = 0; c < rows.C; ++c) b[c] = bias ? bias[c] : 0;
     for (T* array : {mean, a, b}) rows.repeat(array);
   }
 };
 
+/// y as it is.
+template <class T>
+struct Unclamped {
+  using V = Vec<T>;
+  static constexpr bool kClamps = false;
+  DLK_INLINE V forward(V y) const { return y; }
+  DLK_INLINE V backward(V dy, V) const { return dy; }
+};
+
+/// y within the bounds, if only below (`above` false) with half of the comparisons.
+template <class T, bool above>
+struct Clamped {
+  using V = Vec<T>;
+  static constexpr bool kClamps = true;
+  T low, high, lower_edge, upper_edge;
+
+  explicit Clamped(Clamp clamp)
+      : low(static_cast<T>(clamp.low)),
+        high(static_cast<T>(clamp.high)),
+        lower_edge(static_cast<T>(clamp.lower_edge())),
+        upper_edge(static_cast<T>(clamp.upper_edge())) {}
+
+  DLK_INLINE V forward(V y) const {
+    const V raised = max(splat(low), y);
+    return above ? min(splat(high), raised) : raised;
+  }
+  DLK_INLINE V backward(V dy, V y) const {
+    auto flat = y <= lower_edge;
+    if constexpr (above) flat |= y >= upper_edge;
+    return flat ? V{} : dy;
+  }
+};
+
+template <class T, class F>
+void with_clamp(Clamp clamp, F f) {
+  if (clamp.bounds_above()) return f(Clamped<T, true>(clamp));
+  clamp.bounds_below() ? f(Clamped<T, false>(clamp)) : f(Unclamped<T>{});
+}
+
 inline Planes planes_of(BatchNormShape s) { return {s.N, s.inner, s.C * s.inner}; }
 
 /// Normalises a plane of channel c.
-template <bool streams, Fetch fetch, class T>
-void normalise_plane(int64_t inner, int64_t c, const T* x, const Affine<T>& affine, T* y) {
+template <bool streams, Fetch fetch, class T, class Clamping>
+void normalise_plane(int64_t inner, int64_t c, const T* x, const Affine<T>& affine, Clamping clamp, T* y) {
   const T mean = affine.mean[c], a = affine.a[c], b = affine.b[c];
   for_each_vec<T>(inner, [&](int64_t i, auto lanes) {
-    write_n<streams>(y + i, (read_n<fetch>(x + i, lanes) - mean) * a + b, lanes);
+    write_n<streams>(y + i, clamp.forward((read_n<fetch>(x + i, lanes) - mean) * a + b), lanes);
   });
 }
 
@@ -73,8 +118,8 @@ DLK_INLINE void for_each_row_from_the_end(int64_t begin, int64_t end, F f) {
 }
 
 /// Normalises rows of C channels.
-template <class T>
-void normalise_rows(const T* x, const Affine<T>& affine, T* y) {
+template <class T, class Clamping>
+void normalise_rows(const T* x, const Affine<T>& affine, Clamping clamp, T* y) {
   const WideRows<T> rows = affine.rows;
   with_streaming(y, rows.width, 2 * rows.rows * rows.C, [=](auto streams) {
     parallel_for<streams>(rows.count, rows.width, [=](int64_t begin, int64_t end) {
@@ -82,7 +127,8 @@ void normalise_rows(const T* x, const Affine<T>& affine, T* y) {
         const int64_t row = n * rows.width;
         for_each_vec<T>(rows.size(n), [&](int64_t c, auto lanes) {
           const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + row + c, lanes) - load_n(affine.mean + c, lanes);
-          write_n<streams>(y + row + c, d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes), lanes);
+          const Vec<T> v = d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes);
+          write_n<streams>(y + row + c, clamp.forward(v), lanes);
         });
       });
     });
@@ -121,29 +167,31 @@ void column_statistics(BatchNormShape s, const T* x, T* mean, T* var, Context& c
 }
 
 template <class T>
-void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y, T* mean, T* var,
-                      Context& context) {
+void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bias, double eps, Clamp bounds, T* y,
+                      T* mean, T* var, Context& context) {
   const Affine<T> affine(rows_of<T>(s), context);
   if (s.inner == 1) {
     column_statistics(s, x, mean, var, context);
     affine.set_all(mean, var, weight, bias, eps);
-    return normalise_rows(x, affine, y);
+    return with_clamp<T>(bounds, [=](auto clamp) { normalise_rows(x, affine, clamp, y); });
   }
-  with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
-    parallel_for<streams>(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
-      for_each_neighbours(s.inner, begin, end, [&](int64_t first, int64_t last) {
-        Moments<> moments[kMostNeighbours];
-        add_moments(moments, last - first, x + first * s.inner, planes_of(s));
-        for (int64_t c = first; c < last; ++c) {
-          mean[c] = static_cast<T>(moments[c - first].mean);
-          var[c] = static_cast<T>(moments[c - first].variance());
-          affine.set(c, mean[c], var[c], weight, bias, eps);
-        }
-        for (int64_t n = 0; n < s.N; ++n)
+  with_clamp<T>(bounds, [=](auto clamp) {
+    with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
+      parallel_for<streams>(s.C, 3 * s.N * s.inner, [=](int64_t begin, int64_t end) {
+        for_each_neighbours(s.inner, begin, end, [&](int64_t first, int64_t last) {
+          Moments<> moments[kMostNeighbours];
+          add_moments(moments, last - first, x + first * s.inner, planes_of(s));
           for (int64_t c = first; c < last; ++c) {
-            const int64_t plane = (n * s.C + c) * s.inner;
-            normalise_plane<streams, Fetch::nothing>(s.inner, c, x + plane, affine, y + plane);
+            mean[c] = static_cast<T>(moments[c - first].mean);
+            var[c] = static_cast<T>(moments[c - first].variance());
+            affine.set(c, mean[c], var[c], weight, bias, eps);
           }
+          for (int64_t n = 0; n < s.N; ++n)
+            for (int64_t c = first; c < last; ++c) {
+              const int64_t plane = (n * s.C + c) * s.inner;
+              normalise_plane<streams, Fetch::nothing>(s.inner, c, x + plane, affine, clamp, y + plane);
+            }
+        });
       });
     });
   });
@@ -151,49 +199,37 @@ void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bi
 
 template <class T>
 void forward_eval(BatchNormShape s, const T* x, const T* mean, const T* var, const T* weight, const T* bias, double eps,
-                  T* y, Context& context) {
+                  Clamp bounds, T* y, Context& context) {
   const Affine<T> affine(rows_of<T>(s), context);
   affine.set_all(mean, var, weight, bias, eps);
-  if (s.inner == 1) return normalise_rows(x, affine, y);
-  with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
-    parallel_for<streams>(s.N * s.C, s.inner, [=](int64_t begin, int64_t end) {  // planes in the order of memory
-      for (int64_t plane = begin; plane < end; ++plane)
-        normalise_plane<streams, kFetch<streams>>(s.inner, plane % s.C, x + plane * s.inner, affine,
-                                                  y + plane * s.inner);
+  with_clamp<T>(bounds, [=](auto clamp) {
+    if (s.inner == 1) return normalise_rows(x, affine, clamp, y);
+    with_streaming(y, s.inner, 2 * s.N * s.C * s.inner, [=](auto streams) {
+      parallel_for<streams>(s.N * s.C, s.inner, [=](int64_t begin, int64_t end) {  // planes in the order of memory
+        for (int64_t plane = begin; plane < end; ++plane)
+          normalise_plane<streams, kFetch<streams>>(s.inner, plane % s.C, x + plane * s.inner, affine, clamp,
+                                                    y + plane * s.inner);
+      });
     });
   });
 }
 
 // ---- Backward
 
-/// dx = (dy - k1 - (x - mean) k2) a for each channel, as arrays over C, or over the columns of wide rows.
-template <class T>
-struct InputGradient {
-  WideRows<T> rows;
-  T *mean, *k1, *k2, *a;
-
-  InputGradient(WideRows<T> rows, Context& context)
-      : rows(rows),
-        mean(context.array<T>(rows.width)),
-        k1(context.array<T>(rows.width)),
-        k2(context.array<T>(rows.width)),
-        a(context.array<T>(rows.width)) {}
-
-  void repeat() const {
-    for (T* array : {mean, k1, k2, a}) rows.repeat(array);
-  }
-};
-
-/// The arguments of backward. Threads work on copies of them, which may stay in registers: see DLK_ONE_COPY.
-template <class T>
+/// The arguments of backward, and dx = (dy - k1 - (x - mean) k2) a for each channel: k1 and k2 as arrays over C, or
+/// over the columns of wide rows, as those of `affine`. Threads work on copies, which may stay in registers: see
+/// DLK_ONE_COPY.
+template <class T, class Clamping>
 struct Backward {
   using V = Vec<T>;
   BatchNormShape s;
   bool training;
-  const T *dy, *x, *mean, *var, *weight;
+  const T *dy, *x, *mean, *var;
   double eps;
+  Clamping clamp;
   T *dx, *dweight, *dbias;
-  InputGradient<T> gradient;
+  Affine<T> affine;
+  T *k1, *k2;
 
   int64_t elements() const { return 3 * s.N * s.C * s.inner; }  // that dx takes to read and write
   bool needs_sums() const { return training || dweight != nullptr || dbias != nullptr; }
@@ -203,21 +239,30 @@ struct Backward {
     const double r = inverse_std(var[c], eps), M = static_cast<double>(s.N * s.inner);
     if (dweight) dweight[c] = static_cast<T>(sums.dy_x * r);
     if (dbias) dbias[c] = static_cast<T>(sums.dy);
-    gradient.mean[c] = mean[c];
-    gradient.k1[c] = static_cast<T>(sums.dy / M);
-    gradient.k2[c] = static_cast<T>(sums.dy_x * r * r / M);
-    gradient.a[c] = static_cast<T>((weight ? weight[c] : 1) * r);
+    k1[c] = static_cast<T>(sums.dy / M);
+    k2[c] = static_cast<T>(sums.dy_x * r * r / M);
   }
 
   template <bool streams>
   DLK_INLINE void plane_dx(int64_t n, int64_t c) const {
-    const T mean_c = mean[c], k1 = gradient.k1[c], k2 = gradient.k2[c], a = gradient.a[c];
+    const T mean_c = mean[c], k1_c = k1[c], k2_c = k2[c], a = affine.a[c], b = affine.b[c];
     const int64_t plane = (n * s.C + c) * s.inner;
     for_each_vec<T>(s.inner, [&](int64_t i, auto lanes) {
       V g = load_n(dy + plane + i, lanes);
-      if (training) g = g - k1 - (load_n(x + plane + i, lanes) - mean_c) * k2;
+      if (training || Clamping::kClamps) {
+        const V d = load_n(x + plane + i, lanes) - mean_c;
+        g = clamp.backward(g, d * a + b);
+        if (training) g = g - k1_c - d * k2_c;
+      }
       write_n<streams>(dx + plane + i, g * a, lanes);
     });
+  }
+
+  /// The sums of channels [first, last).
+  DLK_INLINE void plane_sums(int64_t first, int64_t last, GradientSums* sums) const {
+    const T *const a = affine.a + first, *const b = affine.b + first;
+    add_gradient_sums(sums, last - first, dy + first * s.inner, x + first * s.inner, mean + first, planes_of(s),
+                      [=, this](int64_t k, V g, V d) { return clamp.backward(g, d * a[k] + b[k]); });
   }
 
   void by_channel() const {
@@ -225,9 +270,7 @@ struct Backward {
       parallel_for<streams>(call.s.C, 4 * call.s.N * call.s.inner, [=](int64_t begin, int64_t end) {
         for_each_neighbours(call.s.inner, begin, end, [&](int64_t first, int64_t last) {
           GradientSums sums[kMostNeighbours];
-          const int64_t at = first * call.s.inner;
-          if (call.needs_sums())
-            add_gradient_sums(sums, last - first, call.dy + at, call.x + at, call.mean + first, planes_of(call.s));
+          if (call.needs_sums()) call.plane_sums(first, last, sums);
           for (int64_t c = first; c < last; ++c) call.finish(c, sums[c - first]);
           for (int64_t n = 0; n < call.s.N; ++n)
             for (int64_t c = first; c < last; ++c) call.template plane_dx<streams>(n, c);
@@ -238,19 +281,28 @@ struct Backward {
 
   /// Sums over the block of `most` rows that begins with `row`: partial[0 or 1][C] = sum dy, sum dy (x - mean).
   DLK_INLINE void block_sums(int64_t row, int64_t most, T* partial) const {
-    gradient_column_sums(dy + row * s.C, x + row * s.C, mean, s.C, std::min(most, s.N - row), partial);
+    const T *const of_dy = dy + row * s.C, *const of_x = x + row * s.C;
+    const int64_t rows = std::min(most, s.N - row);
+    if constexpr (!Clamping::kClamps)
+      gradient_column_sums(of_dy, of_x, Columns<T, 1>{mean}, s.C, rows, partial, AsItIs{});
+    else
+      gradient_column_sums(
+          of_dy, of_x, Columns<T, 3>{mean, affine.a, affine.b}, s.C, rows, partial,
+          [=, this](const auto& of_column, V g, V d) { return clamp.backward(g, d * of_column[1] + of_column[2]); });
   }
 
   template <bool streams>
   DLK_INLINE void row_dx(int64_t n) const {
-    const int64_t row = n * gradient.rows.width;
-    for_each_vec<T>(gradient.rows.size(n), [&](int64_t c, auto lanes) {
+    const int64_t row = n * affine.rows.width;
+    for_each_vec<T>(affine.rows.size(n), [&](int64_t c, auto lanes) {
+      const V a = load_n(affine.a + c, lanes);
       V g = read_n<kFetchIfStreams<streams>>(dy + row + c, lanes);
-      if (training) {
-        const V d = read_n<kFetchIfStreams<streams>>(x + row + c, lanes) - load_n(gradient.mean + c, lanes);
-        g = g - load_n(gradient.k1 + c, lanes) - d * load_n(gradient.k2 + c, lanes);
+      if (training || Clamping::kClamps) {
+        const V d = read_n<kFetchIfStreams<streams>>(x + row + c, lanes) - load_n(affine.mean + c, lanes);
+        g = clamp.backward(g, d * a + load_n(affine.b + c, lanes));
+        if (training) g = g - load_n(k1 + c, lanes) - d * load_n(k2 + c, lanes);
       }
-      write_n<streams>(dx + row + c, g * load_n(gradient.a + c, lanes), lanes);
+      write_n<streams>(dx + row + c, g * a, lanes);
     });
   }
 
@@ -270,9 +322,9 @@ struct Backward {
         call.finish(c, sums);
       }
     });
-    gradient.repeat();
-    with_streaming(dx, gradient.rows.width, elements(), [call = *this](auto streams) {
-      const WideRows<T> wide = call.gradient.rows;
+    for (T* array : {k1, k2}) affine.rows.repeat(array);
+    with_streaming(dx, affine.rows.width, elements(), [call = *this](auto streams) {
+      const WideRows<T> wide = call.affine.rows;
       parallel_for<streams>(wide.count, 2 * wide.width, [=](int64_t begin, int64_t end) {
         for_each_row_from_the_end(begin, end, [&](int64_t n) { call.template row_dx<streams>(n); });
       });
@@ -282,10 +334,15 @@ struct Backward {
 
 template <class T>
 void backward(BatchNormShape s, bool training, const T* dy, const T* x, const T* mean, const T* var, const T* weight,
-              double eps, T* dx, T* dweight, T* dbias, Context& context) {
-  const Backward<T> call{s,      training, dy, x,       mean,  var,
-                         weight, eps,      dx, dweight, dbias, InputGradient<T>(rows_of<T>(s), context)};
-  s.inner == 1 ? call.by_row(context) : call.by_channel();
+              const T* bias, double eps, Clamp bounds, T* dx, T* dweight, T* dbias, Context& context) {
+  const Affine<T> affine(rows_of<T>(s), context);
+  affine.set_all(mean, var, weight, bias, eps);
+  T *const k1 = context.array<T>(affine.rows.width), *const k2 = context.array<T>(affine.rows.width);
+  with_clamp<T>(bounds, [&](auto clamp) {
+    const Backward<T, decltype(clamp)> call{s,     training, dy,      x,     mean,   var, eps,
+                                            clamp, dx,       dweight, dbias, affine, k1,  k2};
+    s.inner == 1 ? call.by_row(context) : call.by_channel();
+  });
 }
 
 }  // namespace

@@ -45,7 +45,8 @@ template <class T>
 void add_rows(const T* x, int64_t rows, int64_t C, T* to) {
   std::fill_n(to, C, T(0));
   sum_rows<1, T>(
-      C, rows, nullptr, to, [=](int64_t at, auto lanes, Vec<T>, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); }, x);
+      C, rows, Columns<T, 0>{}, to,
+      [=](int64_t at, auto lanes, const auto&, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); }, x);
 }
 
 template <class T>

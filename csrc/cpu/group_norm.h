@@ -156,8 +156,8 @@ GradientSums* plane_sums(PixelBlocks<T> blocks, const T* dy, const T* x, const T
   T* means = context.array<T>(blocks.samples * C);
   for (int64_t plane = 0; plane < blocks.samples * C; ++plane) means[plane] = mean[plane / s.channels];
   blocks.for_each(2, [=](int64_t block, int64_t first, int64_t pixels) {
-    gradient_column_sums(dy + first * C, x + first * C, means + block / blocks.per_sample * C, C, pixels,
-                         partial + block * 2 * C);
+    const Columns<T, 1> of_sample{means + block / blocks.per_sample * C};
+    gradient_column_sums(dy + first * C, x + first * C, of_sample, C, pixels, partial + block * 2 * C, AsItIs{});
   });
   GradientSums* sums = context.array<GradientSums>(blocks.samples * C);
   parallel_for(blocks.samples * C, blocks.per_sample * 2, [=](int64_t first, int64_t last) {

@@ -202,7 +202,7 @@ void backward_planes(RowNormShape s, const T* dy, const T* x, const T* mean, con
         const T m = mean[row], r = rstd[row];
         for (int64_t plane = row * s.channels; plane < (row + 1) * s.channels; ++plane) {
           sums[plane] = {};
-          add_gradient_sums(sums + plane, 1, dy + plane * s.inner, x + plane * s.inner, &m, {1, s.inner, 0});
+          add_gradient_sums(sums + plane, 1, dy + plane * s.inner, x + plane * s.inner, &m, {1, s.inner, 0}, AsItIs{});
         }
         const RowGradient<T> gradient(s, row, sums, weight, r);
         for (int64_t k = 0; k < s.channels; ++k) {

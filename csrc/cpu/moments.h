@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "csrc/cpu/reduce.h"
 #include "csrc/cpu/wide_rows.h"
@@ -120,15 +121,25 @@ void add_moments(Moments<>* moments, int64_t channels, const T* x, Planes planes
   });
 }
 
+/// Gradients as they are, of what takes others too.
+struct AsItIs {
+  template <class Which, class V>
+  DLK_INLINE V operator()(const Which&, V dy, V) const {
+    return dy;
+  }
+};
+
 /// The sums over normalised elements that gradients need: of dy, and of dy (x - mean).
 struct GradientSums {
   double dy = 0, dy_x = 0;
 };
 
-/// As add_moments, the gradient sums about mean[0], mean[1], and so on. It fetches the next part of short ones
-/// meanwhile (1.05 to 1.2 times faster from L3). The hardware's prefetchers follow long ones.
-template <class T>
-void add_gradient_sums(GradientSums* sums, int64_t channels, const T* dy, const T* x, const T* mean, Planes planes) {
+/// As add_moments, the gradient sums about mean[0], mean[1], and so on, of gradient(channel, dy, x - mean) as dy. It
+/// fetches the next part of short ones meanwhile (1.05 to 1.2 times faster from L3). The hardware's prefetchers follow
+/// long ones.
+template <class T, class Gradient>
+void add_gradient_sums(GradientSums* sums, int64_t channels, const T* dy, const T* x, const T* mean, Planes planes,
+                       Gradient gradient) {
   for_each_part(planes, [&](int64_t first, Planes part, int64_t next) {
     const int64_t ahead = planes.n > kMomentsBlock ? 0 : next;
     for (int64_t k = 0; k < channels; ++k) {
@@ -137,9 +148,9 @@ void add_gradient_sums(GradientSums* sums, int64_t channels, const T* dy, const 
       const auto of_part = sum_part_fetching<2, T>(part, ahead, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
         fetch(of_dy + at);
         fetch(of_x + at);
-        const Vec<T> g = load_n(of_dy + at, lanes);
+        const Vec<T> d = load_n(of_x + at, lanes, mean_k) - mean_k, g = gradient(k, load_n(of_dy + at, lanes), d);
         sums.of[0] += g;
-        sums.of[1] += g * (load_n(of_x + at, lanes, mean_k) - mean_k);
+        sums.of[1] += g * d;
       });
       sums[k].dy += reduce_sum(of_part.of[0]);
       sums[k].dy_x += reduce_sum(of_part.of[1]);
@@ -160,21 +171,27 @@ int64_t rows_to_sum(int64_t C) {
   return kSumRows * WideRows<T>::copies_of(C);
 }
 
+/// What sum_rows has for each of C columns: n arrays (C).
+template <class T, size_t n>
+using Columns = std::array<const T*, n>;
+
 /// Adds to sums (count, C), over `rows` rows, what add(at, lanes, of_column, sum) adds to sum[0..count) for some
-/// columns of one row, which are `at` elements from the first one's; `of_column`: what `columns` (C, or null) has for
-/// them. A group of rows is added among themselves first: fewer loads and stores of the sums, and fewer roundings.
+/// columns of one row, which are `at` elements from the first one's; of_column[i]: what columns[i] has for them. A
+/// group of rows is added among themselves first: fewer loads and stores of the sums, and fewer roundings.
 ///
 /// The arrays `from` are fetched ahead, the next group or two pages, and in the order of memory, which prefetchers see
 /// as a stream: the group's rows are too many for them, where several share a page (Zen 4, 64 to 512 channels, from L3:
 /// from 20 to 40 GB/s; in the order of use, fetching changes nothing, into L2 it is up to 1.1 times slower).
-template <int count, class T, class Add, class... From>
-DLK_INLINE void sum_whole_rows(int64_t C, int64_t rows, const T* columns, T* sums, Add add, const From*... from) {
+template <int count, class T, size_t n_columns, class Add, class... From>
+DLK_INLINE void sum_whole_rows(int64_t C, int64_t rows, Columns<T, n_columns> columns, T* sums, Add add,
+                               const From*... from) {
   constexpr int64_t kAhead = 2 * 4096 / sizeof(T);
   const auto add_group = [&](int64_t n, auto group) {
     int64_t next = n * C + std::max(kRowGroup * C, kAhead);
     for_each_vec<T>(C, [&](int64_t c, auto lanes) {
       Vec<T> sum[count] = {};
-      const Vec<T> of_column = columns ? load_n(columns + c, lanes) : Vec<T>{};
+      std::array<Vec<T>, n_columns> of_column;
+      for (size_t i = 0; i != n_columns; ++i) of_column[i] = load_n(columns[i] + c, lanes);
       int64_t at = n * C + c;
       for (int64_t i = 0; i < group; ++i) {
         asm volatile("" : "+r"(at));  // else the compiler keeps an address for each row, in memory
@@ -192,24 +209,29 @@ DLK_INLINE void sum_whole_rows(int64_t C, int64_t rows, const T* columns, T* sum
 }
 
 /// The same, narrow rows as wide ones. `from` are at the first row.
-template <int count, class T, class Add, class... From>
-DLK_INLINE void sum_rows(int64_t C, int64_t rows, const T* columns, T* sums, Add add, const From*... from) {
+template <int count, class T, size_t n_columns, class Add, class... From>
+DLK_INLINE void sum_rows(int64_t C, int64_t rows, Columns<T, n_columns> columns, T* sums, Add add,
+                         const From*... from) {
   const WideRows<T> wide{rows, C};
   const int64_t whole = wide.copies == 1 ? 0 : rows / wide.copies, rest = whole * wide.width;
   if (whole > 0) {
-    T of_wide[WideRows<T>::kMostColumns], sums_of_wide[count * WideRows<T>::kMostColumns];
-    if (columns) std::copy(columns, columns + C, of_wide), wide.repeat(of_wide);
+    T repeated[n_columns + 1][WideRows<T>::kMostColumns], sums_of_wide[count * WideRows<T>::kMostColumns];
+    Columns<T, n_columns> of_wide;
+    for (size_t i = 0; i != n_columns; ++i) {
+      std::copy(columns[i], columns[i] + C, repeated[i]), wide.repeat(repeated[i]);
+      of_wide[i] = repeated[i];
+    }
     std::fill(sums_of_wide, sums_of_wide + count * wide.width, T(0));
-    sum_whole_rows<count>(wide.width, whole, columns ? of_wide : columns, sums_of_wide, add, from...);
+    sum_whole_rows<count, T>(wide.width, whole, of_wide, sums_of_wide, add, from...);
     for (int k = 0; k < count; ++k) {
       T* const of_k = sums_of_wide + k * wide.width;
       wide.fold(of_k);
       for (int64_t c = 0; c < C; ++c) sums[k * C + c] += of_k[c];
     }
   }
-  sum_whole_rows<count>(
+  sum_whole_rows<count, T>(
       C, rows - whole * wide.copies, columns, sums,
-      [=](int64_t at, auto lanes, auto of_column, auto* sum) { add(rest + at, lanes, of_column, sum); },
+      [=](int64_t at, auto lanes, const auto& of_column, auto* sum) { add(rest + at, lanes, of_column, sum); },
       (from + rest)...);
 }
 
@@ -223,29 +245,31 @@ DLK_INLINE void shifted_sums(const T* x, int64_t C, int64_t rows, T* shift, T* s
   const int64_t most = rows_to_sum<T>(C), first = rows < most ? rows : most / kSumRows * kRowGroup;
   std::fill(shift, shift + C, T(0));
   std::fill(s, s + 2 * C, T(0));
-  sum_rows<1, T>(C, first, nullptr, shift,
-                 [=](int64_t at, auto lanes, Vec<T>, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); });
+  sum_rows<1, T>(C, first, Columns<T, 0>{}, shift,
+                 [=](int64_t at, auto lanes, const auto&, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); });
   mean(first);
   // Inf or NaN among the first rows: s1 shall tell which, and what the others say to it.
   for (int64_t c = 0; c < C; ++c) shift[c] = shift[c] - shift[c] == T(0) ? shift[c] : T(0);
-  const auto add = [=](int64_t at, auto lanes, Vec<T> shift, Vec<T>* sum) {
-    const Vec<T> d = load_n(x + at, lanes) - shift;
+  const auto add = [=](int64_t at, auto lanes, const auto& shift, Vec<T>* sum) {
+    const Vec<T> d = load_n(x + at, lanes) - shift[0];
     sum[0] += d;
     sum[1] += d * d;
   };
-  sum_rows<2>(C, rows, shift, s, add, x);
+  sum_rows<2, T>(C, rows, Columns<T, 1>{shift}, s, add, x);
 }
 
-/// For each of C columns of `rows` rows: sums (2, C) = sum dy, sum dy (x - mean).
-template <class T>
-DLK_INLINE void gradient_column_sums(const T* dy, const T* x, const T* mean, int64_t C, int64_t rows, T* sums) {
+/// For each of C columns of `rows` rows: sums (2, C) = sum dy, sum dy (x - mean), of gradient(of_column, dy, x - mean)
+/// as dy; mean: columns[0].
+template <class T, size_t n_columns, class Gradient>
+DLK_INLINE void gradient_column_sums(const T* dy, const T* x, Columns<T, n_columns> columns, int64_t C, int64_t rows,
+                                     T* sums, Gradient gradient) {
   std::fill(sums, sums + 2 * C, T(0));
-  const auto add = [=](int64_t at, auto lanes, Vec<T> mean, Vec<T>* sum) {
-    const Vec<T> g = load_n(dy + at, lanes);
+  const auto add = [=](int64_t at, auto lanes, const auto& of_column, Vec<T>* sum) {
+    const Vec<T> d = load_n(x + at, lanes) - of_column[0], g = gradient(of_column, load_n(dy + at, lanes), d);
     sum[0] += g;
-    sum[1] += g * (load_n(x + at, lanes) - mean);
+    sum[1] += g * d;
   };
-  sum_rows<2>(C, rows, mean, sums, add, dy, x);
+  sum_rows<2, T>(C, rows, columns, sums, add, dy, x);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 //     dbias = sum dy,  dweight = r sum dy (x - mean)        r = 1 / sqrt(var + eps)
 //     training: dx = (dy - dbias / M - (x - mean) r dweight / M) a;   eval: dx = dy a
 //
+// y may be clamped at once; then dy counts as 0 where y is at a bound or beyond, which backward finds anew from x.
+//
 // Forward: the moments of each channel, then one pass that normalises. Backward: the two sums of each channel, then one
 // pass for dx. Both by chunks of channels, see channels.cuh; mean, var and the constants of a pass stay on the device.
 #include <cmath>
@@ -23,6 +25,60 @@ template <class T>
 __device__ __forceinline__ Accumulate<T> load_or(const T* p, int64_t c, Accumulate<T> otherwise) {
   return p ? load(p + c) : otherwise;
 }
+
+/// y as it is.
+struct Unclamped {
+  template <class A>
+  __device__ A forward(A y) const {
+    return y;
+  }
+  template <class A>
+  __device__ A backward(A dy, A) const {
+    return dy;
+  }
+};
+
+/// y within the bounds.
+template <class A>
+struct Clamped {
+  A low, high, lower_edge, upper_edge;
+
+  explicit Clamped(Clamp clamp)
+      : low(static_cast<A>(clamp.low)),
+        high(static_cast<A>(clamp.high)),
+        lower_edge(static_cast<A>(clamp.lower_edge())),
+        upper_edge(static_cast<A>(clamp.upper_edge())) {}
+
+  __device__ A forward(A y) const { return y < low ? low : y > high ? high : y; }
+  __device__ A backward(A dy, A y) const { return y <= lower_edge || y >= upper_edge ? A(0) : dy; }
+};
+
+/// Kernels that do not clamp need fewer registers.
+template <class A, class F>
+void with_clamp(Clamp clamp, F f) {
+  clamp.clamps() ? f(Clamped<A>(clamp)) : f(Unclamped{});
+}
+
+/// y of x, before it is clamped.
+template <class A>
+struct Affine {
+  A mean, a, b;
+
+  __device__ A operator()(A x) const { return (x - mean) * a + b; }
+};
+
+/// That of each channel.
+template <class T>
+struct AffineOf {
+  using A = Accumulate<T>;
+  const A *mean, *var;
+  const T *weight, *bias;
+  A eps;
+
+  __device__ Affine<A> operator()(int64_t c) const {
+    return {mean[c], load_or(weight, c, 1) * inverse_std(var[c], eps), load_or(bias, c, 0)};
+  }
+};
 
 // ---- Forward
 
@@ -59,62 +115,60 @@ struct StoreStatistics {
   }
 };
 
-template <class A>
-struct Affine {
-  A mean, a, b;
-};
-
-template <class T>
+template <class T, class Clamping>
 struct Normalise {
   using A = Accumulate<T>;
   using Constants = Affine<A>;
-  const A *mean, *var;
-  const T *weight, *bias;
-  A eps;
+  AffineOf<T> affine;
+  Clamping clamp;
 
-  __device__ Constants constants(int64_t c) const {
-    return {mean[c], load_or(weight, c, 1) * inverse_std(var[c], eps), load_or(bias, c, 0)};
-  }
-  __device__ A operator()(const Constants& k, A x) const { return (x - k.mean) * k.a + k.b; }
+  __device__ Constants constants(int64_t c) const { return affine(c); }
+  __device__ A operator()(const Constants& y, A x) const { return clamp.forward(y(x)); }
 };
 
 template <class T>
 void forward_eval(BatchNormShape s, const T* x, const Accumulate<T>* mean, const Accumulate<T>* var, const T* weight,
-                  const T* bias, double eps, T* y, Context& context) {
-  const Normalise<T> normalise{mean, var, weight, bias, static_cast<Accumulate<T>>(eps)};
-  map_channels(channel_grid<T>(s.N, s.C, s.inner, all_aligned(x, y)), normalise, y, context.stream(), x);
+                  const T* bias, double eps, Clamp bounds, T* y, Context& context) {
+  using A = Accumulate<T>;
+  const AffineOf<T> affine{mean, var, weight, bias, static_cast<A>(eps)};
+  const ChannelGrid grid = channel_grid<T>(s.N, s.C, s.inner, all_aligned(x, y));
+  with_clamp<A>(bounds,
+                [&]<class C>(C clamp) { map_channels(grid, Normalise<T, C>{affine, clamp}, y, context.stream(), x); });
 }
 
 template <class T>
-void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bias, double eps, T* y,
+void forward_training(BatchNormShape s, const T* x, const T* weight, const T* bias, double eps, Clamp bounds, T* y,
                       Accumulate<T>* mean, Accumulate<T>* var, Context& context) {
   sum_channels<T>(channel_grid<T>(s.N, s.C, s.inner, all_aligned(x)), Statistics<T>{x},
                   StoreStatistics<Accumulate<T>>{mean, var}, context);
-  forward_eval(s, x, mean, var, weight, bias, eps, y, context);
+  forward_eval(s, x, mean, var, weight, bias, eps, bounds, y, context);
 }
 
 // ---- Backward
 
 /// The sums of a channel: of dy, and of dy (x - mean).
-template <class T>
+template <class T, class Clamping>
 struct GradientSums {
   using A = Accumulate<T>;
   using Value = Tuple<A, 2>;
-  using Constants = A;
+  using Constants = Affine<A>;
   const T *dy, *x;
-  const A* mean;
+  AffineOf<T> affine;
+  Clamping clamp;
 
-  __device__ A constants(int64_t c) const { return mean[c]; }
+  __device__ Constants constants(int64_t c) const { return affine(c); }
 
   template <int n>
-  __device__ void add(Value (&sums)[n], const A (&mean)[n], int64_t, int64_t at, int64_t count, bool aligned,
+  __device__ void add(Value (&sums)[n], const Constants (&y)[n], int64_t, int64_t at, int64_t count, bool aligned,
                       int) const {
     const Elements<T> g = load_elements(dy + at, count, aligned), v = load_elements(x + at, count, aligned);
 #pragma unroll
     for (int j = 0; j < kLanes<T>; ++j) {  // beyond count, g is 0
       Value& sum = sums[n == 1 ? 0 : j];
-      sum[0] += g[j];
-      sum[1] += g[j] * (v[j] - mean[n == 1 ? 0 : j]);
+      const Constants& of_channel = y[n == 1 ? 0 : j];
+      const A dy_j = clamp.backward(g[j], of_channel(v[j]));
+      sum[0] += dy_j;
+      sum[1] += dy_j * (v[j] - of_channel.mean);
     }
   }
 };
@@ -139,49 +193,56 @@ struct StoreGradients {
 
 template <class A>
 struct GradientConstants {
-  A mean, k1, k2, a;
+  Affine<A> y;
+  A k1, k2;
 };
 
-template <class T>
+template <class T, class Clamping>
 struct TrainingGradient {
   using A = Accumulate<T>;
   using Constants = GradientConstants<A>;
-  const A *mean, *var, *k1, *k2;
-  const T* weight;
-  A eps;
+  AffineOf<T> affine;
+  Clamping clamp;
+  const A *k1, *k2;
 
-  __device__ Constants constants(int64_t c) const {
-    return {mean[c], k1[c], k2[c], load_or(weight, c, 1) * inverse_std(var[c], eps)};
+  __device__ Constants constants(int64_t c) const { return {affine(c), k1[c], k2[c]}; }
+  __device__ A operator()(const Constants& k, A dy, A x) const {
+    return (clamp.backward(dy, k.y(x)) - k.k1 - (x - k.y.mean) * k.k2) * k.y.a;
   }
-  __device__ A operator()(const Constants& k, A dy, A x) const { return (dy - k.k1 - (x - k.mean) * k.k2) * k.a; }
 };
 
-template <class T>
+template <class T, class Clamping>
 struct EvalGradient {
   using A = Accumulate<T>;
-  using Constants = A;
-  const A* var;
-  const T* weight;
-  A eps;
+  using Constants = Affine<A>;
+  AffineOf<T> affine;
+  Clamping clamp;
 
-  __device__ A constants(int64_t c) const { return load_or(weight, c, 1) * inverse_std(var[c], eps); }
-  __device__ A operator()(A a, A dy) const { return dy * a; }
+  __device__ Constants constants(int64_t c) const { return affine(c); }
+  __device__ A operator()(const Constants& y, A dy) const { return dy * y.a; }
+  __device__ A operator()(const Constants& y, A dy, A x) const { return clamp.backward(dy, y(x)) * y.a; }
 };
 
 template <class T>
 void backward(BatchNormShape s, bool training, const T* dy, const T* x, const Accumulate<T>* mean,
-              const Accumulate<T>* var, const T* weight, double eps, T* dx, T* dweight, T* dbias, Context& context) {
+              const Accumulate<T>* var, const T* weight, const T* bias, double eps, Clamp bounds, T* dx, T* dweight,
+              T* dbias, Context& context) {
   using A = Accumulate<T>;
   const ChannelGrid grid = channel_grid<T>(s.N, s.C, s.inner, all_aligned(dy, x, dx));
   const A e = static_cast<A>(eps);
+  const AffineOf<T> affine{mean, var, weight, bias, e};
   A *k1 = context.array<A>(s.C), *k2 = context.array<A>(s.C);
-  if (training || dweight || dbias)
-    sum_channels<T>(grid, GradientSums<T>{dy, x, mean},
-                    StoreGradients<T>{var, e, static_cast<A>(s.N * s.inner), dweight, dbias, k1, k2}, context);
-  if (training)
-    map_channels(grid, TrainingGradient<T>{mean, var, k1, k2, weight, e}, dx, context.stream(), dy, x);
-  else
-    map_channels(grid, EvalGradient<T>{var, weight, e}, dx, context.stream(), dy);
+  with_clamp<A>(bounds, [&]<class C>(C clamp) {
+    if (training || dweight || dbias)
+      sum_channels<T>(grid, GradientSums<T, C>{dy, x, affine, clamp},
+                      StoreGradients<T>{var, e, static_cast<A>(s.N * s.inner), dweight, dbias, k1, k2}, context);
+    if (training)
+      map_channels(grid, TrainingGradient<T, C>{affine, clamp, k1, k2}, dx, context.stream(), dy, x);
+    else if constexpr (std::is_same_v<C, Unclamped>)
+      map_channels(grid, EvalGradient<T, C>{affine, clamp}, dx, context.stream(), dy);
+    else
+      map_channels(grid, EvalGradient<T, C>{affine, clamp}, dx, context.stream(), dy, x);
+  });
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ from dlkernels.nn.activation import (
     Softplus,
     Tanh,
 )
+from dlkernels.nn.container import Sequential
 from dlkernels.nn.conv import Conv1d, Conv2d, ConvTranspose2d
 from dlkernels.nn.linear import Dropout, Dropout2d, Flatten, Linear
 from dlkernels.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
@@ -51,6 +52,7 @@ __all__ = [
     "NLLLoss",
     "ReLU",
     "ReLU6",
+    "Sequential",
     "SiLU",
     "Sigmoid",
     "Softmax",

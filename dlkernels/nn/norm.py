@@ -8,7 +8,7 @@ from dlkernels import functional as DF
 class _BatchNorm:
     """torch.nn's bookkeeping of running statistics, in front of our kernels."""
 
-    def forward(self, input):
+    def forward(self, input, activation=None):
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -19,7 +19,8 @@ class _BatchNorm:
         # they are the buffers', or the batch's where there are none.
         use_batch = self.training or (self.running_mean is None and self.running_var is None)
         use_buffers = not self.training or self.track_running_stats
-        return DF.batch_norm(
+        return DF._batch_norm_then(
+            activation,
             input,
             self.running_mean if use_buffers else None,
             self.running_var if use_buffers else None,

@@ -207,11 +207,14 @@ void test_norms(int64_t N, int64_t C, int64_t inner) {
     const BatchNormShape shape{N, C, inner};
     const T *x = call.random(n), *weight = call.random(C), *bias = call.random(C);
     A *mean = call.template result<A>(C), *var = call.template result<A>(C);
-    kernels.forward_training(shape, x, weight, bias, 0.5, call.result(n), mean, var, call);
+    const Clamp none, relu6{0, 6};
+    kernels.forward_training(shape, x, weight, bias, 0.5, relu6, call.result(n), mean, var, call);
     const T* dy = call.random(n);
     T *dx = call.result(n), *dweight = call.result(C), *dbias = call.result(C);
-    kernels.backward(shape, true, dy, x, mean, var, weight, 0.5, dx, dweight, dbias, call);
-    kernels.backward(shape, false, dy, x, mean, var, weight, 0.5, call.result(n), nullptr, nullptr, call);
+    kernels.backward(shape, true, dy, x, mean, var, weight, bias, 0.5, relu6, dx, dweight, dbias, call);
+    for (const Clamp clamp : {none, relu6})
+      kernels.backward(shape, false, dy, x, mean, var, weight, bias, 0.5, clamp, call.result(n), nullptr, nullptr,
+                       call);
   });
   for (const int64_t groups : {int64_t{1}, C})
     check_types("row norm" + size, [=]<class T>(Call<T>& call) {

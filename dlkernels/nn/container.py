@@ -1,0 +1,39 @@
+"""Sequential, which runs neighbouring layers as one where that saves passes over memory."""
+
+import torch
+from torch.nn.modules.module import _has_any_global_hook
+
+from dlkernels.nn.activation import ReLU, ReLU6
+from dlkernels.nn.norm import BatchNorm1d, BatchNorm2d
+
+
+class Sequential(torch.nn.Sequential):
+    """torch.nn.Sequential. A batch norm layer and the ReLU or ReLU6 that follows it run in one pass over memory, unless
+    one of them has hooks or was compiled by itself."""
+
+    def forward(self, input):
+        layers = iter(self)
+        for layer in layers:
+            while layer is not None and type(layer) in (BatchNorm1d, BatchNorm2d) and _only_runs_forward(layer):
+                following = next(layers, None)
+                activation = _activation(following)
+                input = layer.forward(input, activation)
+                layer = following if activation is None else next(layers, None)
+            if layer is not None:
+                input = layer(input)
+        return input
+
+
+def _activation(layer):
+    """What batch_norm calls the activation that `layer` is, or None."""
+    if type(layer) is ReLU and _only_runs_forward(layer):
+        return "relu"
+    if type(layer) is ReLU6 and (layer.min_val, layer.max_val) == (0, 6) and _only_runs_forward(layer):
+        return "relu6"
+    return None
+
+
+def _only_runs_forward(module):
+    """Whether calling `module` does no more than its `forward`."""
+    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    return not (hooks or module._compiled_call_impl or "forward" in vars(module) or _has_any_global_hook())

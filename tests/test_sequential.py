@@ -1,0 +1,97 @@
+"""Sequential: which layers run as one, and that nobody can tell but by the time it takes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from util import rand
+
+import dlkernels
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def block():
+    """Each kind of neighbour of a batch norm layer: none before, a ReLU, a ReLU6, another one, none after."""
+    torch.manual_seed(0)
+    layers = [nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU6()]
+    layers += [nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU(True), nn.ReLU(), nn.BatchNorm2d(4)]
+    return nn.Sequential(*layers)
+
+
+def step(model, x):
+    """Output, gradients and buffers, and how often our kernels of each op ran."""
+    dlkernels.reset_counts()
+    x = x.detach().requires_grad_()
+    y = model(x)
+    gradients = torch.autograd.grad(y, [x, *model.parameters()], rand(*y.shape, seed=1))
+    assert not any(count["fallback"] for count in dlkernels.counts().values())
+    return [y, *gradients, *model.buffers()], {name: count["kernel"] for name, count in dlkernels.counts().items()}
+
+
+def compare(model, change, **counts):
+    """Against PyTorch's, after the same change of both: equal results, from so many calls of our kernels."""
+    ours, theirs = dlkernels.convert(copy.deepcopy(model)), model
+    change(ours), change(theirs)
+    x = rand(3, 4, 9, 8)
+    got, ran = step(ours, x)
+    torch.testing.assert_close(got, step(theirs, x)[0], rtol=1e-4, atol=1e-4)
+    assert ran == {"conv2d": 1, **counts}
+
+
+def test_neighbours_run_as_one():
+    compare(block(), lambda model: None, batch_norm=5, relu=1)
+    compare(block(), lambda model: model.eval(), batch_norm=5, relu=1)
+
+
+@pytest.mark.parametrize("i", [0, 1], ids=["batch_norm", "relu"])
+@pytest.mark.parametrize(
+    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
+def test_hooks_see_their_layer_alone(register, i):
+    seen = []
+
+    def hook(module, *values):
+        seen.append(values[-1] if torch.is_tensor(values[-1]) else values[-1][0])
+
+    compare(block(), lambda model: getattr(model[i], register)(hook), batch_norm=5, relu=2)
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-4)
+
+
+def test_global_hooks_see_every_layer():
+    names = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: names.append(type(module).__name__))
+    try:
+        compare(block(), lambda model: None, batch_norm=5, relu=3, hardtanh=1)
+    finally:
+        handle.remove()
+    assert names[: len(names) // 2] == names[len(names) // 2 :]
+
+
+def test_other_bounds_and_overrides_run_alone():
+    def widen(model):
+        model[4].max_val = 7.0
+        model[1].forward = lambda x: x * 2
+
+    compare(block(), widen, batch_norm=5, relu=1, hardtanh=1)
+
+
+def test_reverts():
+    model = block()
+    assert type(dlkernels.convert(model)) is dlkernels.nn.Sequential
+    assert type(dlkernels.revert(model)) is nn.Sequential
+
+
+def test_compile():
+    torch._dynamo.reset()
+    eager = dlkernels.convert(block())
+    model = copy.deepcopy(eager)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = rand(3, 4, 9, 8).requires_grad_()
+    got, expected = compiled(x), eager(x)
+    torch.testing.assert_close(got, expected)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), [x, *m.parameters()]) for y, m in ((got, model), (expected, eager))
+    ]
+    torch.testing.assert_close(*gradients)
