@@ -294,20 +294,13 @@ T sum_of(const T* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) sum += x[i];
     return sum;
   }
-  constexpr int kVecs = 4;  // chains of additions, which do not wait for each other
-  constexpr int64_t kRun = kVecs * kLanes<T>;
-  const auto sum_from = [&](int64_t begin) {
-    return sum_vecs<1, T>(n - begin,
-                          [&](int64_t i, auto lanes, auto& chain) { chain.of[0] += load_n(x + begin + i, lanes); })
-        .of[0];
-  };
-  if (n <= LongSum<T, kVecs>::kBlock * kRun) return reduce_sum(sum_from(0));
-  LongSum<T, kVecs> sum;
-  const int64_t whole = n / kRun * kRun;
-  for (int64_t i = 0; i < whole; i += kRun) sum.add(x + i, std::integral_constant<int, kLanes<T>>{});
-  Vec<T> total = sum_from(whole);
-  for (int k = 0; k < kVecs; ++k) total += sum.value(k);
-  return reduce_sum(total);
+  constexpr int64_t kBlock = 16 << 10;  // sums of more are added in double, where chains of T would lose digits
+  double sum = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const auto add = [=](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(x + begin + i, lanes); };
+    sum += reduce_sum(sum_vecs_restarting<1, T>(std::min(kBlock, n - begin), add).of[0]);
+  }
+  return static_cast<T>(sum);
 }
 
 /// The windows' inputs along one axis: an array, since adaptive ones cost two divisions.

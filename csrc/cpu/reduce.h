@@ -61,10 +61,14 @@ DLK_INLINE Sums<T, count> sum_vecs(int64_t n, Add add) {
 template <int count, class T, class Add>
 DLK_INLINE Sums<T, count> sum_vecs_restarting(int64_t n, Add add) {
   constexpr int64_t kRestart = 16 * kChains * kLanes<T>;
+  const auto add_from = [&](int64_t begin) {
+    return [&add, begin](int64_t i, auto lanes, auto& sums) { add(begin + i, lanes, sums); };
+  };
   Sums<T, count> total;
-  for (int64_t begin = 0; begin < n; begin += kRestart)
-    total = total + sum_vecs<count, T>(std::min(kRestart, n - begin),
-                                       [&](int64_t i, auto lanes, auto& sums) { add(begin + i, lanes, sums); });
+  int64_t begin = 0;
+  for (; begin + kRestart <= n; begin += kRestart)  // of constant length: up to 1.15 times faster
+    total = total + sum_vecs<count, T>(kRestart, add_from(begin));
+  if (begin < n) total = total + sum_vecs<count, T>(n - begin, add_from(begin));
   return total;
 }
 
