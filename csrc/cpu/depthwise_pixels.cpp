@@ -4,69 +4,119 @@
 //
 // Channels are the lanes of vectors, and pixels are read where they lie: nothing is staged. Taps that fall outside of
 // the image are left out: per row of the grid those above and below, per pixel at its ends those beside. In between,
-// several pixels share each weight, or sum, that is loaded. Forward, a task is a row of the grid; its taps are added in
-// a fixed order. The weights' gradient has sums per row, then per fixed split of all rows, which are added in order.
+// several pixels share each weight, or sum, and where taps are adjacent each input, that is loaded. Forward, a task is
+// a row of the grid; its taps are added in a fixed order. The weights' gradient has sums per row, then per fixed split
+// of all rows, which are added in order.
+#include <array>
+#include <utility>
+
 #include "csrc/cpu/narrow_groups.h"
+#include "csrc/cpu/streaming.h"
 
 namespace dlk::cpu::DLK_ISA {
 namespace {
 
-/// Pixels computed at once: with 4, loading their inputs, not the weights, is what takes time.
-constexpr int kPixels = 4;
+/// Pixels computed at once: with 4, loading their inputs, not the weights, is what takes time. Where an input is loaded
+/// once for all that read it, 6 (with 4: 0.92, with 2: 0.7).
+constexpr int kPixels = 4, kPixelsOfRows = 6;
+
+/// Channels up to which a row's groups of pixels are taken for each vector of channels in turn; with more, the channels
+/// for each group, in the order of memory, which the prefetchers follow (8 to 40: 1.1 to 1.3 times faster; 96: 0.95).
+constexpr int64_t kFewChannels = 64;
 
 /// Pixels that add to a weight's sum between loading and storing it: their inputs, of three rows, stay in L1.
 constexpr int64_t kRun = 8;
 /// Splits of the sum over all rows: enough to balance a few threads.
 constexpr int64_t kSplits = 16;
 
-/// The taps that some pixels read: where in memory from the first pixel's position on, and where tap t's weights are
-/// among [tap][C].
+/// The taps that some pixels read: where in memory, from a pixel's own position on, and where tap t's weights are among
+/// [tap][C].
 struct TapList {
   int64_t count;
   int64_t *offsets, *weights;
-
-  void add(int64_t offset, int64_t weight) {
-    offsets[count] = offset;
-    weights[count++] = weight;
-  }
 };
 
-/// A list for each thread, none in the same cache lines as another: they are written often.
-struct TapLists {
-  int64_t taps, size;
-  int64_t* memory;
-
-  TapLists(const Correlation& q, Context& context)
-      : taps(q.taps), size(round_up(2 * taps, 16)), memory(context.array<int64_t>(max_threads() * size)) {}
-  TapList of(const Team& team) const { return {0, memory + team.rank * size, memory + team.rank * size + taps}; }
+/// Pixels [begin, end) of a row of the grid that read the same taps; `inside`: all columns of them.
+struct Run {
+  int64_t begin, end;
+  bool inside;
+  TapList taps;
 };
 
-/// f(j, end, taps) for runs of pixels [j, end) of grid row i that read the same taps, whose inputs are counted from
-/// column j step_w of their image on.
-template <class F>
-void for_each_run(const Correlation& q, const Span& span, int64_t i, TapList taps, F&& f) {
-  const int64_t C = q.groups;
-  const auto inside = [&](int64_t j) {
-    return j * q.step_w + span.left >= 0 && j * q.step_w + span.left + span.width <= q.IW;
-  };
-  for (int64_t j = 0, end; j < q.cols; j = end) {
-    for (end = j + 1; inside(j) && end < q.cols && inside(end);) ++end;
-    taps.count = 0;
-    for (int64_t t = 0; t < q.taps; ++t) {
-      const int64_t h = i * q.step_h + q.dh[t], column = j * q.step_w + q.dw[t];
-      if (h >= 0 && h < q.IH && column >= 0 && column < q.IW) taps.add((h * q.IW + q.dw[t]) * C, t * C);
-    }
-    f(j, end, taps);
-  }
+/// Whether pixel j of a row reads no column outside of the image.
+bool inside_columns(const Correlation& q, const Span& span, int64_t j) {
+  const int64_t first = j * q.step_w + span.left;
+  return first >= 0 && first + span.width <= q.IW;
 }
+
+/// Room for the runs of a row, for each thread: none in the same cache lines as another's, since they are written
+/// often.
+struct RunMemory {
+  int64_t most = 1, run_size, list_size;
+  Run* runs;
+  int64_t* lists;
+
+  RunMemory(const Correlation& q, const Span& span, Context& context) {
+    for (int64_t j = 0; j < q.cols; ++j) most += !inside_columns(q, span, j);
+    run_size = round_up(most, 8), list_size = round_up(most * 2 * q.taps, 16);
+    runs = context.array<Run>(max_threads() * run_size);
+    lists = context.array<int64_t>(max_threads() * list_size);
+  }
+};
+
+/// The runs of the rows of a grid, for one thread: rows that read the same taps have the same, where inputs are counted
+/// from column begin * step_w of row i * step_h of the image on.
+class RowRuns {
+ public:
+  RowRuns(const Correlation& q, const Span& span, const RunMemory& memory, const Team& team)
+      : q_(q),
+        span_(span),
+        runs_(memory.runs + team.rank * memory.run_size),
+        lists_(memory.lists + team.rank * memory.list_size) {}
+
+  /// f(run) for those of row i.
+  template <class F>
+  DLK_INLINE void for_each(int64_t i, F f) {
+    Range taps{0, q_.taps};  // that are inside of the image: they are in the order of dh
+    while (taps.size() > 0 && i * q_.step_h + q_.dh[taps.begin] < 0) ++taps.begin;
+    while (taps.size() > 0 && i * q_.step_h + q_.dh[taps.end - 1] >= q_.IH) --taps.end;
+    if (count_ == 0 || taps.begin != taps_.begin || taps.end != taps_.end) make(taps);
+    for (int64_t r = 0; r < count_; ++r) f(runs_[r]);
+  }
+
+ private:
+  void make(Range taps) {
+    const int64_t C = q_.groups;
+    taps_ = taps, count_ = 0;
+    for (int64_t j = 0, end; j < q_.cols; j = end, ++count_) {
+      const bool inside = inside_columns(q_, span_, j);
+      for (end = j + 1; inside && end < q_.cols && inside_columns(q_, span_, end);) ++end;
+      int64_t* const list = lists_ + count_ * 2 * q_.taps;
+      Run& run = runs_[count_] = {j, end, inside, {0, list, list + q_.taps}};
+      for (int64_t t = taps.begin; t < taps.end; ++t) {
+        const int64_t column = j * q_.step_w + q_.dw[t];
+        if (column < 0 || column >= q_.IW) continue;
+        run.taps.offsets[run.taps.count] = (q_.dh[t] * q_.IW + q_.dw[t]) * C;
+        run.taps.weights[run.taps.count++] = t * C;
+      }
+    }
+  }
+
+  const Correlation& q_;
+  const Span& span_;
+  Run* runs_;
+  int64_t* lists_;
+  Range taps_{0, 0};
+  int64_t count_ = 0;
+};
 
 /// Where, from a pixel's inputs on, those are that the next row of the grid is the first to read. The hardware does not
 /// look across rows, and is slow to follow as many runs as these kernels have.
 struct NextRow {
   int64_t distance, row_size, C;
 
-  NextRow(const Correlation& q, const Span& span, int64_t i)
-      : distance((i * q.step_h + span.top + span.height) * q.IW * q.groups), row_size(q.IW * q.groups), C(q.groups) {}
+  NextRow(const Correlation& q, const Span& span)
+      : distance((span.top + span.height) * q.IW * q.groups), row_size(q.IW * q.groups), C(q.groups) {}
   /// Into L2: one pixel's, of one vector of channels. Of a stride known to be 2, four inputs (1.3 to 1.9 times faster).
   template <int stride, class T>
   DLK_INLINE void fetch(const T* pixel) const {
@@ -76,72 +126,87 @@ struct NextRow {
   }
 };
 
-/// Writes the sums of adjacent pixels, and fetches the next ones' outputs into L1.
-template <int stride, class T, int pixels, class Count>
+/// Writes the sums of adjacent pixels.
+template <bool streams, int stride, class T, int pixels, class Count>
 DLK_INLINE void store_sums(const Vec<T> (&sum)[pixels], const T* in, int64_t step, NextRow next, T* out,
                            int64_t out_step, Count lanes) {
   for (int o = 0; o < pixels; ++o) {
     next.fetch<stride>(in + o * step);
-    __builtin_prefetch(out + (o + pixels) * out_step, 1);
-    store_n(out + o * out_step, sum[o], lanes);
+    write_n<streams>(out + o * out_step, sum[o], lanes);
   }
 }
 
-/// `pixels` outputs, out_step apart, of all C channels, whose inputs are `step` apart.
-template <class T, int pixels>
-void sum_taps(const TapList& taps, int64_t C, const T* weights, const T* in, int64_t step, NextRow next, const T* bias,
-              T* out, int64_t out_step) {
-  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
+/// `pixels` outputs, out_step apart, whose inputs are `step` apart.
+template <bool streams, class T, int pixels>
+void sum_taps(const TapList& taps, const T* weights, const T* in, int64_t step, NextRow next, const T* bias, T* out,
+              int64_t out_step) {
+  for_each_vec<T>(next.C, [&](int64_t c, auto lanes) {
     Vec<T> sum[pixels];
     for (int o = 0; o < pixels; ++o) sum[o] = bias ? load_n(bias + c, lanes) : Vec<T>{};
     for (int64_t k = 0; k < taps.count; ++k) {
       const Vec<T> weight = load_n(weights + taps.weights[k] + c, lanes);
       for (int o = 0; o < pixels; ++o) sum[o] += load_n(in + taps.offsets[k] + o * step + c, lanes) * weight;
     }
-    store_sums<1>(sum, in + c, step, next, out + c, out_step, lanes);
+    store_sums<streams, 1>(sum, in + c, step, next, out + c, out_step, lanes);
   });
 }
 
-/// The same for `groups` groups of kPixels pixels whose taps come in rows of S adjacent columns, `stride` columns apart
-/// from pixel to pixel: there an input is loaded once for all pixels that read it.
-template <class T, int S, int stride>
-void sum_tap_rows(const TapList& taps, int64_t C, const T* weights, const T* in, int64_t step, NextRow next,
-                  const T* bias, T* out, int64_t out_step, int64_t groups) {
+/// The same for `groups` groups of pixels whose taps come in rows of S adjacent columns, `stride` columns apart from
+/// pixel to pixel: an input is loaded once for all pixels that read it.
+template <bool streams, class T, int S, int stride, int pixels>
+void sum_tap_rows(const TapList& taps, const T* weights, const T* in, int64_t step, NextRow next, const T* bias, T* out,
+                  int64_t out_step, int64_t groups) {
+  const int64_t C = next.C;
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     const T* from = in + c;
     T* to = out + c;
-    for (int64_t g = 0; g < groups; ++g, from += kPixels * step, to += kPixels * out_step) {
-      Vec<T> sum[kPixels];
-      for (int o = 0; o < kPixels; ++o) sum[o] = bias ? load_n(bias + c, lanes) : Vec<T>{};
+    for (int64_t g = 0; g < groups; ++g, from += pixels * step, to += pixels * out_step) {
+      Vec<T> sum[pixels];
+      for (int o = 0; o < pixels; ++o) sum[o] = bias ? load_n(bias + c, lanes) : Vec<T>{};
       for (int64_t k = 0; k < taps.count; k += S) {
         const T *const row = from + taps.offsets[k], *const of_row = weights + taps.weights[k] + c;
         Vec<T> weight[S];
 #pragma GCC unroll 7
         for (int s = 0; s < S; ++s) weight[s] = load_n(of_row + s * C, lanes);
-#pragma GCC unroll 16
-        for (int column = 0; column < (kPixels - 1) * stride + S; ++column) {
+#pragma GCC unroll 17
+        for (int column = 0; column < (pixels - 1) * stride + S; ++column) {
           const Vec<T> x = load_n(row + column * C, lanes);
-#pragma GCC unroll 4
-          for (int o = 0; o < kPixels; ++o)
+#pragma GCC unroll 6
+          for (int o = 0; o < pixels; ++o)
             if (const int s = column - o * stride; 0 <= s && s < S) sum[o] += x * weight[s];
         }
       }
-      store_sums<stride>(sum, from, step, next, to, out_step, lanes);
+      store_sums<streams, stride>(sum, from, step, next, to, out_step, lanes);
     }
   });
 }
 
-/// sum_taps for groups of kPixels pixels.
+/// A run of n pixels that read the same taps.
 template <class T>
-void sum_groups(const TapList& taps, int64_t C, const T* weights, const T* in, int64_t step, NextRow next,
-                const T* bias, T* out, int64_t out_step, int64_t groups) {
-  for (int64_t g = 0; g < groups; ++g, in += kPixels * step, out += kPixels * out_step)
-    sum_taps<T, kPixels>(taps, C, weights, in, step, next, bias, out, out_step);
+using SumRun = void (*)(const TapList&, const T*, const T*, int64_t, NextRow, const T*, T*, int64_t, int64_t);
+
+template <bool streams, class T>
+void sum_run(const TapList& taps, const T* weights, const T* in, int64_t step, NextRow next, const T* bias, T* out,
+             int64_t out_step, int64_t n) {
+  for (; n >= kPixels; n -= kPixels, in += kPixels * step, out += kPixels * out_step)
+    sum_taps<streams, T, kPixels>(taps, weights, in, step, next, bias, out, out_step);
+  for (; n > 0; --n, in += step, out += out_step)
+    sum_taps<streams, T, 1>(taps, weights, in, step, next, bias, out, out_step);
 }
 
-template <class T>
-using SumGroups = void (*)(const TapList&, int64_t, const T*, const T*, int64_t, NextRow, const T*, T*, int64_t,
-                           int64_t);
+template <bool streams, class T, int S, int stride>
+void sum_run_in_rows(const TapList& taps, const T* weights, const T* in, int64_t step, NextRow next, const T* bias,
+                     T* out, int64_t out_step, int64_t n) {
+  constexpr auto sum_pixels = []<int... i>(std::integer_sequence<int, i...>) {
+    return std::array{sum_tap_rows<streams, T, S, stride, 1 + i>...};
+  }(std::make_integer_sequence<int, kPixelsOfRows>{});
+  const bool few_channels = next.C <= kFewChannels;
+  while (n > 0) {
+    const int64_t pixels = n < kPixelsOfRows ? n : kPixelsOfRows, groups = few_channels ? n / pixels : 1;
+    sum_pixels[pixels - 1](taps, weights, in, step, next, bias, out, out_step, groups);
+    n -= groups * pixels, in += groups * pixels * step, out += groups * pixels * out_step;
+  }
+}
 
 /// Whether the taps come in rows of adjacent columns.
 bool in_rows(const Correlation& q, const Span& span) {
@@ -150,33 +215,29 @@ bool in_rows(const Correlation& q, const Span& span) {
   return q.taps % span.width == 0;
 }
 
-/// For groups of pixels that read all columns of the taps: taps by rows are 1.1 to 1.3 times faster, but 3 columns of
-/// more channels wait for memory, which likes the order of pixels better (144: 0.93 to 1.03).
-template <class T>
-SumGroups<T> group_function(const Correlation& q, const Span& span) {
+/// For runs of pixels that read all columns of the taps.
+template <bool streams, class T>
+SumRun<T> run_function(const Correlation& q, const Span& span) {
   if (in_rows(q, span)) {
-    if (span.width == 3 && q.step_w == 1 && q.groups <= 64) return sum_tap_rows<T, 3, 1>;
-    if (span.width == 3 && q.step_w == 2) return sum_tap_rows<T, 3, 2>;
-    if (span.width == 5 && q.step_w == 1) return sum_tap_rows<T, 5, 1>;
-    if (span.width == 7 && q.step_w == 1) return sum_tap_rows<T, 7, 1>;
+    if (span.width == 3 && q.step_w == 1) return sum_run_in_rows<streams, T, 3, 1>;
+    if (span.width == 3 && q.step_w == 2) return sum_run_in_rows<streams, T, 3, 2>;
+    if (span.width == 5 && q.step_w == 1) return sum_run_in_rows<streams, T, 5, 1>;
+    if (span.width == 7 && q.step_w == 1) return sum_run_in_rows<streams, T, 7, 1>;
   }
-  return sum_groups<T>;
+  return sum_run<streams, T>;
 }
 
-/// Row i of image n: `weights` are [tap][C]; `sum_groups` is group_function()'s.
-template <class T>
-void correlate_row(const Correlation& q, const Span& span, SumGroups<T> sum_groups, int64_t n, int64_t i, const T* in,
-                   const T* weights, const T* bias, T* out, const TapList& list) {
+/// Row i of image n: `weights` are [tap][C]; `inside_run` is run_function()'s.
+template <bool streams, class T>
+void correlate_row(const Correlation& q, NextRow next, SumRun<T> inside_run, int64_t n, int64_t i, const T* in,
+                   const T* weights, const T* bias, T* out, RowRuns& runs) {
   const int64_t C = q.groups, step = q.step_w * C, out_step = q.col_step * C;
-  const T* image = in + n * q.IH * q.IW * C;
+  const T* from = in + (n * q.IH + i * q.step_h) * q.IW * C;
   T* to = out + (n * q.OH * q.OW + q.output_pixel(i, 0)) * C;
-  const NextRow next(q, span, i);
-  for_each_run(q, span, i, list, [&](int64_t j, int64_t end, const TapList& taps) {
-    const int64_t groups = (end - j) / kPixels;
-    sum_groups(taps, C, weights, image + j * step, step, next, bias, to + j * out_step, out_step, groups);
-    j += groups * kPixels;
-    for (; j < end; ++j)
-      sum_taps<T, 1>(taps, C, weights, image + j * step, step, next, bias, to + j * out_step, out_step);
+  runs.for_each(i, [&](const Run& run) {
+    const SumRun<T> sum = run.inside ? inside_run : sum_run<streams, T>;
+    sum(run.taps, weights, from + run.begin * step, step, next, bias, to + run.begin * out_step, out_step,
+        run.end - run.begin);
   });
 }
 
@@ -204,15 +265,15 @@ void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels,
 
 /// Adds the products of row i of image n to the sums [tap][C].
 template <class T>
-void add_row(const Correlation& q, const Span& span, int64_t n, int64_t i, const T* in, const T* dy, T* sums,
-             const TapList& list) {
+void add_row(const Correlation& q, NextRow next, int64_t n, int64_t i, const T* in, const T* dy, T* sums,
+             RowRuns& runs) {
   const int64_t C = q.groups, step = q.step_w * C, next_dy = q.cols * C;
-  const T *image = in + n * q.IH * q.IW * C, *row = dy + (n * q.rows + i) * next_dy;
-  const NextRow next(q, span, i);
-  for_each_run(q, span, i, list, [&](int64_t j, int64_t end, const TapList& taps) {
-    for (int64_t pixels; j < end; j += pixels) {
-      pixels = end - j < kRun ? end - j : kRun;
-      const T *x = image + j * step, *d = row + j * C;
+  const T *from = in + (n * q.IH + i * q.step_h) * q.IW * C, *row = dy + (n * q.rows + i) * next_dy;
+  runs.for_each(i, [&](const Run& run) {
+    const TapList& taps = run.taps;
+    for (int64_t j = run.begin, pixels; j < run.end; j += pixels) {
+      pixels = run.end - j < kRun ? run.end - j : kRun;
+      const T *x = from + j * step, *d = row + j * C;
       int64_t t = 0;
       const auto add = [&]<int n>(std::integral_constant<int, n>) {  // the first taps fetch for all
         const auto products = t > 0           ? add_products<T, n, 0>
@@ -235,14 +296,18 @@ void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bi
   const int64_t C = q.groups;
   const Span span(q);
   T* weights = context.array<T>(q.taps * C);
-  const TapLists lists(q, context);
-  const SumGroups<T> sum_groups = group_function<T>(q, span);
+  const RunMemory memory(q, span, context);
+  const NextRow next(q, span);
   for (int64_t t = 0; t < q.taps; ++t)
     for (int64_t c = 0; c < C; ++c) weights[t * C + c] = w[c * q.w_group + q.weight[t]];
-  run_team(worth_threads(q), [&](const Team& team) {
-    const TapList list = lists.of(team);
-    team.for_each(q.N * q.rows, [&](int64_t task) {
-      correlate_row(q, span, sum_groups, task / q.rows, task % q.rows, in, weights, bias, out, list);
+  with_streaming(out, C, q.N * C * (q.IH * q.IW + q.rows * q.cols), [&](auto streams) {
+    const SumRun<T> inside_run = run_function<streams, T>(q, span);
+    run_team(worth_threads(q), [&](const Team& team) {
+      RowRuns runs(q, span, memory, team);
+      team.for_each(q.N * q.rows, [&](int64_t task) {
+        correlate_row<streams>(q, next, inside_run, task / q.rows, task % q.rows, in, weights, bias, out, runs);
+      });
+      if constexpr (streams) drain_streams();
     });
   });
 }
@@ -253,19 +318,20 @@ void depthwise_pixels_weight(const Correlation& q, const T* in, const T* dy, T* 
   const Span span(q);
   T* row_sums = context.array<T>(max_threads() * size);
   T* partial = context.array<T>(splits * size);
-  const TapLists lists(q, context);
+  const RunMemory memory(q, span, context);
+  const NextRow next(q, span);
   const auto add = [&](const T* from, T* to) {
     for_each_vec<T>(
         size, [&](int64_t i, auto lanes) { store_n(to + i, load_n(to + i, lanes) + load_n(from + i, lanes), lanes); });
   };
   run_team(worth_threads(q), [&](const Team& team) {
-    const TapList list = lists.of(team);
+    RowRuns runs(q, span, memory, team);
     T* const of_row = row_sums + team.rank * size;
     team.for_each(splits, [&](int64_t split) {
       zero(size, partial + split * size);
       for (int64_t r = rows * split / splits; r < rows * (split + 1) / splits; ++r) {
         zero(size, of_row);
-        add_row(q, span, r / q.rows, r % q.rows, in, dy, of_row, list);
+        add_row(q, next, r / q.rows, r % q.rows, in, dy, of_row, runs);
         add(of_row, partial + split * size);
       }
     });
