@@ -3,10 +3,10 @@
 // c].
 //
 // Channels are the lanes of vectors, and pixels are read where they lie: nothing is staged. Taps that fall outside of
-// the image are left out: per row of the grid those above and below, per pixel at its ends those beside. In between,
-// several pixels share each weight, or sum, and where taps are adjacent each input, that is loaded. Forward, a task is
-// a row of the grid; its taps are added in a fixed order. The weights' gradient has sums per row, then per fixed split
-// of all rows, which are added in order.
+// the image are left out. Several pixels share each weight, or sum, that is loaded, and where the taps of common
+// filters are adjacent, each input. Forward, a task is a row of the grid; its taps are added in a fixed order. The
+// weights' gradient has sums per row, then per fixed split of all rows, which are added in order.
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -36,10 +36,9 @@ struct TapList {
   int64_t *offsets, *weights;
 };
 
-/// Pixels [begin, end) of a row of the grid that read the same taps; `inside`: all columns of them.
+/// Pixels [begin, end) of a row of the grid that read the same taps.
 struct Run {
   int64_t begin, end;
-  bool inside;
   TapList taps;
 };
 
@@ -64,20 +63,21 @@ struct RunMemory {
   }
 };
 
-/// The runs of the rows of a grid, for one thread: rows that read the same taps have the same, where inputs are counted
-/// from column begin * step_w of row i * step_h of the image on.
+/// The runs of the rows of a grid, for one thread: rows that read the same rows of taps have the same. `whole`: a row
+/// is one run, and its pixels' taps may be beside the image.
 class RowRuns {
  public:
-  RowRuns(const Correlation& q, const Span& span, const RunMemory& memory, const Team& team)
+  RowRuns(const Correlation& q, const Span& span, const RunMemory& memory, const Team& team, bool whole)
       : q_(q),
         span_(span),
         runs_(memory.runs + team.rank * memory.run_size),
-        lists_(memory.lists + team.rank * memory.list_size) {}
+        lists_(memory.lists + team.rank * memory.list_size),
+        whole_(whole) {}
 
   /// f(run) for those of row i.
   template <class F>
   DLK_INLINE void for_each(int64_t i, F f) {
-    Range taps{0, q_.taps};  // that are inside of the image: they are in the order of dh
+    Range taps{0, q_.taps};  // not above or below the image: they are in the order of dh
     while (taps.size() > 0 && i * q_.step_h + q_.dh[taps.begin] < 0) ++taps.begin;
     while (taps.size() > 0 && i * q_.step_h + q_.dh[taps.end - 1] >= q_.IH) --taps.end;
     if (count_ == 0 || taps.begin != taps_.begin || taps.end != taps_.end) make(taps);
@@ -86,18 +86,18 @@ class RowRuns {
 
  private:
   void make(Range taps) {
-    const int64_t C = q_.groups;
     taps_ = taps, count_ = 0;
     for (int64_t j = 0, end; j < q_.cols; j = end, ++count_) {
       const bool inside = inside_columns(q_, span_, j);
       for (end = j + 1; inside && end < q_.cols && inside_columns(q_, span_, end);) ++end;
+      if (whole_) end = q_.cols;
       int64_t* const list = lists_ + count_ * 2 * q_.taps;
-      Run& run = runs_[count_] = {j, end, inside, {0, list, list + q_.taps}};
+      Run& run = runs_[count_] = {j, end, {0, list, list + q_.taps}};
       for (int64_t t = taps.begin; t < taps.end; ++t) {
         const int64_t column = j * q_.step_w + q_.dw[t];
-        if (column < 0 || column >= q_.IW) continue;
-        run.taps.offsets[run.taps.count] = (q_.dh[t] * q_.IW + q_.dw[t]) * C;
-        run.taps.weights[run.taps.count++] = t * C;
+        if (!whole_ && (column < 0 || column >= q_.IW)) continue;
+        run.taps.offsets[run.taps.count] = (q_.dh[t] * q_.IW + q_.dw[t]) * q_.groups;
+        run.taps.weights[run.taps.count++] = t * q_.groups;
       }
     }
   }
@@ -106,57 +106,61 @@ class RowRuns {
   const Span& span_;
   Run* runs_;
   int64_t* lists_;
+  bool whole_;
   Range taps_{0, 0};
   int64_t count_ = 0;
 };
 
-/// Where, from a pixel's inputs on, those are that the next row of the grid is the first to read. The hardware does not
-/// look across rows, and is slow to follow as many runs as these kernels have.
-struct NextRow {
-  int64_t distance, row_size, C;
+/// What the kernels know of an image: its rows, the column of the first pixel's first tap, and where, from a pixel's
+/// inputs on, those are that the next row of the grid is the first to read. The hardware does not look across rows, and
+/// is slow to follow as many runs as these kernels have.
+struct Rows {
+  int64_t C, IW, left, next;
 
-  NextRow(const Correlation& q, const Span& span)
-      : distance((span.top + span.height) * q.IW * q.groups), row_size(q.IW * q.groups), C(q.groups) {}
-  /// Into L2: one pixel's, of one vector of channels. Of a stride known to be 2, four inputs (1.3 to 1.9 times faster).
+  Rows(const Correlation& q, const Span& span)
+      : C(q.groups), IW(q.IW), left(span.left), next((span.top + span.height) * q.IW * q.groups) {}
+  /// Fetches those of one pixel, of one vector of channels, into L2. Of a stride known to be 2, four inputs (1.3 to 1.9
+  /// times faster).
   template <int stride, class T>
-  DLK_INLINE void fetch(const T* pixel) const {
+  DLK_INLINE void fetch_next(const T* pixel) const {
     for (int row = 0; row < stride; ++row)
       for (int column = 0; column < stride; ++column)
-        fetch_ahead<Fetch::into_l2>(pixel + distance + row * row_size + column * C);
+        fetch_ahead<Fetch::into_l2>(pixel + next + (row * IW + column) * C);
   }
 };
 
 /// Writes the sums of adjacent pixels.
 template <bool streams, int stride, class T, int pixels, class Count>
-DLK_INLINE void store_sums(const Vec<T> (&sum)[pixels], const T* in, int64_t step, NextRow next, T* out,
-                           int64_t out_step, Count lanes) {
+DLK_INLINE void store_sums(const Vec<T> (&sum)[pixels], const T* in, int64_t step, Rows rows, T* out, int64_t out_step,
+                           Count lanes) {
   for (int o = 0; o < pixels; ++o) {
-    next.fetch<stride>(in + o * step);
+    rows.fetch_next<stride>(in + o * step);
     write_n<streams>(out + o * out_step, sum[o], lanes);
   }
 }
 
 /// `pixels` outputs, out_step apart, whose inputs are `step` apart.
 template <bool streams, class T, int pixels>
-void sum_taps(const TapList& taps, const T* weights, const T* in, int64_t step, NextRow next, const T* bias, T* out,
+void sum_taps(const TapList& taps, const T* weights, const T* in, int64_t step, Rows rows, const T* bias, T* out,
               int64_t out_step) {
-  for_each_vec<T>(next.C, [&](int64_t c, auto lanes) {
+  for_each_vec<T>(rows.C, [&](int64_t c, auto lanes) {
     Vec<T> sum[pixels];
     for (int o = 0; o < pixels; ++o) sum[o] = bias ? load_n(bias + c, lanes) : Vec<T>{};
     for (int64_t k = 0; k < taps.count; ++k) {
       const Vec<T> weight = load_n(weights + taps.weights[k] + c, lanes);
       for (int o = 0; o < pixels; ++o) sum[o] += load_n(in + taps.offsets[k] + o * step + c, lanes) * weight;
     }
-    store_sums<streams, 1>(sum, in + c, step, next, out + c, out_step, lanes);
+    store_sums<streams, 1>(sum, in + c, step, rows, out + c, out_step, lanes);
   });
 }
 
 /// The same for `groups` groups of pixels whose taps come in rows of S adjacent columns, `stride` columns apart from
-/// pixel to pixel: an input is loaded once for all pixels that read it.
-template <bool streams, class T, int S, int stride, int pixels>
-void sum_tap_rows(const TapList& taps, const T* weights, const T* in, int64_t step, NextRow next, const T* bias, T* out,
-                  int64_t out_step, int64_t groups) {
-  const int64_t C = next.C;
+/// pixel to pixel: an input is loaded once for all pixels that read it. `inside`: those of a group's columns of inputs
+/// that are in the image; if not `all` are, there is one group.
+template <bool streams, class T, int S, int stride, int pixels, bool all>
+void sum_tap_rows(const TapList& taps, const T* weights, const T* in, int64_t step, Rows rows, const T* bias, T* out,
+                  int64_t out_step, int64_t groups, Range inside) {
+  const int64_t C = rows.C;
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     const T* from = in + c;
     T* to = out + c;
@@ -170,41 +174,51 @@ void sum_tap_rows(const TapList& taps, const T* weights, const T* in, int64_t st
         for (int s = 0; s < S; ++s) weight[s] = load_n(of_row + s * C, lanes);
 #pragma GCC unroll 17
         for (int column = 0; column < (pixels - 1) * stride + S; ++column) {
+          if (!all && (column < inside.begin || column >= inside.end)) continue;
           const Vec<T> x = load_n(row + column * C, lanes);
 #pragma GCC unroll 6
           for (int o = 0; o < pixels; ++o)
             if (const int s = column - o * stride; 0 <= s && s < S) sum[o] += x * weight[s];
         }
       }
-      store_sums<streams, stride>(sum, from, step, next, to, out_step, lanes);
+      store_sums<streams, stride>(sum, from, step, rows, to, out_step, lanes);
     }
   });
 }
 
-/// A run of n pixels that read the same taps.
+/// The outputs of n pixels.
 template <class T>
-using SumRun = void (*)(const TapList&, const T*, const T*, int64_t, NextRow, const T*, T*, int64_t, int64_t);
+using SumRun = void (*)(const TapList&, const T*, const T*, int64_t, Rows, const T*, T*, int64_t, int64_t);
 
+/// Of a run.
 template <bool streams, class T>
-void sum_run(const TapList& taps, const T* weights, const T* in, int64_t step, NextRow next, const T* bias, T* out,
+void sum_run(const TapList& taps, const T* weights, const T* in, int64_t step, Rows rows, const T* bias, T* out,
              int64_t out_step, int64_t n) {
   for (; n >= kPixels; n -= kPixels, in += kPixels * step, out += kPixels * out_step)
-    sum_taps<streams, T, kPixels>(taps, weights, in, step, next, bias, out, out_step);
+    sum_taps<streams, T, kPixels>(taps, weights, in, step, rows, bias, out, out_step);
   for (; n > 0; --n, in += step, out += out_step)
-    sum_taps<streams, T, 1>(taps, weights, in, step, next, bias, out, out_step);
+    sum_taps<streams, T, 1>(taps, weights, in, step, rows, bias, out, out_step);
 }
 
+/// Of a whole row, whose taps come in rows of S adjacent columns.
 template <bool streams, class T, int S, int stride>
-void sum_run_in_rows(const TapList& taps, const T* weights, const T* in, int64_t step, NextRow next, const T* bias,
-                     T* out, int64_t out_step, int64_t n) {
-  constexpr auto sum_pixels = []<int... i>(std::integer_sequence<int, i...>) {
-    return std::array{sum_tap_rows<streams, T, S, stride, 1 + i>...};
-  }(std::make_integer_sequence<int, kPixelsOfRows>{});
-  const bool few_channels = next.C <= kFewChannels;
-  while (n > 0) {
-    const int64_t pixels = n < kPixelsOfRows ? n : kPixelsOfRows, groups = few_channels ? n / pixels : 1;
-    sum_pixels[pixels - 1](taps, weights, in, step, next, bias, out, out_step, groups);
-    n -= groups * pixels, in += groups * pixels * step, out += groups * pixels * out_step;
+void sum_whole_row(const TapList& taps, const T* weights, const T* in, int64_t step, Rows rows, const T* bias, T* out,
+                   int64_t out_step, int64_t n) {
+  constexpr auto by_pixels = []<bool all, int... i>(std::bool_constant<all>, std::integer_sequence<int, i...>) {
+    return std::array{sum_tap_rows<streams, T, S, stride, 1 + i, all>...};
+  };
+  constexpr std::make_integer_sequence<int, kPixelsOfRows> numbers;
+  constexpr auto all_inside = by_pixels(std::true_type{}, numbers), some_inside = by_pixels(std::false_type{}, numbers);
+  for (int64_t first = rows.left; n > 0;) {  // first: the column of the first tap
+    const int64_t pixels = std::min<int64_t>(n, kPixelsOfRows), width = (pixels - 1) * stride + S;
+    const Range inside{std::max(-first, int64_t{0}), rows.IW - first};
+    const bool all = inside.begin == 0 && inside.end >= width;
+    int64_t groups = 1;
+    if (all && rows.C <= kFewChannels) groups = std::min(n, (inside.end - S) / stride + 1) / pixels;
+    const auto sum = (all ? all_inside : some_inside)[pixels - 1];
+    sum(taps, weights, in, step, rows, bias, out, out_step, groups, inside);
+    const int64_t done = groups * pixels;
+    n -= done, in += done * step, out += done * out_step, first += done * stride;
   }
 }
 
@@ -215,28 +229,26 @@ bool in_rows(const Correlation& q, const Span& span) {
   return q.taps % span.width == 0;
 }
 
-/// For runs of pixels that read all columns of the taps.
+/// What takes whole rows, of common filters; null for others.
 template <bool streams, class T>
-SumRun<T> run_function(const Correlation& q, const Span& span) {
-  if (in_rows(q, span)) {
-    if (span.width == 3 && q.step_w == 1) return sum_run_in_rows<streams, T, 3, 1>;
-    if (span.width == 3 && q.step_w == 2) return sum_run_in_rows<streams, T, 3, 2>;
-    if (span.width == 5 && q.step_w == 1) return sum_run_in_rows<streams, T, 5, 1>;
-    if (span.width == 7 && q.step_w == 1) return sum_run_in_rows<streams, T, 7, 1>;
-  }
-  return sum_run<streams, T>;
+SumRun<T> whole_row_function(const Correlation& q, const Span& span) {
+  if (!in_rows(q, span)) return nullptr;
+  if (span.width == 3 && q.step_w == 1) return sum_whole_row<streams, T, 3, 1>;
+  if (span.width == 3 && q.step_w == 2) return sum_whole_row<streams, T, 3, 2>;
+  if (span.width == 5 && q.step_w == 1) return sum_whole_row<streams, T, 5, 1>;
+  if (span.width == 7 && q.step_w == 1) return sum_whole_row<streams, T, 7, 1>;
+  return nullptr;
 }
 
-/// Row i of image n: `weights` are [tap][C]; `inside_run` is run_function()'s.
-template <bool streams, class T>
-void correlate_row(const Correlation& q, NextRow next, SumRun<T> inside_run, int64_t n, int64_t i, const T* in,
-                   const T* weights, const T* bias, T* out, RowRuns& runs) {
+/// Row i of image n: `weights` are [tap][C].
+template <class T>
+void correlate_row(const Correlation& q, Rows rows, SumRun<T> sum, int64_t n, int64_t i, const T* in, const T* weights,
+                   const T* bias, T* out, RowRuns& runs) {
   const int64_t C = q.groups, step = q.step_w * C, out_step = q.col_step * C;
   const T* from = in + (n * q.IH + i * q.step_h) * q.IW * C;
   T* to = out + (n * q.OH * q.OW + q.output_pixel(i, 0)) * C;
   runs.for_each(i, [&](const Run& run) {
-    const SumRun<T> sum = run.inside ? inside_run : sum_run<streams, T>;
-    sum(run.taps, weights, from + run.begin * step, step, next, bias, to + run.begin * out_step, out_step,
+    sum(run.taps, weights, from + run.begin * step, step, rows, bias, to + run.begin * out_step, out_step,
         run.end - run.begin);
   });
 }
@@ -244,8 +256,8 @@ void correlate_row(const Correlation& q, NextRow next, SumRun<T> inside_run, int
 /// Adds the products of `pixels` pixels to the sums [tap][C] of taps first .. first + n of the list. Unless `stride` is
 /// 0, fetches what the next row of the grid reads, `next_dy` further on of dy.
 template <class T, int n, int stride>
-void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels, const T* in, int64_t step,
-                  NextRow next, const T* dy, int64_t next_dy, T* sums) {
+void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels, const T* in, int64_t step, Rows rows,
+                  const T* dy, int64_t next_dy, T* sums) {
   const int64_t *offsets = taps.offsets + first, *weights = taps.weights + first;
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     Vec<T> sum[n];
@@ -254,7 +266,7 @@ void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels,
     for (int64_t j = 0; j < pixels; ++j) {
       const Vec<T> d = load_n(dy + j * C + c, lanes);
       if constexpr (stride > 0) fetch_ahead<Fetch::into_l2>(dy + next_dy + j * C + c);
-      next.fetch<stride>(in + j * step + c);
+      rows.fetch_next<stride>(in + j * step + c);
 #pragma GCC unroll 9
       for (int k = 0; k < n; ++k) sum[k] += load_n(in + offsets[k] + j * step + c, lanes) * d;
     }
@@ -265,8 +277,7 @@ void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels,
 
 /// Adds the products of row i of image n to the sums [tap][C].
 template <class T>
-void add_row(const Correlation& q, NextRow next, int64_t n, int64_t i, const T* in, const T* dy, T* sums,
-             RowRuns& runs) {
+void add_row(const Correlation& q, Rows rows, int64_t n, int64_t i, const T* in, const T* dy, T* sums, RowRuns& runs) {
   const int64_t C = q.groups, step = q.step_w * C, next_dy = q.cols * C;
   const T *from = in + (n * q.IH + i * q.step_h) * q.IW * C, *row = dy + (n * q.rows + i) * next_dy;
   runs.for_each(i, [&](const Run& run) {
@@ -279,7 +290,7 @@ void add_row(const Correlation& q, NextRow next, int64_t n, int64_t i, const T* 
         const auto products = t > 0           ? add_products<T, n, 0>
                               : q.step_w == 2 ? add_products<T, n, 2>
                                               : add_products<T, n, 1>;
-        products(taps, t, C, pixels, x, step, next, d, next_dy, sums);
+        products(taps, t, C, pixels, x, step, rows, d, next_dy, sums);
         t += n;
       };
       while (t + 9 <= taps.count) add(std::integral_constant<int, 9>{});
@@ -297,15 +308,16 @@ void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bi
   const Span span(q);
   T* weights = context.array<T>(q.taps * C);
   const RunMemory memory(q, span, context);
-  const NextRow next(q, span);
+  const Rows rows(q, span);
   for (int64_t t = 0; t < q.taps; ++t)
     for (int64_t c = 0; c < C; ++c) weights[t * C + c] = w[c * q.w_group + q.weight[t]];
   with_streaming(out, C, q.N * C * (q.IH * q.IW + q.rows * q.cols), [&](auto streams) {
-    const SumRun<T> inside_run = run_function<streams, T>(q, span);
+    const SumRun<T> whole_row = whole_row_function<streams, T>(q, span),
+                    sum = whole_row ? whole_row : sum_run<streams, T>;
     run_team(worth_threads(q), [&](const Team& team) {
-      RowRuns runs(q, span, memory, team);
+      RowRuns runs(q, span, memory, team, whole_row != nullptr);
       team.for_each(q.N * q.rows, [&](int64_t task) {
-        correlate_row<streams>(q, next, inside_run, task / q.rows, task % q.rows, in, weights, bias, out, runs);
+        correlate_row(q, rows, sum, task / q.rows, task % q.rows, in, weights, bias, out, runs);
       });
       if constexpr (streams) drain_streams();
     });
@@ -314,24 +326,24 @@ void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bi
 
 template <class T>
 void depthwise_pixels_weight(const Correlation& q, const T* in, const T* dy, T* dw, Context& context) {
-  const int64_t C = q.groups, size = q.taps * C, rows = q.N * q.rows, splits = rows < kSplits ? rows : kSplits;
+  const int64_t C = q.groups, size = q.taps * C, all_rows = q.N * q.rows, splits = std::min(all_rows, kSplits);
   const Span span(q);
   T* row_sums = context.array<T>(max_threads() * size);
   T* partial = context.array<T>(splits * size);
   const RunMemory memory(q, span, context);
-  const NextRow next(q, span);
+  const Rows rows(q, span);
   const auto add = [&](const T* from, T* to) {
     for_each_vec<T>(
         size, [&](int64_t i, auto lanes) { store_n(to + i, load_n(to + i, lanes) + load_n(from + i, lanes), lanes); });
   };
   run_team(worth_threads(q), [&](const Team& team) {
-    RowRuns runs(q, span, memory, team);
+    RowRuns runs(q, span, memory, team, /*whole=*/false);
     T* const of_row = row_sums + team.rank * size;
     team.for_each(splits, [&](int64_t split) {
       zero(size, partial + split * size);
-      for (int64_t r = rows * split / splits; r < rows * (split + 1) / splits; ++r) {
+      for (int64_t r = all_rows * split / splits; r < all_rows * (split + 1) / splits; ++r) {
         zero(size, of_row);
-        add_row(q, next, r / q.rows, r % q.rows, in, dy, of_row, runs);
+        add_row(q, rows, r / q.rows, r % q.rows, in, dy, of_row, runs);
         add(of_row, partial + split * size);
       }
     });
