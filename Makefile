@@ -19,7 +19,7 @@ CUDA_GPUS ?= 8.0
 CUDA_TOOLS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 VENV_CUDA := $(CURDIR)/.venv-cuda
 SIMT_ORDERS ?= random:1
-SIMT_TESTS := $(patsubst %,tests/test_%.py,conv2d pool2d batch_norm products half matmul layer_norm activation loss \
+OP_TESTS := $(patsubst %,tests/test_%.py,conv2d pool2d batch_norm products half matmul layer_norm activation loss \
               cross_entropy softmax dropout)
 DATA ?= digits
 EPOCHS ?=
@@ -28,7 +28,7 @@ export DLKERNELS_BUILD_DIR := $(CURDIR)/build/make
 export DLKERNELS_CPP_TESTS := ON
 export DLKERNELS_SIMT := ON
 
-.PHONY: all build demo accuracy bench bench-quick bench-report test test-cpp test-python test-simt test-sanitize test-simt-sanitize test-simt-race test-install \
+.PHONY: all build demo accuracy bench bench-quick bench-report test test-cpp test-python test-isas test-simt test-sanitize test-simt-sanitize test-simt-race test-install \
         test-cuda-build check check-cuda cuda-budget format clean
 
 all: build
@@ -75,8 +75,8 @@ accuracy: build
 	$(PY) benchmarks/accuracy.py
 
 # Two tests run at a time, so a thread that waits for another may not spin: it would take its core.
-test: test-cpp test-python test-simt
-test-cpp test-python test-simt test-sanitize: export OMP_WAIT_POLICY := passive
+test: test-cpp test-python test-isas test-simt
+test-cpp test-python test-isas test-simt test-sanitize: export OMP_WAIT_POLICY := passive
 
 test-cpp: build
 	$(VENV)/bin/ctest --test-dir $(DLKERNELS_BUILD_DIR) --parallel 2 --output-on-failure
@@ -93,7 +93,7 @@ test-sanitize: $(VENV)/cpp-tools
 test-simt: build
 	for order in $(SIMT_ORDERS); do \
 	  test $$order = forward && select= || select="not gradcheck"; echo "order $$order"; \
-	  DLKERNELS_SIMT_ORDER=$$order OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --backend=simt -k "$$select" $(SIMT_TESTS) || exit; \
+	  DLKERNELS_SIMT_ORDER=$$order OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --backend=simt -k "$$select" $(OP_TESTS) || exit; \
 	done
 
 # The CUDA kernels under the host executor, in its builds that find wrong addresses and data races: see docs/simt.md.
@@ -108,6 +108,12 @@ test-install:
 
 test-python: build
 	$(PY) -m pytest -q -n 2
+
+# The tests of the ops again, on the instruction sets below the best that this processor has.
+test-isas: build
+	for isa in $$($(PY) -c 'import dlkernels; print(*dlkernels._C.available_isas()[:-1])'); do \
+	  echo "instruction set $$isa"; DLKERNELS_ISA=$$isa $(PY) -m pytest -q -n 2 $(OP_TESTS) || exit; \
+	done
 
 # Compiles the CUDA kernels for sm_80 and sm_90 and checks what came out: needs nvcc and no GPU.
 $(VENV)/cuda-tools:
