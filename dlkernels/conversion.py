@@ -12,6 +12,7 @@ import dlkernels.nn
 
 _TO_OURS = {getattr(torch.nn, name): getattr(dlkernels.nn, name) for name in dlkernels.nn.__all__}
 _TO_TORCH = {ours: theirs for theirs, ours in _TO_OURS.items()}
+_LAYERS = tuple(theirs for theirs in _TO_OURS if theirs is not torch.nn.Sequential)
 
 
 def _why_not(module):
@@ -73,20 +74,20 @@ class Coverage(list):
 def coverage(model):
     """What `convert` did or would do to each layer of `model`, and why not where it does not: a `Coverage`.
 
-    Containers (modules with children) are listed only if they are of a layer's class. TypeError unless `model` is a
-    torch.nn.Module.
+    Containers (modules with children) are listed only if they are of a layer's class; Sequential is none. TypeError
+    unless `model` is a torch.nn.Module.
     """
     _check_module("coverage", model)
     rows = Coverage()
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Sequential):  # computes nothing itself
+        if type(module) in (torch.nn.Sequential, dlkernels.nn.Sequential):  # converted for the layers in it
             continue
         layer = _class_name(type(module))
         if type(module) in _TO_TORCH:
             rows.append(LayerCoverage(name, layer, "converted", _fallback_reason(module)))
         elif (reason := _why_not(module)) is None:
             rows.append(LayerCoverage(name, layer, "convertible", _fallback_reason(module)))
-        elif not any(True for _ in module.children()) or isinstance(module, tuple(_TO_OURS)):
+        elif not any(True for _ in module.children()) or isinstance(module, _LAYERS):
             rows.append(LayerCoverage(name, layer, "left alone", reason))
     return rows
 

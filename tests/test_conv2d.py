@@ -85,6 +85,8 @@ CASES = {
     "depthwise_2x2": ((2, 9, 16, 19), (9, 1, 2, 2), {"groups": 9, "padding": (0, 1)}),
     "depthwise_2x2_stride_2": ((2, 9, 17, 37), (9, 1, 2, 2), {"groups": 9, "padding": (1, 0), "stride": 2}),
     "depthwise_2x2_stride_2_padded": ((2, 9, 17, 36), (9, 1, 2, 2), {"groups": 9, "padding": (0, 1), "stride": 2}),
+    "depthwise_5x5_many_channels": ((2, 70, 5, 20), (70, 1, 5, 5), {"groups": 70, "padding": 2}),
+    "depthwise_7x7_narrow_image": ((2, 70, 5, 4), (70, 1, 7, 7), {"groups": 70, "padding": 5}),
     "depthwise_padded_twice": ((2, 9, 8, 20), (9, 1, 3, 3), {"groups": 9, "padding": 3}),
     "depthwise_multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "padding": 1}),
     "narrow_groups": ((2, 36, 13, 17), (36, 4, 3, 3), {"groups": 9, "padding": 1}),

@@ -234,6 +234,7 @@ def test_coverage():
     model[4].forward = lambda x: x
     model.add_module("meta", nn.Linear(4, 4, device="meta"))
     model.add_module("outer", nn.Sequential(nn.ReLU()))
+    model.add_module("named", type("Named", (nn.Sequential,), {})(nn.GELU()))
     rows = [
         ("0", "torch.nn.Conv2d", "convertible", ""),
         ("1", "torch.nn.Linear", "convertible", "runs PyTorch's op: no kernels for torch.float16"),
@@ -242,6 +243,7 @@ def test_coverage():
         ("4", "torch.nn.Linear", "left alone", "its forward is overridden on the instance"),
         ("meta", "torch.nn.Linear", "convertible", "runs PyTorch's op: no kernels for meta"),
         ("outer.0", "torch.nn.ReLU", "convertible", ""),
+        ("named.0", "torch.nn.GELU", "convertible", ""),
     ]
     coverage = dlkernels.coverage(model)
     assert [(row.name, row.layer, row.status, row.reason) for row in coverage] == rows

@@ -77,6 +77,27 @@ def test_other_bounds_and_overrides_run_alone():
     compare(block(), widen, batch_norm=5, relu=1, hardtanh=1)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_bias_may_change_before_backward(training):
+    """PyTorch's layers do not need it there."""
+    results = []
+    for model in (nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).train(training) for _ in range(2)):
+        model = dlkernels.convert(model) if not results else model
+        x = rand(3, 4, 5, 6).requires_grad_()
+        y = model(x)
+        with torch.no_grad():
+            model[0].bias.add_(1)
+        results.append([y, *torch.autograd.grad(y, [x, *model.parameters()], rand(*y.shape, seed=1))])
+    torch.testing.assert_close(*results)
+
+
+def test_no_layer_is_skipped():
+    model = dlkernels.convert(nn.Sequential(nn.ReLU()))
+    model.add_module("none", None)
+    with pytest.raises(TypeError):
+        model(rand(2, 3))
+
+
 def test_reverts():
     model = block()
     assert type(dlkernels.convert(model)) is dlkernels.nn.Sequential

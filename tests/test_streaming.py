@@ -8,6 +8,11 @@ from util import DTYPES, check_same_bits, kernel_ran, rand
 import dlkernels.functional as DF
 from dlkernels import _C
 
+
+def depthwise(x, size, **options):
+    return DF.conv2d(x, rand(x.shape[1], 1, size, size, dtype=x.dtype), groups=x.shape[1], **options)
+
+
 FUNCTIONS = {
     "relu": DF.relu,
     "gelu": DF.gelu,
@@ -21,9 +26,12 @@ FUNCTIONS = {
     "softmax of rows": lambda x: DF.softmax(x, 3),
     "log_softmax": lambda x: DF.log_softmax(x, 1),
     "log_softmax of rows": lambda x: DF.log_softmax(x, 3),
-    "conv2d depthwise 3/2": lambda x: DF.conv2d(
-        x, rand(x.shape[1], 1, 3, 3, dtype=x.dtype), stride=2, padding=1, groups=x.shape[1]
-    ),
+    "batch_norm relu": lambda x: DF._batch_norm_then("relu", x, None, None, None, None, True, 0.1, 1e-5),
+    "conv2d depthwise 3": lambda x: depthwise(x, 3, padding=1),
+    "conv2d depthwise 3/2": lambda x: depthwise(x, 3, stride=2, padding=1),
+    "conv2d depthwise 5": lambda x: depthwise(x, 5, padding=2),
+    "conv2d depthwise 7": lambda x: depthwise(x, 7, padding=3),
+    "conv2d depthwise 2": lambda x: depthwise(x, 2),
     "max_pool2d 2/2": lambda x: DF.max_pool2d(x, 2),
     "max_pool2d 2/3": lambda x: DF.max_pool2d(x, 2, 3, 1),
     "max_pool2d 2/3 d2": lambda x: DF.max_pool2d(x, 2, 3, 0, 2),
@@ -56,8 +64,8 @@ def any_cache():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     "shape",
-    [(3, 64, 16, 48), (2, 3, 7, 9), (2, 3, 16, 16)],
-    ids=["rows of whole vectors", "ragged rows", "few channels"],
+    [(3, 64, 16, 48), (2, 96, 5, 16), (2, 3, 7, 9), (2, 3, 16, 16)],
+    ids=["rows of whole vectors", "more channels", "ragged rows", "few channels"],
 )
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_same_bits(name, shape, layout, dtype, any_cache):

@@ -151,11 +151,13 @@ struct BatchNormGradient {
     return DLK_OP(batch_norm_eval).call(x, mean, var, weight, bias, eps, low, high);
   }
 
-  /// The bias tells what was clamped; without a clamp, nothing needs it.
+  /// The bias tells what was clamped, and without a clamp nothing: a copy, since PyTorch keeps none, so that changing
+  /// it before backward may not raise.
   static void save(Recording* call, bool training, const Tensor& x, const Tensor& mean, const Tensor& var,
                    const OptionalTensor& weight, const OptionalTensor& bias, double eps, Clamp clamp) {
     call->save_values(training, bias.has_value(), eps, clamp);
-    call->save_for_backward({x, or_undefined(weight), mean, var, clamp.clamps() ? or_undefined(bias) : Tensor()});
+    call->save_for_backward(
+        {x, or_undefined(weight), mean, var, clamp.clamps() && bias.has_value() ? bias->detach().clone() : Tensor()});
   }
 
   static variable_list backward(Recording* call, const Tensor& dy) {
@@ -261,6 +263,8 @@ Tensor batch_norm(const Tensor& input, const OptionalTensor& running_mean, const
                   double low, double high) {
   const Tensor mean = or_undefined(running_mean), var = or_undefined(running_var);
   const Clamp clamp{low, high};
+  TORCH_CHECK_VALUE(!clamp.clamps() || clamp.low == 0, "batch_norm: low must be 0 or -inf, got ",
+                    low);  // clamp_forward
   if (!covered(batch_norm_calls, {input, mean, var, or_undefined(weight), or_undefined(bias)}, input.dim() >= 2))
     return clamp_forward(at::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, false),
                          clamp);

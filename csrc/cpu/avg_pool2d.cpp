@@ -294,7 +294,8 @@ T sum_of(const T* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) sum += x[i];
     return sum;
   }
-  constexpr int64_t kBlock = 16 << 10;  // sums of more are added in double, where chains of T would lose digits
+  // Sums of more than 16 runs are added in double: there a chain of T would lose digits.
+  constexpr int64_t kBlock = 16 * 16 * kChains * kLanes<T>;
   double sum = 0;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const auto add = [=](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(x + begin + i, lanes); };

@@ -25,7 +25,7 @@ constexpr int kPixels = 4, kPixelsOfRows = 6;
 constexpr int64_t kFewChannels = 64;
 
 /// Pixels that add to a weight's sum between loading and storing it: their inputs, of three rows, stay in L1.
-constexpr int64_t kRun = 8;
+constexpr int64_t kPixelsPerSum = 8;
 /// Splits of the sum over all rows: enough to balance a few threads.
 constexpr int64_t kSplits = 16;
 
@@ -111,13 +111,13 @@ class RowRuns {
   int64_t count_ = 0;
 };
 
-/// What the kernels know of an image: its rows, the column of the first pixel's first tap, and where, from a pixel's
-/// inputs on, those are that the next row of the grid is the first to read. The hardware does not look across rows, and
-/// is slow to follow as many runs as these kernels have.
-struct Rows {
+/// What the kernels know of the image: its channels, columns, the column of the first pixel's first tap, and where,
+/// from a pixel's inputs on, those are that the next row of the grid is the first to read. The hardware does not look
+/// across rows, and is slow to follow as many runs as these kernels have.
+struct ImageRows {
   int64_t C, IW, left, next;
 
-  Rows(const Correlation& q, const Span& span)
+  ImageRows(const Correlation& q, const Span& span)
       : C(q.groups), IW(q.IW), left(span.left), next((span.top + span.height) * q.IW * q.groups) {}
   /// Fetches those of one pixel, of one vector of channels, into L2. Of a stride known to be 2, four inputs (1.3 to 1.9
   /// times faster).
@@ -131,8 +131,8 @@ struct Rows {
 
 /// Writes the sums of adjacent pixels.
 template <bool streams, int stride, class T, int pixels, class Count>
-DLK_INLINE void store_sums(const Vec<T> (&sum)[pixels], const T* in, int64_t step, Rows rows, T* out, int64_t out_step,
-                           Count lanes) {
+DLK_INLINE void store_sums(const Vec<T> (&sum)[pixels], const T* in, int64_t step, ImageRows rows, T* out,
+                           int64_t out_step, Count lanes) {
   for (int o = 0; o < pixels; ++o) {
     rows.fetch_next<stride>(in + o * step);
     write_n<streams>(out + o * out_step, sum[o], lanes);
@@ -141,7 +141,7 @@ DLK_INLINE void store_sums(const Vec<T> (&sum)[pixels], const T* in, int64_t ste
 
 /// `pixels` outputs, out_step apart, whose inputs are `step` apart.
 template <bool streams, class T, int pixels>
-void sum_taps(const TapList& taps, const T* weights, const T* in, int64_t step, Rows rows, const T* bias, T* out,
+void sum_taps(const TapList& taps, const T* weights, const T* in, int64_t step, ImageRows rows, const T* bias, T* out,
               int64_t out_step) {
   for_each_vec<T>(rows.C, [&](int64_t c, auto lanes) {
     Vec<T> sum[pixels];
@@ -158,8 +158,8 @@ void sum_taps(const TapList& taps, const T* weights, const T* in, int64_t step, 
 /// pixel to pixel: an input is loaded once for all pixels that read it. `inside`: those of a group's columns of inputs
 /// that are in the image; if not `all` are, there is one group.
 template <bool streams, class T, int S, int stride, int pixels, bool all>
-void sum_tap_rows(const TapList& taps, const T* weights, const T* in, int64_t step, Rows rows, const T* bias, T* out,
-                  int64_t out_step, int64_t groups, Range inside) {
+void sum_tap_rows(const TapList& taps, const T* weights, const T* in, int64_t step, ImageRows rows, const T* bias,
+                  T* out, int64_t out_step, int64_t groups, Range inside) {
   const int64_t C = rows.C;
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     const T* from = in + c;
@@ -172,7 +172,7 @@ void sum_tap_rows(const TapList& taps, const T* weights, const T* in, int64_t st
         Vec<T> weight[S];
 #pragma GCC unroll 7
         for (int s = 0; s < S; ++s) weight[s] = load_n(of_row + s * C, lanes);
-#pragma GCC unroll 17
+#pragma GCC unroll 13
         for (int column = 0; column < (pixels - 1) * stride + S; ++column) {
           if (!all && (column < inside.begin || column >= inside.end)) continue;
           const Vec<T> x = load_n(row + column * C, lanes);
@@ -188,11 +188,11 @@ void sum_tap_rows(const TapList& taps, const T* weights, const T* in, int64_t st
 
 /// The outputs of n pixels.
 template <class T>
-using SumRun = void (*)(const TapList&, const T*, const T*, int64_t, Rows, const T*, T*, int64_t, int64_t);
+using SumRun = void (*)(const TapList&, const T*, const T*, int64_t, ImageRows, const T*, T*, int64_t, int64_t);
 
 /// Of a run.
 template <bool streams, class T>
-void sum_run(const TapList& taps, const T* weights, const T* in, int64_t step, Rows rows, const T* bias, T* out,
+void sum_run(const TapList& taps, const T* weights, const T* in, int64_t step, ImageRows rows, const T* bias, T* out,
              int64_t out_step, int64_t n) {
   for (; n >= kPixels; n -= kPixels, in += kPixels * step, out += kPixels * out_step)
     sum_taps<streams, T, kPixels>(taps, weights, in, step, rows, bias, out, out_step);
@@ -202,19 +202,21 @@ void sum_run(const TapList& taps, const T* weights, const T* in, int64_t step, R
 
 /// Of a whole row, whose taps come in rows of S adjacent columns.
 template <bool streams, class T, int S, int stride>
-void sum_whole_row(const TapList& taps, const T* weights, const T* in, int64_t step, Rows rows, const T* bias, T* out,
-                   int64_t out_step, int64_t n) {
+void sum_whole_row(const TapList& taps, const T* weights, const T* in, int64_t step, ImageRows rows, const T* bias,
+                   T* out, int64_t out_step, int64_t n) {
   constexpr auto by_pixels = []<bool all, int... i>(std::bool_constant<all>, std::integer_sequence<int, i...>) {
     return std::array{sum_tap_rows<streams, T, S, stride, 1 + i, all>...};
   };
   constexpr std::make_integer_sequence<int, kPixelsOfRows> numbers;
   constexpr auto all_inside = by_pixels(std::true_type{}, numbers), some_inside = by_pixels(std::false_type{}, numbers);
+  // Streaming wants a cache line at once, not its halves a row apart (AVX2: half as fast as without).
+  const bool few_channels = rows.C <= kFewChannels && (!streams || kVecBytes == 64);
   for (int64_t first = rows.left; n > 0;) {  // first: the column of the first tap
     const int64_t pixels = std::min<int64_t>(n, kPixelsOfRows), width = (pixels - 1) * stride + S;
     const Range inside{std::max(-first, int64_t{0}), rows.IW - first};
     const bool all = inside.begin == 0 && inside.end >= width;
     int64_t groups = 1;
-    if (all && rows.C <= kFewChannels) groups = std::min(n, (inside.end - S) / stride + 1) / pixels;
+    if (all && few_channels) groups = std::min(n, (inside.end - S) / stride + 1) / pixels;
     const auto sum = (all ? all_inside : some_inside)[pixels - 1];
     sum(taps, weights, in, step, rows, bias, out, out_step, groups, inside);
     const int64_t done = groups * pixels;
@@ -242,8 +244,8 @@ SumRun<T> whole_row_function(const Correlation& q, const Span& span) {
 
 /// Row i of image n: `weights` are [tap][C].
 template <class T>
-void correlate_row(const Correlation& q, Rows rows, SumRun<T> sum, int64_t n, int64_t i, const T* in, const T* weights,
-                   const T* bias, T* out, RowRuns& runs) {
+void correlate_row(const Correlation& q, ImageRows rows, SumRun<T> sum, int64_t n, int64_t i, const T* in,
+                   const T* weights, const T* bias, T* out, RowRuns& runs) {
   const int64_t C = q.groups, step = q.step_w * C, out_step = q.col_step * C;
   const T* from = in + (n * q.IH + i * q.step_h) * q.IW * C;
   T* to = out + (n * q.OH * q.OW + q.output_pixel(i, 0)) * C;
@@ -256,8 +258,8 @@ void correlate_row(const Correlation& q, Rows rows, SumRun<T> sum, int64_t n, in
 /// Adds the products of `pixels` pixels to the sums [tap][C] of taps first .. first + n of the list. Unless `stride` is
 /// 0, fetches what the next row of the grid reads, `next_dy` further on of dy.
 template <class T, int n, int stride>
-void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels, const T* in, int64_t step, Rows rows,
-                  const T* dy, int64_t next_dy, T* sums) {
+void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels, const T* in, int64_t step,
+                  ImageRows rows, const T* dy, int64_t next_dy, T* sums) {
   const int64_t *offsets = taps.offsets + first, *weights = taps.weights + first;
   for_each_vec<T>(C, [&](int64_t c, auto lanes) {
     Vec<T> sum[n];
@@ -277,13 +279,14 @@ void add_products(const TapList& taps, int64_t first, int64_t C, int64_t pixels,
 
 /// Adds the products of row i of image n to the sums [tap][C].
 template <class T>
-void add_row(const Correlation& q, Rows rows, int64_t n, int64_t i, const T* in, const T* dy, T* sums, RowRuns& runs) {
+void add_row(const Correlation& q, ImageRows rows, int64_t n, int64_t i, const T* in, const T* dy, T* sums,
+             RowRuns& runs) {
   const int64_t C = q.groups, step = q.step_w * C, next_dy = q.cols * C;
   const T *from = in + (n * q.IH + i * q.step_h) * q.IW * C, *row = dy + (n * q.rows + i) * next_dy;
   runs.for_each(i, [&](const Run& run) {
     const TapList& taps = run.taps;
     for (int64_t j = run.begin, pixels; j < run.end; j += pixels) {
-      pixels = run.end - j < kRun ? run.end - j : kRun;
+      pixels = run.end - j < kPixelsPerSum ? run.end - j : kPixelsPerSum;
       const T *x = from + j * step, *d = row + j * C;
       int64_t t = 0;
       const auto add = [&]<int n>(std::integral_constant<int, n>) {  // the first taps fetch for all
@@ -308,7 +311,7 @@ void depthwise_pixels(const Correlation& q, const T* in, const T* w, const T* bi
   const Span span(q);
   T* weights = context.array<T>(q.taps * C);
   const RunMemory memory(q, span, context);
-  const Rows rows(q, span);
+  const ImageRows rows(q, span);
   for (int64_t t = 0; t < q.taps; ++t)
     for (int64_t c = 0; c < C; ++c) weights[t * C + c] = w[c * q.w_group + q.weight[t]];
   with_streaming(out, C, q.N * C * (q.IH * q.IW + q.rows * q.cols), [&](auto streams) {
@@ -331,7 +334,7 @@ void depthwise_pixels_weight(const Correlation& q, const T* in, const T* dy, T* 
   T* row_sums = context.array<T>(max_threads() * size);
   T* partial = context.array<T>(splits * size);
   const RunMemory memory(q, span, context);
-  const Rows rows(q, span);
+  const ImageRows rows(q, span);
   const auto add = [&](const T* from, T* to) {
     for_each_vec<T>(
         size, [&](int64_t i, auto lanes) { store_n(to + i, load_n(to + i, lanes) + load_n(from + i, lanes), lanes); });

@@ -215,7 +215,8 @@ DLK_INLINE void sum_rows(int64_t C, int64_t rows, Columns<T, n_columns> columns,
   const WideRows<T> wide{rows, C};
   const int64_t whole = wide.copies == 1 ? 0 : rows / wide.copies, rest = whole * wide.width;
   if (whole > 0) {
-    T repeated[n_columns + 1][WideRows<T>::kMostColumns], sums_of_wide[count * WideRows<T>::kMostColumns];
+    T repeated[std::max<size_t>(n_columns, 1)][WideRows<T>::kMostColumns],
+        sums_of_wide[count * WideRows<T>::kMostColumns];
     Columns<T, n_columns> of_wide;
     for (size_t i = 0; i != n_columns; ++i) {
       std::copy(columns[i], columns[i] + C, repeated[i]), wide.repeat(repeated[i]);

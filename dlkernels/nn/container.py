@@ -12,16 +12,19 @@ class Sequential(torch.nn.Sequential):
     one of them has hooks or was compiled by itself."""
 
     def forward(self, input):
-        layers = iter(self)
-        for layer in layers:
-            while layer is not None and type(layer) in (BatchNorm1d, BatchNorm2d) and _only_runs_forward(layer):
-                following = next(layers, None)
-                activation = _activation(following)
-                input = layer.forward(input, activation)
-                layer = following if activation is None else next(layers, None)
-            if layer is not None:
-                input = layer(input)
+        layers, fused = [*self], False
+        for layer, following in zip(layers, [*layers[1:], None]):
+            if fused:  # with the one before
+                fused = False
+                continue
+            activation = _activation(following) if _is_batch_norm(layer) else None
+            fused = activation is not None
+            input = layer.forward_then(activation, input) if fused else layer(input)
         return input
+
+
+def _is_batch_norm(layer):
+    return type(layer) in (BatchNorm1d, BatchNorm2d) and _only_runs_forward(layer)
 
 
 def _activation(layer):

@@ -8,7 +8,11 @@ from dlkernels import functional as DF
 class _BatchNorm:
     """torch.nn's bookkeeping of running statistics, in front of our kernels."""
 
-    def forward(self, input, activation=None):
+    def forward(self, input):
+        return self.forward_then(None, input)
+
+    def forward_then(self, activation, input):
+        """`forward`, and an activation that `functional._batch_norm_then` knows: for Sequential."""
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
