@@ -56,11 +56,13 @@ DLK_INLINE Sums<T, count> sum_vecs(int64_t n, Add add) {
   return accumulate_vecs<T>(n, Sums<T, count>{}, add, [](const auto& x, const auto& y) { return x + y; });
 }
 
-/// The same with chains of at most 16 terms. After ReLU half of the terms are equal, and their roundings all have one
-/// sign: with chains of 64 a variance, or a mean loss, lost a digit.
+constexpr int64_t kRestartAfter = 16;
+
+/// The same with chains of at most kRestartAfter terms. After ReLU half of the terms are equal, and their roundings all
+/// have one sign: with chains of 64 a variance, or a mean loss, lost a digit.
 template <int count, class T, class Add>
 DLK_INLINE Sums<T, count> sum_vecs_restarting(int64_t n, Add add) {
-  constexpr int64_t kRestart = 16 * kChains * kLanes<T>;
+  constexpr int64_t kRestart = kRestartAfter * kChains * kLanes<T>;
   const auto add_from = [&](int64_t begin) {
     return [&add, begin](int64_t i, auto lanes, auto& sums) { add(begin + i, lanes, sums); };
   };
