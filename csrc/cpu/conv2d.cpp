@@ -229,14 +229,6 @@ bool few_outputs(const Correlation& q) {
   return q.CO < 2 * L && (q.step_w == 1 ? 1.2 : 0.7) * filled(q.cols) >= filled(q.CO);
 }
 
-/// Taps that may read rows of the image from the rows [first, last] of the grid.
-inline Range taps_inside(const Correlation& q, int64_t first, int64_t last) {
-  Range taps{0, q.taps};
-  while (taps.size() > 0 && last * q.step_h + q.dh[taps.begin] < 0) ++taps.begin;
-  while (taps.size() > 0 && first * q.step_h + q.dh[taps.end - 1] >= q.IH) --taps.end;
-  return taps;
-}
-
 /// Writes `outputs` channels from m on of n <= kLanes adjacent pixels, `stride` apart in `tile`, to pixel (i, j) of the
 /// grid and on.
 template <class T>

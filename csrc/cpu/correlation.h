@@ -47,6 +47,14 @@ inline bool reads_same_pixel(const Correlation& q) {
          q.cols == q.IW;
 }
 
+/// Taps that may read rows of the image from the rows [first, last] of the grid.
+inline Range taps_inside(const Correlation& q, int64_t first, int64_t last) {
+  Range taps{0, q.taps};
+  while (taps.size() > 0 && last * q.step_h + q.dh[taps.begin] < 0) ++taps.begin;
+  while (taps.size() > 0 && first * q.step_h + q.dh[taps.end - 1] >= q.IH) --taps.end;
+  return taps;
+}
+
 /// q, whose taps it changes, with small images of short rows taken as one long row each, if its taps are above each
 /// other only: then a pixel's neighbours to the sides do not matter, and tiles of pixels need not end where a row does.
 /// (Large images are cut by rows.)

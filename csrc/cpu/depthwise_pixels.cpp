@@ -77,9 +77,7 @@ class RowRuns {
   /// f(run) for those of row i.
   template <class F>
   DLK_INLINE void for_each(int64_t i, F f) {
-    Range taps{0, q_.taps};  // not above or below the image: they are in the order of dh
-    while (taps.size() > 0 && i * q_.step_h + q_.dh[taps.begin] < 0) ++taps.begin;
-    while (taps.size() > 0 && i * q_.step_h + q_.dh[taps.end - 1] >= q_.IH) --taps.end;
+    const Range taps = taps_inside(q_, i, i);
     if (count_ == 0 || taps.begin != taps_.begin || taps.end != taps_.end) make(taps);
     for (int64_t r = 0; r < count_; ++r) f(runs_[r]);
   }
