@@ -56,7 +56,7 @@ def test_ranks(name, shape):
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
 def test_lengths(name):
     for classes, inner in itertools.chain(
-        ((c, 1) for c in [*range(1, 36), 1000]), ((4, i) for i in [*range(1, 36), 64, 65, 129, 511, 512, 513])
+        ((c, 1) for c in [*range(1, 36), 160, 161, 176, 1000]), ((4, i) for i in [*range(1, 36), 64, 65, 129, 511, 512, 513])
     ):
         x = logits(20, classes, inner, name=name).squeeze(2).requires_grad_()
         compare(name, x, indices(*x.shape[:1], *x.shape[2:], classes=classes))
@@ -126,8 +126,9 @@ def test_confident_and_offset_logits():
 
 @pytest.mark.parametrize("columns", [1, 5])
 @pytest.mark.parametrize("target", [0, 1])
-def test_nan_and_inf(target, columns):
-    x = logits(8, 20, columns)
+@pytest.mark.parametrize("classes", [20, 300])
+def test_nan_and_inf(target, columns, classes):
+    x = logits(8, classes, columns)
     for i, special in enumerate([NAN, INF, -INF]):
         x[i, 1] = special
     x[4] = -INF
@@ -156,9 +157,9 @@ def test_expanded_output_gradient(shape):
     compare("cross_entropy", logits(*shape).requires_grad_(), target, reduction="none", dys=dys)
 
 
-@pytest.mark.parametrize("shape", [(5000, 40), (3, 40, 3000)])
+@pytest.mark.parametrize("shape", [(5000, 40), (700, 300), (3, 40, 3000)])
 def test_threads(shape):
-    target = indices(shape[0], *shape[2:], classes=40)
+    target = indices(shape[0], *shape[2:], classes=shape[1])
     for options in ({}, {"label_smoothing": 0.1}, {"reduction": "none"}):
         function = functools.partial(DF.cross_entropy, target=target, **options)
         check_threads(function, [logits(*shape).requires_grad_()])

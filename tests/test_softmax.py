@@ -63,9 +63,10 @@ def test_offset_and_extreme_inputs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("columns", [40, 300])
 @pytest.mark.parametrize("dim", [0, 1])
-def test_nan_and_inf(name, dim):
-    x = 3 * rand(40, 40)
+def test_nan_and_inf(name, dim, columns):
+    x = 3 * rand(40, columns)
     for i, special in enumerate([NAN, INF, -INF]):
         x[10 * i, 10 * i + 1] = special
     x[35, :] = x[:, 35] = -INF
@@ -89,6 +90,13 @@ def test_expanded_output_gradient(name, dim):
 @pytest.mark.parametrize("dim", [0, 1, 2])
 def test_threads(name, dim):
     check_threads(lambda x: getattr(DF, name)(x, dim), [rand(50, 33, 70).requires_grad_()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows, columns", [(61, 300), (3, 1000), (1, 5000), (5, 40000)])
+def test_long_rows(name, rows, columns):
+    compare(name, 3 * rand(rows, columns).requires_grad_(), 1)
+    check_threads(lambda x: getattr(DF, name)(x, 1), [rand(rows, columns).requires_grad_()])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -64,8 +64,8 @@ def any_cache():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     "shape",
-    [(3, 64, 16, 48), (2, 96, 5, 16), (2, 3, 7, 9), (2, 3, 16, 16)],
-    ids=["rows of whole vectors", "more channels", "ragged rows", "few channels"],
+    [(3, 64, 16, 48), (2, 96, 5, 16), (2, 3, 7, 9), (2, 3, 16, 16), (2, 3, 16, 192), (1, 2, 4, 33024)],
+    ids=["rows of whole vectors", "more channels", "ragged rows", "few channels", "long rows", "longest rows"],
 )
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_same_bits(name, shape, layout, dtype, any_cache):

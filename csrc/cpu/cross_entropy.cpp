@@ -94,27 +94,33 @@ T finish(const CrossEntropyParams& p, const Coefficients<T>& a, int64_t i, const
   return dense + a.sharp * a.weight(t) * ((m - x[t * p.inner]) + log_sum);
 }
 
-/// `rows` <= kLanes rows from i on.
+/// `rows` rows from i on, up to kLanes short ones.
 template <class T>
 void forward_rows(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, int64_t rows,
                   T* maximum, T* log_sum, T* loss) {
-  T m[kLanes<T>], log[kLanes<T>] = {};
-  rows_max_sum(p.C, rows, x + i * p.C, m, log, [](auto...) {});
-  take_row_logs(p.C, rows, log);
-  for (int64_t r = 0; r < rows; ++r, ++i) {
+  const auto take = [&](int64_t i, T m, T log) {
     const T* const row = x + i * p.C;
     T dense = 0;
     if (a.has_dense) {
       Vec<T> sums = {};
       for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-        sums += a.along_row(i * p.C, c, lanes) * ((m[r] - load_n(row + c, lanes)) + log[r]);
+        sums += a.along_row(i * p.C, c, lanes) * ((m - load_n(row + c, lanes)) + log);
       });
       dense = reduce_sum(sums);
     }
-    maximum[i] = m[r];
-    log_sum[i] = log[r];
-    loss[i] = finish(p, a, i, row, m[r], log[r], dense);
+    maximum[i] = m;
+    log_sum[i] = log;
+    loss[i] = finish(p, a, i, row, m, log, dense);
+  };
+  const auto ignore = [](auto...) {};
+  if (p.C > kMostShort) {
+    const auto done = [&](int64_t r, T m, T sum) { take(i + r, m, std::log(sum)); };
+    return long_rows_max_sum(p.C, rows, x + i * p.C, ignore, done, ignore);
   }
+  T m[kLanes<T>], log[kLanes<T>] = {};
+  rows_max_sum(p.C, rows, x + i * p.C, m, log, ignore);
+  take_logs(rows, log);
+  for (int64_t r = 0; r < rows; ++r) take(i + r, m[r], log[r]);
 }
 
 template <class T>
@@ -210,7 +216,7 @@ void backward_row(const CrossEntropyParams& p, const T* x, const Coefficients<T>
   if (dense) for_each_vec<T>(p.C, [&](int64_t c, auto lanes) { sums += a.along_row(row, c, lanes); });
   const T A = here.picked + reduce_sum(sums);
   for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-    V g = exp_or_zero((load_n(x + row + c, lanes) - m) - log_sum) * A;
+    V g = exp_or_zero((read_n(x + row + c, lanes) - m) - log_sum) * A;
     if constexpr (dense) g -= a.along_row(row, c, lanes);
     store_n(dx + row + c, g * here.dloss, lanes);
   });

@@ -1,12 +1,13 @@
-// Functions of one variable as 32 polynomials, looked up in registers: for AVX-512, whose permutations pick any of 32
-// floats in one instruction. That is half the instructions of a formula with an exp and a division, and more exact.
+// Functions of one variable by tables looked up in registers: for AVX-512, whose permutations pick any of 16 or 32
+// floats in one instruction. exp as a power of two in sixteenths times a polynomial; tanh and gelu as 32 polynomials,
+// half the instructions of a formula with an exp and a division, and more exact:
 //
 //     f(x) = base[piece] + sum over k of c[k][piece] (x - center[piece])^k
 //
 // with c[0] what rounding takes from base: the sum is small beside it, so that the result is nearly rounded once.
 // The compiler computes the coefficients in double, by interpolation at the Chebyshev nodes of each piece: the error is
-// within a few times that of the best polynomial. Largest errors of the floats, in ULP: tanh 1.0; gelu 1.7 where it is
-// beyond 1e-6, 45 down to 1e-13.
+// within a few times that of the best polynomial. Largest errors of the floats, in ULP: exp 1.0; tanh 1.0; gelu 1.7
+// where it is beyond 1e-6, 45 down to 1e-13.
 #pragma once
 
 #include "csrc/cpu/simd.h"
@@ -126,7 +127,36 @@ constexpr Table<6> make_gelu_rest() {
 }
 constexpr Table<6> kGeluRest = make_gelu_rest();
 
+// ---- exp: 2^(i / 16)
+
+struct Powers {
+  alignas(64) float of_16th[16];
+};
+
+constexpr Powers make_powers() {
+  Powers powers{};
+  for (int i = 0; i < 16; ++i) powers.of_16th[i] = static_cast<float>(exp(0.69314718055994530942 * i / 16));
+  return powers;
+}
+constexpr Powers kPowers = make_powers();
+
 }  // namespace pieces
+
+/// exp(x) for least <= x (at least -104) or NaN, 0 below. The 0 does not come from a product that underflows, for which
+/// the processor stops for 100 cycles and more: softmax meets many, masked logits and what fills up a vector.
+DLK_INLINE Vec<float> exp_or_zero_below(float least, Vec<float> x) {
+  const Vec<float> z = max(splat(least), x);
+  // Adding 1.5 * 2^19 rounds to sixteenths, whose last four bits then end the sum.
+  const Vec<float> magic = splat(786432.f), shifted = z * 1.44269504088896341f + magic, power = shifted - magic;
+  // ln 2 in two parts: the first has 9 significant bits, so power * 0.693359375 is exact.
+  const Vec<float> r = (z - power * 0.693359375f) + power * 2.12194440e-4f;
+  const Vec<float> expm1 = (r * r) * (r * 0.1666702777147293f + 0.5000162124633789f) + r;  // relative error 1.6e-9
+  const Vec<float> of_16ths =
+      (Vec<float>)_mm512_maskz_permutexvar_ps(0xFFFF, (__m512i)shifted, (__m512)load(pieces::kPowers.of_16th));
+  const Vec<float> y = expm1 * of_16ths + of_16ths;
+  const __mmask16 stays = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(least), _CMP_NLT_UQ);
+  return (Vec<float>)_mm512_maskz_scalef_ps(stays, (__m512)y, (__m512)power);  // y 2^floor(power)
+}
 
 DLK_INLINE Vec<float> piecewise_tanh(Vec<float> x) {
   const Vec<float> size = min(splat(15.9f), abs(x));  // 1 from 9.02 on

@@ -14,14 +14,14 @@
 namespace dlk::cpu {
 namespace {
 
-/// e: room for the numerators of the rows: y itself, or working memory if y is streamed.
+/// Short rows. e: room for the numerators of the rows: y itself, or working memory if y is streamed.
 template <bool log, bool streams, class T>
 void forward_rows(int64_t rows, int64_t C, const T* x, T* e, T* y) {
   T m[kLanes<T>], finish[kLanes<T>] = {};  // what a sum does to y: is subtracted as its logarithm, or divides
   rows_max_sum(C, rows, x, m, finish, [&](int64_t r, int64_t c, Vec<T> v, auto lanes) {
     if constexpr (!log) store_n(e + r * C + c, v, lanes);
   });
-  if (log) take_row_logs(C, rows, finish);
+  if (log) take_logs(rows, finish);
   for (int64_t r = 0; r < rows; ++r, x += C, e += C, y += C) {
     const T top = m[r], by = log ? finish[r] : 1 / finish[r];
     for_each_vec<T>(C, [&](int64_t c, auto lanes) {
@@ -31,6 +31,28 @@ void forward_rows(int64_t rows, int64_t C, const T* x, T* e, T* y) {
         write_n<streams>(y + c, load_n(e + c, lanes) * by, lanes);
     });
   }
+}
+
+/// The same for long rows, of which e has room for two if y is streamed.
+template <bool log, bool streams, class T>
+void forward_long_rows(int64_t rows, int64_t C, const T* x, T* e, T* y) {
+  const auto numerators = [=](int64_t r) { return e + (streams ? r % 2 : r) * C; };
+  T top = 0, by = 0;  // of the row that is finished
+  long_rows_max_sum(
+      C, rows, x,
+      [&](int64_t r, int64_t c, Vec<T> v, auto lanes) {
+        if constexpr (!log) store_n(numerators(r) + c, v, lanes);
+      },
+      [&](int64_t, T m, T sum) {
+        top = m;
+        by = log ? std::log(sum) : 1 / sum;
+      },
+      [&](int64_t r, int64_t c, auto lanes) {
+        if constexpr (log)
+          write_n<streams>(y + r * C + c, (load_n(x + r * C + c, lanes) - top) - by, lanes);
+        else
+          write_n<streams>(y + r * C + c, load_n(numerators(r) + c, lanes) * by, lanes);
+      });
 }
 
 template <bool log, bool streams, class T>
@@ -89,9 +111,12 @@ void backward_tile(int64_t C, int64_t inner, int64_t width, const T* dy, const T
 
 template <bool log, class T>
 void forward_as(SoftmaxShape s, const T* x, T* y, Context& context) {
-  const int64_t width = s.inner == 1 ? rows_at_once<T>(s.C) : tile_width<T>(s.C);
+  constexpr int64_t kMostRoom = 256 * 1024 / sizeof(T);  // which L2 keeps, beside what is read
+  const bool is_long = s.inner == 1 && s.C > kMostShort, is_longest = is_long && !log && 2 * s.C > kMostRoom;
+  const int64_t width = is_longest ? 1 : s.inner == 1 ? rows_at_once<T>(s.C, s.outer) : tile_width<T>(s.C);
   const int64_t tiles = ceil_div(s.inner, width), tasks = s.inner == 1 ? ceil_div(s.outer, width) : s.outer * tiles;
-  const int64_t elements = s.outer * s.C * s.inner, room = log ? 0 : ceil_div(s.C * width, kLanes<T>) * kLanes<T>;
+  const int64_t elements = s.outer * s.C * s.inner;
+  const int64_t room = log ? 0 : ceil_div(s.C * (is_long ? std::min<int64_t>(width, 2) : width), kLanes<T>) * kLanes<T>;
   const int64_t worth = std::max(int64_t{1}, elements * kExpCost / kGrainElements);
   const int64_t threads = std::min<int64_t>({max_threads(), worth, tasks});
   const auto run = [&](auto streams) {
@@ -100,9 +125,10 @@ void forward_as(SoftmaxShape s, const T* x, T* y, Context& context) {
       T* const waiting = buffers + team.rank * room;
       team.for_each(tasks, [&](int64_t task) {
         if (s.inner == 1) {
-          const int64_t i = task * width, at = i * s.C;
-          return forward_rows<log, streams>(std::min(width, s.outer - i), s.C, x + at, streams ? waiting : y + at,
-                                            y + at);
+          const int64_t i = task * width, at = i * s.C, rows = std::min(width, s.outer - i);
+          T* const e = streams ? waiting : y + at;
+          return is_long ? forward_long_rows<log, streams>(rows, s.C, x + at, e, y + at)
+                         : forward_rows<log, streams>(rows, s.C, x + at, e, y + at);
         }
         const int64_t j = task % tiles * width, at = task / tiles * s.C * s.inner + j;
         forward_tile<log, streams>(s.C, s.inner, std::min(width, s.inner - j), x + at, streams ? waiting : y + at,
@@ -111,8 +137,7 @@ void forward_as(SoftmaxShape s, const T* x, T* y, Context& context) {
       if constexpr (streams) drain_streams();
     });
   };
-  constexpr int64_t kMostRoom = 256 * 1024 / sizeof(T);  // which L2 keeps: beyond, y serves as well
-  if (room > kMostRoom) return run(std::false_type{});
+  if (room > kMostRoom) return run(std::false_type{});  // y serves as well
   with_streaming(y, s.inner == 1 ? s.C : s.inner, 2 * elements, run);
 }
 

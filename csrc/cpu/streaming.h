@@ -42,10 +42,10 @@ DLK_INLINE void write_n(T* p, Vec<T> v, Count lanes) {
 /// since hardware prefetchers stop at the end of a page, after which the core would wait until they have started again.
 /// Where a vector costs few instructions, one more is felt if L2 has all: there kFetchIfStreams.
 template <Fetch fetch = kFetchFarAhead, class T, class Count>
-DLK_INLINE Vec<T> read_n(const T* p, Count lanes) {
+DLK_INLINE Vec<T> read_n(const T* p, Count lanes, T fill = T(0)) {
   constexpr int64_t kPage = 4096 / sizeof(T);
   fetch_ahead<fetch>(p + kPage);
-  return load_n(p, lanes);
+  return load_n(p, lanes, fill);
 }
 
 /// Streaming stores leave L1's registers for misses to the loads (relu, 26 MB: 1.18 times faster than into L2).

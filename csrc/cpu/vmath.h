@@ -24,6 +24,8 @@ DLK_INLINE V polynomial(V x, const float (&c)[n]) {
   return y;
 }
 
+constexpr float kLeastNormal = -87.33654f;  // ln 2^-126
+
 /// exp(x) = (1 + expm1) 2^whole, with expm1 in [2^-0.5 - 1, 2^0.5 - 1]; `scale` is 2^whole where that is a normal
 /// number.
 struct ReducedExp {
@@ -49,41 +51,34 @@ DLK_INLINE ReducedExp reduce_exp(Vec<float> x, Low... low) {
   return {polynomial(r, c) * (r * r) + r, whole, (Vec<float>)((Vec<int32_t>)shifted << 23)};
 }
 
-/// y 2^whole, for |whole| up to 254, with subnormal and infinite results.
-DLK_INLINE Vec<float> scale_by_power(Vec<float> y, Vec<float> whole) {
-#if defined(__AVX512F__)
-  return (Vec<float>)_mm512_maskz_scalef_ps(0xFFFF, (__m512)y, (__m512)whole);  // GCC 12 warns of the plain form
-#else
+#if !defined(__AVX512F__)
+/// exp(x) for least <= x (at least -104) or NaN, 0 below, as pieces.h has it.
+DLK_INLINE Vec<float> exp_or_zero_below(float least, Vec<float> x) {
+  const ReducedExp e = reduce_exp(max(splat(least), x));
+  const Vec<float> y = x < least ? Vec<float>{} : e.expm1 + 1.f;
+  if (least >= kLeastNormal) return y * e.scale;
   // In two halves, so that neither overflows on the way.
-  const Vec<int32_t> n = __builtin_convertvector(whole, Vec<int32_t>), half = n >> 1;
+  const Vec<int32_t> n = __builtin_convertvector(e.whole, Vec<int32_t>), half = n >> 1;
   return y * (Vec<float>)((half + 127) << 23) * (Vec<float>)((n - half + 127) << 23);
-#endif
 }
+#endif
 
 template <class V>
 DLK_INLINE V exp(V x) {
-  if constexpr (sizeof(Lane<V>) == 8) {
+  if constexpr (sizeof(Lane<V>) == 8)
     return lanewise(x, [](double v) { return std::exp(v); });
-  } else {
-    // Below -104, the result is 0, above 89 it is Inf. A 0 must not come from a product that underflows, for which the
-    // processor stops for 100 cycles and more: softmax meets many, masked logits and what fills up a vector.
-    const auto vanishes = x < -104.f;
-    const ReducedExp e = reduce_exp(min(splat(89.f), max(splat(-104.f), x)));
-    return scale_by_power(vanishes ? V{} : e.expm1 + 1.f, e.whole);
-  }
+  else
+    return exp_or_zero_below(-104.f, min(splat(89.f), x));  // 0 below, Inf above
 }
 
-/// exp(x) for x <= 88, in floats with 0 for what would be less than a normal number, in a fifth fewer instructions: for
-/// terms of a sum that has a 1 in it, and for probabilities.
+/// exp(x) for x <= 88, in floats with 0 for what would be less than a normal number: for terms of a sum that has a 1 in
+/// it, and for probabilities. Without AVX-512 in a fifth fewer instructions.
 template <class V>
 DLK_INLINE V exp_or_zero(V x) {
-  if constexpr (sizeof(Lane<V>) == 8) {
+  if constexpr (sizeof(Lane<V>) == 8)
     return exp(x);
-  } else {
-    const Vec<float> least = splat(-87.33654f);  // ln 2^-126
-    const ReducedExp e = reduce_exp(max(least, x));
-    return (x < least ? V{} : e.expm1 + 1.f) * e.scale;
-  }
+  else
+    return exp_or_zero_below(kLeastNormal, x);
 }
 
 /// 1 + exp(x + low...); Inf above 88.375, where exp(x) is within a factor of 1.5 of that.
