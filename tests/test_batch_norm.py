@@ -92,6 +92,15 @@ def test_variance_far_from_zero(layout, mean):
     compare("batch_norm", LAYOUTS[layout](rand(8, 5, 30, 40) + mean).requires_grad_())
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("first, shape", [(2, (8, 5, 30, 40)), (30, (2, 5, 60, 70)), (1, (40, 5, 3, 5))])
+def test_variance_of_an_unlike_beginning(layout, first, shape):
+    """Sums are about a number that is found among the first."""
+    x = rand(*shape)
+    x[0, :, :first] += 1000
+    compare("batch_norm", LAYOUTS[layout](x).requires_grad_())
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 1.0}, {"momentum": 0.3, "eps": 0.1}])
 def test_options(name, options):
@@ -127,9 +136,10 @@ def test_nan_and_inf(layout, training):
 
 @pytest.mark.parametrize("first", [0, 150])
 @pytest.mark.parametrize("others", [[float("inf")], [float("inf"), -float("inf")], [float("inf"), float("nan")]])
-def test_statistics_of_special_values_in_many_rows(first, others):
-    """Among the first of a block of rows, whose mean the others are compared with, or later."""
-    x = rand(300, 5)
+@pytest.mark.parametrize("shape", [(300, 5), (300, 5, 16)], ids=["rows", "planes"])
+def test_statistics_of_special_values_in_many_rows(first, others, shape):
+    """Among the first of a block of rows or planes, whose mean the others are compared with, or later."""
+    x = rand(*shape)
     x[first, 2], x[first + 100, 2] = others[0], others[-1]
     ours, theirs = [(torch.zeros(5), torch.ones(5)) for _ in range(2)]
     with kernel_ran("batch_norm"):

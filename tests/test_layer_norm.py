@@ -77,6 +77,14 @@ def test_mean_far_from_zero(name, over):
     compare(name, rand(20, 6, 600).requires_grad_(), over, eps=0.1)
 
 
+@pytest.mark.parametrize("columns", [100, 600, 5000])
+def test_unlike_beginning(columns):
+    """Sums are about a number that is found among the first."""
+    x = rand(20, columns)
+    x[:, : columns // 20] += 1000
+    compare("layer_norm", x.requires_grad_(), (columns,))
+
+
 @pytest.mark.parametrize("name, over", [("layer_norm", (30,)), ("group_norm", 2)])
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_inf(name, over, special):

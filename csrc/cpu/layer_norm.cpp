@@ -36,11 +36,15 @@ DLK_INLINE void normalise_row(RowNormShape s, int64_t row, T mean, T rstd, const
                               T* y, int64_t next = 0) {
   const int64_t first = row % s.groups * s.channels;
   if (s.inner == 1) {
-    return for_each_vec_and_next_row<T, 1>(s.channels, [&](int64_t i, auto lanes, auto fetch) {
-      fetch(x + next);
+    const auto write = [&](int64_t i, auto lanes) {
       const Vec<T> h = (load_n(x + i, lanes) - mean) * rstd;
       const Vec<T> b = load_or(bias, first + i, lanes, T(0));
       write_n<streams>(y + i, h * load_or(weight, first + i, lanes, T(1)) + b, lanes);
+    };
+    if (s.channels > kMomentsBlock) return for_each_vec<T>(s.channels, write);  // the prefetchers follow its sums
+    return for_each_vec_and_next_row<T, 1>(s.channels, [&](int64_t i, auto lanes, auto fetch) {
+      fetch(x + next);
+      write(i, lanes);
     });
   }
   for (int64_t k = 0; k < s.channels; ++k) {
@@ -68,13 +72,12 @@ template <class T>
 void short_row_statistics(int64_t D, int64_t count, const T* x, double eps, T* mean, T* rstd) {
   constexpr int L = kLanes<T>;
   Vec<T> first[L] = {}, second[L] = {};
-  for (int64_t r = 0; r < count; ++r)
-    first[r] =
-        sum_vecs<1, T>(D, [&](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(x + r * D + i, lanes); }).of[0];
+  const int64_t sampled = sample_of(D);
+  for (int64_t r = 0; r < count; ++r) first[r] = sum_lanes(sampled, x + r * D);
   double shift[L], s1[L], s2[L];
   sum_lanes_in_double<T>(first, shift);
   for (int64_t r = 0; r < count; ++r) {
-    const T near_mean = static_cast<T>(shift[r] / static_cast<double>(D));
+    const T near_mean = finite_or_zero(static_cast<T>(shift[r] / static_cast<double>(sampled)));
     const auto powers = sum_vecs_restarting<2, T>(D, [&](int64_t i, auto lanes, auto& sums) {
       const Vec<T> d = load_n(x + r * D + i, lanes, near_mean) - near_mean;
       sums.of[0] += d;

@@ -97,19 +97,47 @@ DLK_INLINE Sums<T, count> sum_part_fetching(Planes part, int64_t ahead, Add add)
   });
 }
 
+/// The first of n numbers, whose mean is a shift for all: one in kSampled, or kLeastSample if that is more. If k of n
+/// numbers have a mean that is off by d, the sum of squared deviations is d^2 k (n - k) / n at least, so that the sum
+/// of (x - shift)^2 is at most about n / k times it: more digits are not lost, and in all but made-up cases none.
+inline int64_t sample_of(int64_t n) {
+  constexpr int64_t kSampled = 8, kLeastSample = 64;
+  return std::min(n, std::max(n / kSampled, kLeastSample));
+}
+
+/// The sum of n numbers, in lanes.
+template <class T>
+DLK_INLINE Vec<T> sum_lanes(int64_t n, const T* x) {
+  return sum_vecs<1, T>(n, [=](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(x + i, lanes); }).of[0];
+}
+
+/// A shift. Inf or NaN in a sample: the sums over all shall tell which, and what the other numbers say to it.
+template <class T>
+T finite_or_zero(T shift) {
+  return shift - shift == T(0) ? shift : T(0);
+}
+
+/// For a part of some numbers: the mean of those before, or of a sample. One pass over x is enough.
+template <class T>
+DLK_INLINE T shift_of(const Moments<>& before, Planes part, const T* x) {
+  if (before.n > 0) return finite_or_zero(static_cast<T>(before.mean));
+  const int64_t n = sample_of(part.count * part.n), planes = ceil_div(n, part.n), of_plane = std::min(n, part.n);
+  Vec<T> sum{};
+  for (int64_t p = 0; p < planes; ++p) sum += sum_lanes(of_plane, x + p * part.stride);
+  return finite_or_zero(reduce_sum(sum) / static_cast<T>(planes * of_plane));
+}
+
 /// Adds the numbers of planes, the first of them at x, to moments[0], of those that follow each of them to moments[1],
 /// and so on: of `channels` planes that are neighbours in memory.
 template <class T>
 void add_moments(Moments<>* moments, int64_t channels, const T* x, Planes planes) {
   for_each_part(planes, [&](int64_t first, Planes part, int64_t next) {
+    const int64_t ahead = planes.n > kMomentsBlock ? 0 : next;
     for (int64_t k = 0; k < channels; ++k) {
       const T* const block = x + k * planes.n + first;
       const int64_t count = part.count * part.n;
-      const auto sum =
-          sum_part<1, T>(part, [=](int64_t at, auto lanes, auto& sums) { sums.of[0] += load_n(block + at, lanes); });
-      const T shift = reduce_sum(sum.of[0]) / static_cast<T>(count);
-      // While this reads L1, memory would idle.
-      const auto powers = sum_part_fetching<2, T>(part, next, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
+      const T shift = shift_of(moments[k], part, block);
+      const auto powers = sum_part_fetching<2, T>(part, ahead, [=](int64_t at, auto lanes, auto& sums, auto fetch) {
         fetch(block + at);
         const Vec<T> d = load_n(block + at, lanes, shift) - shift;
         sums.of[0] += d;
@@ -249,8 +277,7 @@ DLK_INLINE void shifted_sums(const T* x, int64_t C, int64_t rows, T* shift, T* s
   sum_rows<1, T>(C, first, Columns<T, 0>{}, shift,
                  [=](int64_t at, auto lanes, const auto&, Vec<T>* sum) { sum[0] += load_n(x + at, lanes); });
   mean(first);
-  // Inf or NaN among the first rows: s1 shall tell which, and what the others say to it.
-  for (int64_t c = 0; c < C; ++c) shift[c] = shift[c] - shift[c] == T(0) ? shift[c] : T(0);
+  for (int64_t c = 0; c < C; ++c) shift[c] = finite_or_zero(shift[c]);
   const auto add = [=](int64_t at, auto lanes, const auto& shift, Vec<T>* sum) {
     const Vec<T> d = load_n(x + at, lanes) - shift[0];
     sum[0] += d;
