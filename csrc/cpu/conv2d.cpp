@@ -249,15 +249,48 @@ void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, c
   }
 }
 
+/// What one task of correlate_few computes: a band of an image's rows, or several whole images where borders are much
+/// of them (GridVectors; of larger ones several fit L1 less well than one).
+template <class T>
+struct Bands {
+  int64_t rows, count;  // of a band; per image
+  int64_t images, image_groups;
+
+  explicit Bands(const Correlation& q) {
+    const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
+    const int64_t fit = std::max<int64_t>(kBandElements / row_elements, 1);
+    count = ceil_div(q.rows, fit), rows = ceil_div(q.rows, count);
+    constexpr int64_t kEnough = 4;  // tasks per thread
+    const int64_t share = q.N * q.groups / (kEnough * max_threads());
+    const bool several = count == 1 && q.rows <= 4 * Span(q).height;
+    images = several ? std::clamp<int64_t>(std::min(fit / q.rows, share), 1, kMostScattered) : 1;
+    image_groups = ceil_div(q.N, images);
+  }
+};
+
+/// The vectors of a task's grid in the order in which tiles take them: those of a row in all images, then the next row.
+/// So tiles of rows shorter than they are have fewer taps that read the image, and not padding, in but some of them.
+struct GridVectors {
+  int64_t per_row, images;
+  int64_t i, n = 0, v = 0;  // the next: its row, image, and which of the row
+
+  void next() {
+    if (++v < per_row) return;
+    v = 0;
+    if (++n < images) return;
+    n = 0, ++i;
+  }
+};
+
 /// The sum runs over (t, c), taps outermost: those that only read padding above or below the image are its first or
 /// last terms, and left out.
 template <class T>
 void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias, T* out, Context& context) {
   constexpr int64_t L = kLanes<T>, kWidth = kMostScattered * L;
-  const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
-  const int64_t fit = kBandElements / row_elements > 1 ? kBandElements / row_elements : 1;
-  const int64_t bands = ceil_div(q.rows, fit), band = ceil_div(q.rows, bands), terms = q.CI * q.taps;
-  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, band * q.cols, q.CI, true), runs_size = band + 1;
+  const Bands<T> bands(q);
+  const int64_t most_pixels = bands.images * bands.rows * q.cols, terms = q.CI * q.taps;
+  const int64_t stage_size = PlanarPatches<T>::stage_elements(q, most_pixels, q.CI, true);
+  const int64_t runs_size = bands.images * bands.rows + 1;
   const int64_t stride = packed_row_stride<T>(terms), threads = max_threads();
   const bool direct = !q.channels_last && q.col_step == 1 && q.cols >= L;  // tiles store vectors where they belong
   T* weights = context.array<T>(q.groups * q.CO * stride);
@@ -274,10 +307,12 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
     });
     int64_t* offsets = all_offsets + team.rank * terms;
     T* tile = tiles + team.rank * q.CO * kWidth;
-    team.for_each(q.N * q.groups * bands, [&](int64_t task) {
-      const int64_t g = task % q.groups, n = task / q.groups / bands, i0 = task / q.groups % bands * band;
-      const int64_t i1 = i0 + band < q.rows ? i0 + band : q.rows, first = n * q.rows * q.cols;
-      PlanarPatches<T> patches(q, {first + i0 * q.cols, first + i1 * q.cols}, band * q.cols,
+    team.for_each(bands.image_groups * q.groups * bands.count, [&](int64_t task) {
+      const int64_t g = task % q.groups;
+      const Range images = block_range(task / q.groups / bands.count, bands.images, q.N);
+      const Range in_rows = block_range(task / q.groups % bands.count, bands.rows, q.rows);
+      const int64_t first = images.begin * q.rows + in_rows.begin, grid_rows = images.size() * in_rows.size();
+      PlanarPatches<T> patches(q, {first * q.cols, (first + grid_rows) * q.cols}, most_pixels,
                                runs + team.rank * runs_size, stages + team.rank * stage_size, /*always=*/true);
       patches.stage(in, g, {0, q.CI});
       const T* origin = patches.source(0, 0);
@@ -285,9 +320,9 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
         for (int64_t c = 0; c < q.CI; ++c) offsets[t * q.CI + c] = patches.source(c, t) - origin;
       origin += patches.run(0).from;
       const AView<T> a{weights + g * q.CO * stride, stride, true};
-      T* image = out + (n * q.OH * q.OW * q.groups + (q.channels_last ? g : g * q.OH * q.OW)) * q.CO;
-      // A tile takes any vectors of the band's rows: those of short rows too.
-      const int64_t row_vectors = ceil_div(q.cols, L), vectors = (i1 - i0) * row_vectors;
+      const int64_t image_size = q.groups * q.CO * q.OH * q.OW;
+      T* const image = out + images.begin * image_size + (q.channels_last ? g : g * q.OH * q.OW) * q.CO;
+      const int64_t row_vectors = ceil_div(q.cols, L), vectors = grid_rows * row_vectors;
       // A tile's rows of outputs pass all vectors before the next rows come, which writes NCHW planes in long runs.
       const int64_t step = even_part(q.CO, Block<T>::MR);
       for (int64_t m = 0; m < q.CO; m += step) {
@@ -295,26 +330,26 @@ void correlate_few(const Correlation& q, const T* in, const T* w, const T* bias,
         CView<T> c{.data = tile, .row_stride = kWidth};
         if (direct) c.data = image + m * q.OH * q.OW, c.row_stride = q.OH * q.OW;
         if (bias) c.row_bias = bias + g * q.CO + m;
-        int64_t i = i0, of_row = 0;  // the next vector: its row, and which of the row
+        GridVectors next{row_vectors, images.size(), in_rows.begin};
         for (int64_t v = 0; v < vectors; v += most) {
-          const int64_t count = vectors - v < most ? vectors - v : most, first_row = i;
+          const int64_t count = vectors - v < most ? vectors - v : most;
           int64_t rows[kMostScattered], starts[kMostScattered], positions[kMostScattered], columns[kMostScattered];
-          for (int64_t u = 0; u < count; ++u) {
+          T* to[kMostScattered];
+          for (int64_t u = 0; u < count; ++u, next.next()) {
             // The last of a row that is stored in place ends where the row does.
-            const int64_t j = direct && (of_row + 1) * L > q.cols ? q.cols - L : of_row * L;
-            rows[u] = i, starts[u] = j;
-            positions[u] = (i - i0) * patches.row_stride() + j;
-            columns[u] = direct ? q.output_pixel(i, j) : u * L;
-            if (++of_row == row_vectors) of_row = 0, ++i;
+            const int64_t j = direct && (next.v + 1) * L > q.cols ? q.cols - L : next.v * L;
+            rows[u] = next.i, starts[u] = j, to[u] = image + next.n * image_size;
+            positions[u] = next.n * patches.image_stride() + (next.i - in_rows.begin) * patches.row_stride() + j;
+            columns[u] = direct ? next.n * image_size + q.output_pixel(next.i, j) : u * L;
           }
-          const Range taps = taps_inside(q, first_row, rows[count - 1]);
+          const Range taps = taps_inside(q, rows[0], rows[count - 1]);
           c.columns = columns;
           const AView<T> of_taps{a.from_row(m).data + taps.begin * q.CI, stride, true};
           multiply_scattered(outputs, count, taps.size() * q.CI, of_taps, origin, offsets + taps.begin * q.CI,
                              positions, c, kRun<T>);
           for (int64_t u = 0; u < count && !direct; ++u)
             write_pixels(q, m, outputs, q.cols - starts[u] < L ? q.cols - starts[u] : L, tile + u * L, kWidth, rows[u],
-                         starts[u], image);
+                         starts[u], to[u]);
         }
       }
     });

@@ -165,6 +165,8 @@ class PlanarPatches {
   }
   /// Distance in the source from a grid row to the next of the same image.
   int64_t row_stride() const { return q_.step_h * width_; }
+  /// The same from a whole image to the next, of staged ones.
+  int64_t image_stride() const { return ((q_.rows - 1) * q_.step_h + span_.height) * width_; }
 
   const Run& run(int64_t r) const { return runs_[r]; }
 
