@@ -56,7 +56,7 @@ def test_ranks(name, shape):
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
 def test_lengths(name):
     for classes, inner in itertools.chain(
-        ((c, 1) for c in [*range(1, 36), 160, 161, 176, 1000]), ((4, i) for i in [*range(1, 36), 64, 65, 129, 511, 512, 513])
+        ((c, 1) for c in [*range(1, 36), 160, 161, 1000]), ((4, i) for i in [*range(1, 36), 64, 65, 129, 511, 512, 513])
     ):
         x = logits(20, classes, inner, name=name).squeeze(2).requires_grad_()
         compare(name, x, indices(*x.shape[:1], *x.shape[2:], classes=classes))

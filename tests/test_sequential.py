@@ -12,6 +12,11 @@ import dlkernels
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+class TakesFirst(nn.Module):
+    def forward(self, pair):
+        return pair[0]
+
+
 def block():
     """Each kind of neighbour of a batch norm layer: none before, a ReLU, a ReLU6, another one, none after."""
     torch.manual_seed(0)
@@ -91,6 +96,55 @@ def test_bias_may_change_before_backward(training):
     torch.testing.assert_close(*results)
 
 
+def pooled(activation, **options):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 6, 3), activation, nn.MaxPool2d(3, 2, **options), nn.Conv2d(6, 4, 3))
+
+
+def rectified_sizes(model, x, name="relu"):
+    """Output and gradients of a converted model, and how many elements its activation took."""
+    function, sizes = getattr(dlkernels.functional, name), []
+
+    def counted(input, *args, **kwargs):
+        sizes.append(input.numel())
+        return function(input, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dlkernels.functional, name, counted)
+        return step(model, x)[0], sizes
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()])
+@pytest.mark.parametrize("options", [{}, {"padding": 1}, {"dilation": 2, "ceil_mode": True}])
+def test_activation_between_convolution_and_pooling(activation, options, training):
+    model = dlkernels.convert(pooled(activation, **options).train(training))
+    name = "hardtanh" if isinstance(activation, nn.ReLU6) else "relu"
+    apart = copy.deepcopy(model)
+    apart[2].register_forward_hook(lambda *_: None)
+    x = 3 * rand(2, 4, 14, 17)
+    (got, [few]), (expected, [all_of_them]) = rectified_sizes(model, x, name), rectified_sizes(apart, x, name)
+    assert 3 * few < all_of_them
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("change", ["hook", "indices", "no convolution"])
+def test_activation_stays_before_pooling(change):
+    model = dlkernels.convert(pooled(nn.ReLU()))
+    if change == "hook":
+        model[1].register_forward_hook(lambda *_: None)
+    elif change == "indices":
+        model[2].return_indices = True
+        model[3] = TakesFirst()
+    else:
+        model[0] = nn.Identity()
+        model[3] = nn.Identity()
+    x = rand(2, 4, 14, 17)
+    _, sizes = rectified_sizes(model, x)
+    assert sizes == [x.numel() if change == "no convolution" else 2 * 6 * 12 * 15]
+
+
 def test_no_layer_is_skipped():
     model = dlkernels.convert(nn.Sequential(nn.ReLU()))
     model.add_module("none", None)
@@ -104,12 +158,13 @@ def test_reverts():
     assert type(dlkernels.revert(model)) is nn.Sequential
 
 
-def test_compile():
+@pytest.mark.parametrize("make", [block, lambda: pooled(nn.ReLU())], ids=["batch_norm", "max_pool2d"])
+def test_compile(make):
     torch._dynamo.reset()
-    eager = dlkernels.convert(block())
+    eager = dlkernels.convert(make())
     model = copy.deepcopy(eager)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    x = rand(3, 4, 9, 8).requires_grad_()
+    x = rand(3, 4, 14, 17).requires_grad_()
     got, expected = compiled(x), eager(x)
     torch.testing.assert_close(got, expected)
     gradients = [

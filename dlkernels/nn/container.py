@@ -4,15 +4,18 @@ import torch
 from torch.nn.modules.module import _has_any_global_hook
 
 from dlkernels.nn.activation import ReLU, ReLU6
+from dlkernels.nn.conv import Conv2d
 from dlkernels.nn.norm import BatchNorm1d, BatchNorm2d
+from dlkernels.nn.pooling import MaxPool2d
 
 
 class Sequential(torch.nn.Sequential):
-    """torch.nn.Sequential. A batch norm layer and the ReLU or ReLU6 that follows it run in one pass over memory, unless
-    one of them has hooks or was compiled by itself."""
+    """torch.nn.Sequential. A batch norm layer and the ReLU or ReLU6 that follows it run in one pass over memory; such
+    an activation between a convolution and max-pooling runs after pooling. Both unless one of the layers has hooks or
+    was compiled by itself."""
 
     def forward(self, input):
-        layers, fused = [*self], False
+        layers, fused = _pool_first([*self]), False
         for layer, following in zip(layers, [*layers[1:], None]):
             if fused:  # with the one before
                 fused = False
@@ -23,8 +26,26 @@ class Sequential(torch.nn.Sequential):
         return input
 
 
+def _pool_first(layers):
+    """The layers, of which activations between a convolution and max-pooling change places with the latter: results and
+    gradients are the same, of a fraction of the elements."""
+    order = [*layers]
+    for i, (layer, following, last) in enumerate(zip(layers, layers[1:], layers[2:])):
+        if _is_convolution(layer) and _activation(following) and _is_max_pool(last):
+            order[i + 1 : i + 3] = last, following
+    return order
+
+
 def _is_batch_norm(layer):
     return type(layer) in (BatchNorm1d, BatchNorm2d) and _only_runs_forward(layer)
+
+
+def _is_convolution(layer):
+    return type(layer) is Conv2d and _only_runs_forward(layer)
+
+
+def _is_max_pool(layer):
+    return type(layer) is MaxPool2d and not layer.return_indices and _only_runs_forward(layer)
 
 
 def _activation(layer):
