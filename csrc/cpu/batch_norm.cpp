@@ -109,12 +109,15 @@ void normalise_plane(int64_t inner, int64_t c, const T* x, const Affine<T>& affi
   });
 }
 
-/// f(n) for rows [begin, end), in blocks, the last one first: what was read last, for the sums, is still in the cache.
-/// (Reading a page ahead misses the first page of each.)
-template <class F>
-DLK_INLINE void for_each_row_from_the_end(int64_t begin, int64_t end, F f) {
-  for (int64_t last = end; last > begin; last -= kSumRows)
-    for (int64_t n = std::max(begin, last - kSumRows); n < last; ++n) f(n);
+/// f(n) for rows [begin, end) of `width` elements, in blocks, the last one first: what was read last, for the sums, is
+/// still in the cache. Blocks are long for prefetchers, and to read a page ahead: of 32 KiB, whose first pages are not
+/// foreseen, 26 MB took 1.1 to 1.4 times as long.
+template <class T, class F>
+DLK_INLINE void for_each_row_from_the_end(int64_t begin, int64_t end, int64_t width, F f) {
+  constexpr int64_t kBlock = (1 << 20) / sizeof(T);
+  const int64_t block = std::max(kBlock / width, int64_t{1});
+  for (int64_t last = end; last > begin; last -= block)
+    for (int64_t n = std::max(begin, last - block); n < last; ++n) f(n);
 }
 
 /// Normalises rows of C channels.
@@ -123,7 +126,7 @@ void normalise_rows(const T* x, const Affine<T>& affine, Clamping clamp, T* y) {
   const WideRows<T> rows = affine.rows;
   with_streaming(y, rows.width, 2 * rows.rows * rows.C, [=](auto streams) {
     parallel_for<streams>(rows.count, rows.width, [=](int64_t begin, int64_t end) {
-      for_each_row_from_the_end(begin, end, [&](int64_t n) {
+      for_each_row_from_the_end<T>(begin, end, rows.width, [&](int64_t n) {
         const int64_t row = n * rows.width;
         for_each_vec<T>(rows.size(n), [&](int64_t c, auto lanes) {
           const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + row + c, lanes) - load_n(affine.mean + c, lanes);
@@ -326,7 +329,7 @@ struct Backward {
     with_streaming(dx, affine.rows.width, elements(), [call = *this](auto streams) {
       const WideRows<T> wide = call.affine.rows;
       parallel_for<streams>(wide.count, 2 * wide.width, [=](int64_t begin, int64_t end) {
-        for_each_row_from_the_end(begin, end, [&](int64_t n) { call.template row_dx<streams>(n); });
+        for_each_row_from_the_end<T>(begin, end, wide.width, [&](int64_t n) { call.template row_dx<streams>(n); });
       });
     });
   }
