@@ -48,15 +48,28 @@ struct WideRows {
   }
 };
 
-/// f(sample, at, n) for each wide row of each sample, over the threads: its n columns, `at` from the first sample.
+/// f(first, last) for rows [begin, end) of `width` elements in blocks [first, last), the last one first: what was read
+/// last, for sums, is still in the cache. Blocks are long for prefetchers, and to read a page ahead: of 32 KiB, whose
+/// first pages are not foreseen, 26 MB took 1.1 to 1.4 times as long.
+template <class T, class F>
+DLK_INLINE void for_each_block_from_the_end(int64_t begin, int64_t end, int64_t width, F f) {
+  constexpr int64_t kBlock = (1 << 20) / sizeof(T);
+  const int64_t block = std::max(kBlock / width, int64_t{1});
+  for (int64_t last = end; last > begin; last -= block) f(std::max(begin, last - block), last);
+}
+
+/// f(sample, at, n) for each wide row of each sample, over the threads, from the end: its n columns, `at` from the
+/// first sample.
 template <bool streams, class T, class F>
 void for_each_wide_row(int64_t samples, WideRows<T> wide, F f) {
   parallel_for<streams>(samples * wide.count, wide.width, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end;) {
-      const int64_t sample = row / wide.count, first = sample * wide.count, last = std::min(end, first + wide.count);
-      const int64_t start = sample * wide.rows * wide.C;
-      for (; row < last; ++row) f(sample, start + (row - first) * wide.width, wide.size(row - first));
-    }
+    for_each_block_from_the_end<T>(begin, end, wide.width, [&](int64_t row, int64_t end_of_block) {
+      while (row < end_of_block) {
+        const int64_t sample = row / wide.count, first = sample * wide.count;
+        const int64_t last = std::min(end_of_block, first + wide.count), start = sample * wide.rows * wide.C;
+        for (; row < last; ++row) f(sample, start + (row - first) * wide.width, wide.size(row - first));
+      }
+    });
   });
 }
 
