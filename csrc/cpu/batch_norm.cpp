@@ -114,11 +114,14 @@ template <class T, class Clamping>
 void normalise_rows(const T* x, const Affine<T>& affine, Clamping clamp, T* y) {
   const WideRows<T> rows = affine.rows;
   with_streaming(y, rows.width, 2 * rows.rows * rows.C, [=](auto streams) {
-    for_each_wide_row<streams>(1, rows, [=](int64_t, int64_t at, int64_t n) {
-      for_each_vec<T>(n, [&](int64_t c, auto lanes) {
-        const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + at + c, lanes) - load_n(affine.mean + c, lanes);
-        const Vec<T> v = d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes);
-        write_n<streams>(y + at + c, clamp.forward(v), lanes);
+    parallel_for<streams>(rows.count, rows.width, [=](int64_t begin, int64_t end) {
+      for_each_block_from_the_end<T>(begin, end, rows.width, [&](int64_t first, int64_t last) {
+        for (int64_t n = first, at = n * rows.width; n < last; ++n, at += rows.width)
+          for_each_vec<T>(rows.size(n), [&](int64_t c, auto lanes) {
+            const Vec<T> d = read_n<kFetchIfStreams<streams>>(x + at + c, lanes) - load_n(affine.mean + c, lanes);
+            const Vec<T> v = d * load_n(affine.a + c, lanes) + load_n(affine.b + c, lanes);
+            write_n<streams>(y + at + c, clamp.forward(v), lanes);
+          });
       });
     });
   });
