@@ -402,6 +402,13 @@ def test_threads(case, x_format, backend):
     check_threads(lambda *a: DF.conv2d(*a, **options), inputs)
 
 
+@pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
+def test_threads_of_many_small_images(x_format):
+    """Whose rows share tiles."""
+    inputs = operands((64, 16, 14, 14), (6, 16, 5, 5), 6, torch.float32, x_format)
+    check_threads(lambda *a: DF.conv2d(*a, padding=2), inputs, max_threads=16)
+
+
 def test_nan_spreads_to_its_window_only():
     x = rand(1, 3, 9, 9)
     x[0, 1, 4, 4] = float("nan")

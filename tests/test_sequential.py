@@ -129,7 +129,7 @@ def test_activation_between_convolution_and_pooling(activation, options, trainin
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("change", ["hook", "indices", "no convolution"])
+@pytest.mark.parametrize("change", ["hook", "indices", "no convolution", "windows of padding"])
 def test_activation_stays_before_pooling(change):
     model = dlkernels.convert(pooled(nn.ReLU()))
     if change == "hook":
@@ -137,6 +137,8 @@ def test_activation_stays_before_pooling(change):
     elif change == "indices":
         model[2].return_indices = True
         model[3] = TakesFirst()
+    elif change == "windows of padding":
+        model[2].padding, model[2].dilation = 1, 4
     else:
         model[0] = nn.Identity()
         model[3] = nn.Identity()

@@ -260,8 +260,9 @@ struct Bands {
     const int64_t row_elements = q.CI * q.step_h * (q.cols * q.step_w + Span(q).width);
     const int64_t fit = std::max<int64_t>(kBandElements / row_elements, 1);
     count = ceil_div(q.rows, fit), rows = ceil_div(q.rows, count);
-    constexpr int64_t kEnough = 4;  // tasks per thread
-    const int64_t share = q.N * q.groups / (kEnough * max_threads());
+    // However many threads there are: which rows share a tile decides where its sums restart.
+    constexpr int64_t kTasks = 16;
+    const int64_t share = q.N * q.groups / kTasks;
     const bool several = count == 1 && q.rows <= 4 * Span(q).height;
     images = several ? std::clamp<int64_t>(std::min(fit / q.rows, share), 1, kMostScattered) : 1;
     image_groups = ceil_div(q.N, images);
@@ -269,7 +270,7 @@ struct Bands {
 };
 
 /// The vectors of a task's grid in the order in which tiles take them: those of a row in all images, then the next row.
-/// So tiles of rows shorter than they are have fewer taps that read the image, and not padding, in but some of them.
+/// So fewer tiles multiply taps that read padding for most of their rows.
 struct GridVectors {
   int64_t per_row, images;
   int64_t i, n = 0, v = 0;  // the next: its row, image, and which of the row

@@ -73,7 +73,7 @@ void short_row_statistics(int64_t D, int64_t count, const T* x, double eps, T* m
   constexpr int L = kLanes<T>;
   Vec<T> first[L] = {}, second[L] = {};
   const int64_t sampled = sample_of(D);
-  for (int64_t r = 0; r < count; ++r) first[r] = sum_lanes(sampled, x + r * D);
+  for (int64_t r = 0; r < count; ++r) first[r] = lane_sums(sampled, x + r * D);
   double shift[L], s1[L], s2[L];
   sum_lanes_in_double<T>(first, shift);
   for (int64_t r = 0; r < count; ++r) {

@@ -1,6 +1,6 @@
 // Sums for normalisation, forward and backward: mean and variance without cancellation, the same for every number of
-// threads: blocks of a fixed size, each about a number near its mean in T, combined in order in double (Chan, Golub &
-// LeVeque 1983).
+// threads: blocks of a fixed size, each about the mean of a sample or of the blocks before in T, combined in order in
+// double (Chan, Golub & LeVeque 1983).
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 namespace dlk::cpu {
 namespace {
 
-constexpr int64_t kMomentsBlock = 2048;  // elements: 8-16 KiB, so that the second pass over a block reads L1
+constexpr int64_t kMomentsBlock = 2048;  // elements of a part that is summed in T; longer runs prefetchers follow
 
 /// Count, mean and sum of squared deviations of a set of numbers; of one set per lane, where V is a vector of double.
 template <class V = double>
@@ -20,11 +20,10 @@ struct Moments {
   double n = 0;
   V mean{}, m2{};
 
-  /// Of n numbers x from s1 = sum(x - shift) and s2 = sum((x - shift)^2), shift being near their mean.
+  /// Of n numbers x from s1 = sum(x - shift) and s2 = sum((x - shift)^2), shift being near their mean, and finite.
   static Moments shifted(double n, V shift, V s1, V s2) {
-    // Inf or NaN among the numbers: so is the shift, if it is their mean, else s1; and the variance is NaN.
     const V m2 = s2 - s1 * s1 / n, zero{};
-    return {n, shift - shift == zero ? shift + s1 / n : shift, m2 < zero ? zero : m2};
+    return {n, shift + s1 / n, m2 < zero ? zero : m2};
   }
 
   DLK_INLINE void add(const Moments& b) {
@@ -107,7 +106,7 @@ inline int64_t sample_of(int64_t n) {
 
 /// The sum of n numbers, in lanes.
 template <class T>
-DLK_INLINE Vec<T> sum_lanes(int64_t n, const T* x) {
+DLK_INLINE Vec<T> lane_sums(int64_t n, const T* x) {
   return sum_vecs<1, T>(n, [=](int64_t i, auto lanes, auto& sums) { sums.of[0] += load_n(x + i, lanes); }).of[0];
 }
 
@@ -123,7 +122,7 @@ DLK_INLINE T shift_of(const Moments<>& before, Planes part, const T* x) {
   if (before.n > 0) return finite_or_zero(static_cast<T>(before.mean));
   const int64_t n = sample_of(part.count * part.n), planes = ceil_div(n, part.n), of_plane = std::min(n, part.n);
   Vec<T> sum{};
-  for (int64_t p = 0; p < planes; ++p) sum += sum_lanes(of_plane, x + p * part.stride);
+  for (int64_t p = 0; p < planes; ++p) sum += lane_sums(of_plane, x + p * part.stride);
   return finite_or_zero(reduce_sum(sum) / static_cast<T>(planes * of_plane));
 }
 

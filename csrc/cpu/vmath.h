@@ -1,10 +1,10 @@
 // Elementary functions on vectors: exp, expm1, log, log1p, tanh, sigmoid, the normal tail.
 //
-// float: polynomials, within 2 ULP (the normal tail: 8 down to 1e-7, under 100 below, and 0 from 13.2 on; tanh without
-// FMA: 2.2) over the whole range, subnormal results, overflow, NaN and Inf included (log: from 1, without Inf). double:
-// the C library's function per lane. float64 serves gradient checks, where exactness counts and speed does not. Method:
-// Cody & Waite range reduction; coefficients of log from Cephes (Moshier), the others from our own relative minimax
-// fits, with the errors stated.
+// float: polynomials (with AVX-512 some from tables, pieces.h), within 2 ULP (the normal tail: 8 down to 1e-7, under
+// 100 below, and 0 from 13.2 on; tanh without FMA: 2.2) over the whole range, subnormal results, overflow, NaN and Inf
+// included (log: from 1, without Inf). double: the C library's function per lane. float64 serves gradient checks, where
+// exactness counts and speed does not. Method: Cody & Waite range reduction; coefficients of log from Cephes (Moshier),
+// the others from our own relative minimax fits, with the errors stated.
 #pragma once
 
 #include <cmath>
@@ -134,7 +134,8 @@ DLK_INLINE V log_from_one(V x) {
     return lanewise(x, [](double v) { return std::log(v); });
   } else {
     // x = (1 + r) 2^whole: counted from sqrt(1/2), the exponent's bits of x are those of 2^whole.
-    const Vec<int32_t> bits = (Vec<int32_t>)x, whole = (bits - 0x3f3504f3) >> 23;
+    // Unsigned, since x in lanes that nobody reads may be anything, and then the difference wraps around.
+    const Vec<int32_t> bits = (Vec<int32_t>)x, whole = (Vec<int32_t>)((Vec<uint32_t>)x - 0x3f3504f3u) >> 23;
     const V y = log_of_reduced((V)(bits - (whole << 23)) - 1.f, __builtin_convertvector(whole, V));
     return x == x ? y : x;
   }

@@ -27,8 +27,8 @@ class Sequential(torch.nn.Sequential):
 
 
 def _pool_first(layers):
-    """The layers, of which activations between a convolution and max-pooling change places with the latter: results and
-    gradients are the same, of a fraction of the elements."""
+    """The layers, of which activations between a convolution and max-pooling change places with the latter. The two
+    commute, in gradients too, and pooling leaves fewer elements."""
     order = [*layers]
     for i, (layer, following, last) in enumerate(zip(layers, layers[1:], layers[2:])):
         if _is_convolution(layer) and _activation(following) and _is_max_pool(last):
@@ -45,7 +45,9 @@ def _is_convolution(layer):
 
 
 def _is_max_pool(layer):
-    return type(layer) is MaxPool2d and not layer.return_indices and _only_runs_forward(layer)
+    """Max-pooling of windows that all have an element of the input: -Inf, of padding only, must not be rectified."""
+    has_elements = layer.dilation in (1, (1, 1)) or layer.padding in (0, (0, 0))
+    return type(layer) is MaxPool2d and has_elements and not layer.return_indices and _only_runs_forward(layer)
 
 
 def _activation(layer):
