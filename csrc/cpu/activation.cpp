@@ -78,6 +78,9 @@ struct Gelu {
   using V = Vec<T>;
   DLK_INLINE V forward(V x) const { return gelu(x); }
   DLK_INLINE V backward(V dy, V x) const {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return dy * piecewise_gelu_slope(pieces::kGeluSlopeRest, x);
+#endif
     V gaussian;
     const V tail = normal_tail(abs(x), gaussian), cdf = x > T(0) ? T(1) - tail : tail;
     return dy * (cdf + x * (gaussian * T(0.39894228040143267794)));
@@ -93,6 +96,9 @@ struct GeluTanh {
   /// x / (1 + exp(-2 u)). For the tail, where that magnifies errors of u up to 20 times, u takes along what rounding
   /// takes from it.
   DLK_INLINE V forward(V x) const {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return piecewise_gelu(pieces::kGeluTanhRest, x);
+#endif
     constexpr T a = T(kBeta2), b = T(kBeta2Cubic), a_low = T(kBeta2 - a), b_low = T(kBeta2Cubic - b);
     if constexpr (sizeof(T) == 8) {
       return x / one_plus_exp(-x * (x * x * b + a));
@@ -106,6 +112,9 @@ struct GeluTanh {
   }
   DLK_INLINE V backward(V dy, V x) const {
     const V z = max(splat(T(-20)), min(splat(T(20)), x));  // beyond, 0 or 1, and no Inf * 0 on the way
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return dy * piecewise_gelu_slope(pieces::kGeluTanhSlopeRest, z);
+#endif
     V complement;
     const V s = sigmoid_and_complement((z + z * z * z * kCubic) * kTwoBeta, complement);
     const V slope = (T(1) + z * z * (3 * kCubic)) * kTwoBeta;

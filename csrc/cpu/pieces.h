@@ -7,7 +7,8 @@
 // with c[0] what rounding takes from base: the sum is small beside it, so that the result is nearly rounded once.
 // The compiler computes the coefficients in double, by interpolation at the Chebyshev nodes of each piece: the error is
 // within a few times that of the best polynomial. Largest errors of the floats, in ULP: exp 1.0; tanh 1.0; gelu 1.7
-// where it is beyond 1e-6, 45 down to 1e-13.
+// where it is beyond 1e-6, 45 down to 1e-13 (gelu (tanh): 1.8, 15 down to 1e-8, 225 down to 4e-12); of gelu's slopes,
+// which cross 0, at most 7e-8.
 #pragma once
 
 #include "csrc/cpu/simd.h"
@@ -38,17 +39,33 @@ constexpr double cos(double x) {
 
 constexpr double tanh(double x) { return 1 - 2 / (exp(2 * x) + 1); }
 
-/// x P(X > x) for a standard normal X: what gelu(x) lacks to x, and gelu(-x) to 0.
-constexpr double gelu_rest(double x) {
-  const double density = 0.39894228040143267794 * exp(-x * x / 2);
+/// Of a standard normal X.
+constexpr double density(double x) { return 0.39894228040143267794 * exp(-x * x / 2); }
+
+/// P(X > x).
+constexpr double normal_tail(double x) {
   if (x > 3) {
     double fraction = x;  // P(X > x) = density / (x + 1 / (x + 2 / (x + 3 / ...)))
     for (int n = 100; n > 0; --n) fraction = x + n / fraction;
-    return x * density / fraction;
+    return density(x) / fraction;
   }
   double term = x, sum = x;  // P(0 < X < x) = density (x + x^3 / 3 + x^5 / (3 5) + ...)
   for (int n = 3; n < 120; n += 2) sum += term *= x * x / n;
-  return x * (0.5 - density * sum);
+  return 0.5 - density(x) * sum;
+}
+
+/// What gelu(x) lacks to x, and gelu(-x) to 0; and its derivative, to 1 and to 0.
+constexpr double gelu_rest(double x) { return x * normal_tail(x); }
+constexpr double gelu_slope_rest(double x) { return normal_tail(x) - x * density(x); }
+
+/// (1 - tanh(u)) / 2 = 1 / (1 + exp(2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3), which gelu (tanh) has for P(X > x).
+constexpr double kTwoBeta = 1.59576912160573071176, kCubic = 0.044715;
+constexpr double logistic_tail(double x) { return 1 / (1 + exp(kTwoBeta * (x + kCubic * x * x * x))); }
+
+constexpr double gelu_tanh_rest(double x) { return x * logistic_tail(x); }
+constexpr double gelu_tanh_slope_rest(double x) {
+  const double tail = logistic_tail(x);
+  return tail - x * tail * (1 - tail) * kTwoBeta * (1 + 3 * kCubic * x * x);
 }
 
 // ---- Tables
@@ -77,8 +94,8 @@ struct Table {
     double scale = 1;
     for (int k = 0; k <= degree; ++k, scale /= reach) c[k][piece] = static_cast<float>(sum[k] * scale);
     base[piece] = c[0][piece];
-    c[0][piece] = middle == 0 ? 0 : static_cast<float>(sum[0] - base[piece]);
-    if (middle == 0) base[piece] = 0;  // both functions are 0 there, and must be exact beside it
+    c[0][piece] = static_cast<float>(sum[0] - base[piece]);
+    if (f(middle) == 0) base[piece] = c[0][piece] = 0;  // it must be exact beside that
   }
 };
 
@@ -115,17 +132,26 @@ constexpr Table<5> make_tanh() {
 }
 constexpr Table<5> kTanh = make_tanh();
 
-// ---- gelu: pieces of one width
+// ---- gelu and its slope, in both forms: pieces of one width
 
 constexpr double kGeluWidth = 0.25;
-constexpr float kGeluEnd = (kPieces - 1) * kGeluWidth;  // the last piece: 0, where less than 1e-13 is left
+constexpr float kGeluEnd = (kPieces - 1) * kGeluWidth;  // the last piece: 0, where less than 1e-12 is left
 
-constexpr Table<6> make_gelu_rest() {
+constexpr Table<6> make_gelu_rest(double (*rest)(double)) {
   Table<6> table{};
-  for (int i = 0; i < kPieces - 1; ++i) table.fit(i, gelu_rest, i * kGeluWidth, kGeluWidth / 2);
+  for (int i = 0; i < kPieces - 1; ++i) table.fit(i, rest, i * kGeluWidth, kGeluWidth / 2);
   return table;
 }
-constexpr Table<6> kGeluRest = make_gelu_rest();
+constexpr Table<6> kGeluRest = make_gelu_rest(gelu_rest), kGeluTanhRest = make_gelu_rest(gelu_tanh_rest);
+constexpr Table<6> kGeluSlopeRest = make_gelu_rest(gelu_slope_rest);
+constexpr Table<6> kGeluTanhSlopeRest = make_gelu_rest(gelu_tanh_slope_rest);
+
+/// At size >= 0; from the end on 0, but of Inf NaN.
+DLK_INLINE Vec<float> evaluate_gelu_rest(const Table<6>& rest, Vec<float> size) {
+  const Vec<float> magic = splat(12582912.f);  // adding that rounds to an integer
+  const Vec<float> shifted = min(splat(kGeluEnd), size) * static_cast<float>(1 / kGeluWidth) + magic;
+  return evaluate(rest, (Vec<int32_t>)shifted, size - (shifted - magic) * static_cast<float>(kGeluWidth));
+}
 
 // ---- exp: 2^(i / 16)
 
@@ -166,12 +192,16 @@ DLK_INLINE Vec<float> piecewise_tanh(Vec<float> x) {
   return (Vec<float>)((Vec<int32_t>)y | ((Vec<int32_t>)x & INT32_MIN));
 }
 
-DLK_INLINE Vec<float> piecewise_gelu(Vec<float> x) {
-  const Vec<float> end = splat(pieces::kGeluEnd), magic = splat(12582912.f);  // adding that rounds to an integer
-  const Vec<float> size = abs(min(end, x));  // -Inf meets the last piece's 0 and gives NaN, as in PyTorch
-  const Vec<float> shifted = min(end, size) * static_cast<float>(1 / pieces::kGeluWidth) + magic;
-  const Vec<float> from_center = size - (shifted - magic) * static_cast<float>(pieces::kGeluWidth);
-  return max(splat(0.f), x) - pieces::evaluate(pieces::kGeluRest, (Vec<int32_t>)shifted, from_center);
+/// `rest`: of one form or the other.
+DLK_INLINE Vec<float> piecewise_gelu(const pieces::Table<6>& rest, Vec<float> x) {
+  const Vec<float> size = abs(min(splat(pieces::kGeluEnd), x));  // -Inf gives NaN, as in PyTorch
+  return max(splat(0.f), x) - pieces::evaluate_gelu_rest(rest, size);
+}
+
+/// The derivative: 0.5 at 0.
+DLK_INLINE Vec<float> piecewise_gelu_slope(const pieces::Table<6>& rest, Vec<float> x) {
+  const Vec<float> lacks = pieces::evaluate_gelu_rest(rest, abs(x));
+  return x > 0.f ? 1.f - lacks : lacks;
 }
 
 }  // namespace

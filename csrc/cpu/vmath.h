@@ -233,7 +233,7 @@ DLK_INLINE V normal_tail(V x, V& gaussian) {
 template <class V>
 DLK_INLINE V gelu(V x) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(Lane<V>) == 4) return piecewise_gelu(x);
+  if constexpr (sizeof(Lane<V>) == 4) return piecewise_gelu(pieces::kGeluRest, x);
 #endif
   const V size = abs(min(splat(Lane<V>(40)), x));  // Inf must not meet P(-Inf) = 0; -Inf gives NaN, as in PyTorch
   V gaussian;
