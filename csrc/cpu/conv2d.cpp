@@ -249,8 +249,8 @@ void write_pixels(const Correlation& q, int64_t m, int64_t outputs, int64_t n, c
   }
 }
 
-/// What one task of correlate_few computes: a band of an image's rows, or several whole images where borders are much
-/// of them (GridVectors; of larger ones several fit L1 less well than one).
+/// What one task of correlate_few computes: a band of an image's rows, or several whole images where tiles are longer
+/// than rows and borders are much of them (GridVectors; of larger ones several fit L1 less well than one).
 template <class T>
 struct Bands {
   int64_t rows, count;  // of a band; per image
@@ -263,7 +263,8 @@ struct Bands {
     // However many threads there are: which rows share a tile decides where its sums restart.
     constexpr int64_t kTasks = 16;
     const int64_t share = q.N * q.groups / kTasks;
-    const bool several = count == 1 && q.rows <= 4 * Span(q).height;
+    const bool spans_rows = ceil_div(q.cols, kLanes<T>) < scattered_vectors<T>(even_part(q.CO, Block<T>::MR));
+    const bool several = count == 1 && spans_rows && q.rows <= 4 * Span(q).height;
     images = several ? std::clamp<int64_t>(std::min(fit / q.rows, share), 1, kMostScattered) : 1;
     image_groups = ceil_div(q.N, images);
   }

@@ -37,8 +37,8 @@ int64_t tile_width(int64_t C) {
 /// From a tile of `width` columns to the next, which its last pass fetches into L2.
 inline int64_t next_tile(int64_t C, int64_t inner, int64_t width) { return width < inner ? width : C * inner; }
 
-/// Rows of more elements are long: a measured bound, for which batches of rows and single ones take about as long.
-constexpr int64_t kMostShort = 160;
+/// Rows of more elements are long: bounds as measured, near which batches of rows and single ones take about as long.
+constexpr int64_t kMostShort = kIsa == Isa::avx512 ? 160 : 512;
 
 /// Of `rows` rows, how many a kernel is given at once: of short ones as many as a vector has lanes, so that these are
 /// combined together (1.1 to 1.3 times faster); of long ones so many that each thread gets a few times some.
