@@ -274,10 +274,9 @@ def tanh(input):
 def gelu(input, approximate="none"):
     """x P(x) with P the standard normal distribution function, or its tanh approximation (Hendrycks & Gimpel 2016):
     `torch.nn.functional.gelu`. RuntimeError unless `approximate` is "none" or "tanh"."""
-    names = {"none": "gelu", "tanh": "gelu_tanh"}
-    if approximate not in names:
+    if approximate not in ("none", "tanh"):
         raise RuntimeError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    return _C.activation(names[approximate], input, 0.0, 0.0, False)
+    return _C.activation("gelu" if approximate == "none" else "gelu_tanh", input, 0.0, 0.0, False)
 
 
 def silu(input, inplace=False):
