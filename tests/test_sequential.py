@@ -129,6 +129,14 @@ def test_activation_between_convolution_and_pooling(activation, options, trainin
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("last", [nn.Flatten(), nn.Conv2d(6, 4, 3), nn.AvgPool2d(2)], ids=lambda m: type(m).__name__)
+def test_activation_before_another_layer(last):
+    model = dlkernels.convert(nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), last))
+    x = rand(2, 4, 14, 17)
+    _, sizes = rectified_sizes(model, x)
+    assert sizes == [2 * 6 * 12 * 15]
+
+
 @pytest.mark.parametrize("change", ["hook", "indices", "no convolution", "windows of padding"])
 def test_activation_stays_before_pooling(change):
     model = dlkernels.convert(pooled(nn.ReLU()))

@@ -46,8 +46,10 @@ def _is_convolution(layer):
 
 def _is_max_pool(layer):
     """Max-pooling of windows that all have an element of the input: -Inf, of padding only, must not be rectified."""
+    if type(layer) is not MaxPool2d or layer.return_indices:
+        return False
     has_elements = layer.dilation in (1, (1, 1)) or layer.padding in (0, (0, 0))
-    return type(layer) is MaxPool2d and has_elements and not layer.return_indices and _only_runs_forward(layer)
+    return has_elements and _only_runs_forward(layer)
 
 
 def _activation(layer):
