@@ -77,49 +77,15 @@ template <class T>
 struct Gelu {
   using V = Vec<T>;
   DLK_INLINE V forward(V x) const { return gelu(x); }
-  DLK_INLINE V backward(V dy, V x) const {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) return dy * piecewise_gelu_slope(pieces::kGeluSlopeRest, x);
-#endif
-    V gaussian;
-    const V tail = normal_tail(abs(x), gaussian), cdf = x > T(0) ? T(1) - tail : tail;
-    return dy * (cdf + x * (gaussian * T(0.39894228040143267794)));
-  }
+  DLK_INLINE V backward(V dy, V x) const { return dy * gelu_slope(x); }
 };
 
 /// x (1 + tanh(u)) / 2 = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). Saves x.
 template <class T>
 struct GeluTanh {
   using V = Vec<T>;
-  static constexpr double kBeta2 = 2 * 0.79788456080286535588, kBeta2Cubic = kBeta2 * 0.044715;
-  static constexpr T kTwoBeta = T(kBeta2), kCubic = T(0.044715);
-  /// x / (1 + exp(-2 u)). For the tail, where that magnifies errors of u up to 20 times, u takes along what rounding
-  /// takes from it.
-  DLK_INLINE V forward(V x) const {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) return piecewise_gelu(pieces::kGeluTanhRest, x);
-#endif
-    constexpr T a = T(kBeta2), b = T(kBeta2Cubic), a_low = T(kBeta2 - a), b_low = T(kBeta2Cubic - b);
-    if constexpr (sizeof(T) == 8) {
-      return x / one_plus_exp(-x * (x * x * b + a));
-    } else {
-      const V z = max(splat(-20.f), min(splat(20.f), x));  // beyond, x or 0, and no Inf - Inf on the way
-      const V square = z * z, cubic = square * b, slope = cubic + a, twice_u = z * slope;
-      const V slope_low = (cubic - (slope - a)) + product_error(square, splat(b), cubic) +
-                          product_error(z, z, square) * b + (square * b_low + a_low);
-      return x / one_plus_exp(-twice_u, -(product_error(z, slope, twice_u) + z * slope_low));
-    }
-  }
-  DLK_INLINE V backward(V dy, V x) const {
-    const V z = max(splat(T(-20)), min(splat(T(20)), x));  // beyond, 0 or 1, and no Inf * 0 on the way
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) return dy * piecewise_gelu_slope(pieces::kGeluTanhSlopeRest, z);
-#endif
-    V complement;
-    const V s = sigmoid_and_complement((z + z * z * z * kCubic) * kTwoBeta, complement);
-    const V slope = (T(1) + z * z * (3 * kCubic)) * kTwoBeta;
-    return dy * (s + z * s * complement * slope);
-  }
+  DLK_INLINE V forward(V x) const { return gelu_tanh(x); }
+  DLK_INLINE V backward(V dy, V x) const { return dy * gelu_tanh_slope(x); }
 };
 
 /// x sigmoid(x). Saves x.

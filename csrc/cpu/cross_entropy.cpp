@@ -98,29 +98,30 @@ T finish(const CrossEntropyParams& p, const Coefficients<T>& a, int64_t i, const
 template <class T>
 void forward_rows(const CrossEntropyParams& p, const T* x, const Coefficients<T>& a, int64_t i, int64_t rows,
                   T* maximum, T* log_sum, T* loss) {
-  const auto take = [&](int64_t i, T m, T log) {
-    const T* const row = x + i * p.C;
+  const auto take = [&](int64_t r, T m, T log) {
+    const int64_t at = i + r;
+    const T* const row = x + at * p.C;
     T dense = 0;
     if (a.has_dense) {
       Vec<T> sums = {};
       for_each_vec<T>(p.C, [&](int64_t c, auto lanes) {
-        sums += a.along_row(i * p.C, c, lanes) * ((m - load_n(row + c, lanes)) + log);
+        sums += a.along_row(at * p.C, c, lanes) * ((m - load_n(row + c, lanes)) + log);
       });
       dense = reduce_sum(sums);
     }
-    maximum[i] = m;
-    log_sum[i] = log;
-    loss[i] = finish(p, a, i, row, m, log, dense);
+    maximum[at] = m;
+    log_sum[at] = log;
+    loss[at] = finish(p, a, at, row, m, log, dense);
   };
   const auto ignore = [](auto...) {};
   if (p.C > kMostShort) {
-    const auto done = [&](int64_t r, T m, T sum) { take(i + r, m, std::log(sum)); };
+    const auto done = [&](int64_t r, T m, T sum) { take(r, m, std::log(sum)); };
     return long_rows_max_sum(p.C, rows, x + i * p.C, ignore, done, ignore);
   }
   T m[kLanes<T>], log[kLanes<T>] = {};
   rows_max_sum(p.C, rows, x + i * p.C, m, log, ignore);
   take_logs(rows, log);
-  for (int64_t r = 0; r < rows; ++r) take(i + r, m[r], log[r]);
+  for (int64_t r = 0; r < rows; ++r) take(r, m[r], log[r]);
 }
 
 template <class T>

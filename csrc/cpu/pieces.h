@@ -13,6 +13,15 @@
 
 #include "csrc/cpu/simd.h"
 
+namespace dlk::cpu {
+namespace {
+
+/// gelu (tanh) is x (1 + tanh(u)) / 2, 2 u = kGeluTwoBeta (x + kGeluCubic x^3): 2 sqrt(2 / pi).
+constexpr double kGeluTwoBeta = 2 * 0.79788456080286535588, kGeluCubic = 0.044715;
+
+}  // namespace
+}  // namespace dlk::cpu
+
 #if defined(__AVX512F__)
 
 namespace dlk::cpu {
@@ -58,14 +67,13 @@ constexpr double normal_tail(double x) {
 constexpr double gelu_rest(double x) { return x * normal_tail(x); }
 constexpr double gelu_slope_rest(double x) { return normal_tail(x) - x * density(x); }
 
-/// (1 - tanh(u)) / 2 = 1 / (1 + exp(2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3), which gelu (tanh) has for P(X > x).
-constexpr double kTwoBeta = 1.59576912160573071176, kCubic = 0.044715;
-constexpr double logistic_tail(double x) { return 1 / (1 + exp(kTwoBeta * (x + kCubic * x * x * x))); }
+/// (1 - tanh(u)) / 2 = 1 / (1 + exp(2 u)), which gelu (tanh) has for P(X > x).
+constexpr double logistic_tail(double x) { return 1 / (1 + exp(kGeluTwoBeta * (x + kGeluCubic * x * x * x))); }
 
 constexpr double gelu_tanh_rest(double x) { return x * logistic_tail(x); }
 constexpr double gelu_tanh_slope_rest(double x) {
   const double tail = logistic_tail(x);
-  return tail - x * tail * (1 - tail) * kTwoBeta * (1 + 3 * kCubic * x * x);
+  return tail - x * tail * (1 - tail) * kGeluTwoBeta * (1 + 3 * kGeluCubic * x * x);
 }
 
 // ---- Tables

@@ -14,22 +14,27 @@
 namespace dlk::cpu {
 namespace {
 
+/// Writes a vector of y: x's logarithm of the probability, or the numerator e as a probability. `by` is what the sum
+/// does: it is subtracted as its logarithm, or divides.
+template <bool log, bool streams, class T, class Of, class Count>
+DLK_INLINE void finish_vec(const T* x, const T* e, Of top, Of by, T* y, Count lanes) {
+  if constexpr (log)
+    write_n<streams>(y, (load_n(x, lanes) - top) - by, lanes);
+  else
+    write_n<streams>(y, load_n(e, lanes) * by, lanes);
+}
+
 /// Short rows. e: room for the numerators of the rows: y itself, or working memory if y is streamed.
 template <bool log, bool streams, class T>
 void forward_rows(int64_t rows, int64_t C, const T* x, T* e, T* y) {
-  T m[kLanes<T>], finish[kLanes<T>] = {};  // what a sum does to y: is subtracted as its logarithm, or divides
+  T m[kLanes<T>], finish[kLanes<T>] = {};
   rows_max_sum(C, rows, x, m, finish, [&](int64_t r, int64_t c, Vec<T> v, auto lanes) {
     if constexpr (!log) store_n(e + r * C + c, v, lanes);
   });
   if (log) take_logs(rows, finish);
   for (int64_t r = 0; r < rows; ++r, x += C, e += C, y += C) {
     const T top = m[r], by = log ? finish[r] : 1 / finish[r];
-    for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-      if constexpr (log)
-        write_n<streams>(y + c, (load_n(x + c, lanes) - top) - by, lanes);
-      else
-        write_n<streams>(y + c, load_n(e + c, lanes) * by, lanes);
-    });
+    for_each_vec<T>(C, [&](int64_t c, auto lanes) { finish_vec<log, streams>(x + c, e + c, top, by, y + c, lanes); });
   }
 }
 
@@ -48,10 +53,7 @@ void forward_long_rows(int64_t rows, int64_t C, const T* x, T* e, T* y) {
         by = log ? std::log(sum) : 1 / sum;
       },
       [&](int64_t r, int64_t c, auto lanes) {
-        if constexpr (log)
-          write_n<streams>(y + r * C + c, (load_n(x + r * C + c, lanes) - top) - by, lanes);
-        else
-          write_n<streams>(y + r * C + c, load_n(numerators(r) + c, lanes) * by, lanes);
+        finish_vec<log, streams>(x + r * C + c, numerators(r) + c, top, by, y + r * C + c, lanes);
       });
 }
 
@@ -82,10 +84,7 @@ void forward_tile(int64_t C, int64_t inner, int64_t width, const T* x, T* e, int
   for (int64_t c = 0; c < C; ++c)
     for_each_vec<T>(width, [&](int64_t j, auto lanes) {
       const int64_t at = c * inner + j;
-      if constexpr (log)
-        write_n<streams>(y + at, (load_n(x + at, lanes) - load(m + j)) - load(sum + j), lanes);
-      else
-        write_n<streams>(y + at, load_n(e + c * stride + j, lanes) * load(sum + j), lanes);
+      finish_vec<log, streams>(x + at, e + c * stride + j, load(m + j), load(sum + j), y + at, lanes);
     });
 }
 

@@ -1,4 +1,4 @@
-// Elementary functions on vectors: exp, expm1, log, log1p, tanh, sigmoid, the normal tail.
+// Elementary functions on vectors: exp, expm1, log, log1p, tanh, sigmoid, the normal tail, gelu and its slope.
 //
 // float: polynomials (with AVX-512 some from tables, pieces.h), within 2 ULP (the normal tail: 8 down to 1e-7, under
 // 100 below, and 0 from 13.2 on; tanh without FMA: 2.2) over the whole range, subnormal results, overflow, NaN and Inf
@@ -238,6 +238,54 @@ DLK_INLINE V gelu(V x) {
   const V size = abs(min(splat(Lane<V>(40)), x));  // Inf must not meet P(-Inf) = 0; -Inf gives NaN, as in PyTorch
   V gaussian;
   return max(V{}, x) - size * normal_tail(size, gaussian);
+}
+
+/// Its derivative, P(X < x) + x density(x).
+template <class V>
+DLK_INLINE V gelu_slope(V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Lane<V>) == 4) return piecewise_gelu_slope(pieces::kGeluSlopeRest, x);
+#endif
+  using T = Lane<V>;
+  V gaussian;
+  const V tail = normal_tail(abs(x), gaussian), cdf = x > T(0) ? T(1) - tail : tail;
+  return cdf + x * (gaussian * T(0.39894228040143267794));
+}
+
+/// x / (1 + exp(-2 u)), 2 u = kGeluTwoBeta (x + kGeluCubic x^3). For the tail, where that magnifies errors of u up to
+/// 20 times, u takes along what rounding takes from it.
+template <class V>
+DLK_INLINE V gelu_tanh(V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Lane<V>) == 4) return piecewise_gelu(pieces::kGeluTanhRest, x);
+#endif
+  using T = Lane<V>;
+  constexpr double kTwoBetaCubic = kGeluTwoBeta * kGeluCubic;
+  constexpr T a = T(kGeluTwoBeta), b = T(kTwoBetaCubic), a_low = T(kGeluTwoBeta - a), b_low = T(kTwoBetaCubic - b);
+  if constexpr (sizeof(T) == 8) {
+    return x / one_plus_exp(-x * (x * x * b + a));
+  } else {
+    const V z = max(splat(-20.f), min(splat(20.f), x));  // beyond, x or 0, and no Inf - Inf on the way
+    const V square = z * z, cubic = square * b, slope = cubic + a, twice_u = z * slope;
+    const V slope_low = (cubic - (slope - a)) + product_error(square, splat(b), cubic) +
+                        product_error(z, z, square) * b + (square * b_low + a_low);
+    return x / one_plus_exp(-twice_u, -(product_error(z, slope, twice_u) + z * slope_low));
+  }
+}
+
+/// Its derivative.
+template <class V>
+DLK_INLINE V gelu_tanh_slope(V x) {
+  using T = Lane<V>;
+  constexpr T two_beta = T(kGeluTwoBeta), cubic = T(kGeluCubic);
+  const V z = max(splat(T(-20)), min(splat(T(20)), x));  // beyond, 0 or 1, and no Inf * 0 on the way
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return piecewise_gelu_slope(pieces::kGeluTanhSlopeRest, z);
+#endif
+  V complement;
+  const V s = sigmoid_and_complement((z + z * z * z * cubic) * two_beta, complement);
+  const V slope = (T(1) + z * z * (3 * cubic)) * two_beta;
+  return s + z * s * complement * slope;
 }
 
 }  // namespace
