@@ -92,7 +92,8 @@ struct Terms {
   const Stretch* stretches = nullptr;  // of A
   const int64_t* offsets = nullptr;    // of rows of B
   const int64_t* positions = nullptr;  // of its vectors
-  Ahead<T> ahead = {};                 // what to prefetch meanwhile
+  Ahead<T> ahead = {};                 // what to prefetch meanwhile, during the first group of rows
+  int64_t ahead_next = 0;              // elements from there to what the next group prefetches
   bool a_ahead = false;                // that is the rows of A after these, else rows of B
   int64_t ahead_period = 0;            // steps from one prefetch to the next; 0: none
 };
@@ -116,10 +117,11 @@ constexpr int kLinesAtOnce = 16;
 template <class T, int rows, int nv>
 class Prefetches {
  public:
-  /// For the first tile of its rows or another. Rows of C are `c_stride` apart, their vectors at `at`.
-  DLK_INLINE Prefetches(const Terms<T>& terms, bool first, const T* c, int64_t c_stride, const int64_t (&at)[nv])
+  /// From `ahead` on; for the first tile of its rows or another. Rows of C are `c_stride` apart, their vectors at `at`.
+  DLK_INLINE Prefetches(const Terms<T>& terms, const T* ahead, bool first, const T* c, int64_t c_stride,
+                        const int64_t (&at)[nv])
       : terms_(terms),
-        ahead_(terms.ahead.data),
+        ahead_(ahead),
         period_(first || !terms.a_ahead ? terms.ahead_period : 0),
         wait_(kLater > 0 ? 2 : period_),
         c_(c),
@@ -273,7 +275,8 @@ class Walk {
 /// The micro-kernel: a tile of `rows` x (nv vectors), the columns of c from j on, of which n exist. The sum of earlier
 /// runs is kept in a buffer, as is the tile itself where its elements have no common place in C, or not all exist.
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
-DLK_INLINE void tile(const Terms<T>& terms, const T* a, const T* b, const CView<T>& c, int64_t j, int64_t n) {
+DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T* b, const CView<T>& c, int64_t j,
+                     int64_t n) {
   constexpr int L = kLanes<T>;
   alignas(64) T buffer[rows][nv * L];
   const bool direct =
@@ -287,7 +290,7 @@ DLK_INLINE void tile(const Terms<T>& terms, const T* a, const T* b, const CView<
   const T* const row_bias = direct ? c.row_bias : nullptr;
   const T* const column_bias = direct && c.column_bias ? c.column_bias + j : nullptr;
   // C is needed at the end, and by then must not be waited for.
-  Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b, Prefetches<T, rows, nv>(terms, j == 0, to, stride, at));
+  Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b, Prefetches<T, rows, nv>(terms, ahead, j == 0, to, stride, at));
   Vec<T> sum[rows][nv];
   for (int64_t left = terms.K;;) {
     walk.multiply(left < terms.run ? left : terms.run, sum);
@@ -307,19 +310,25 @@ DLK_INLINE void tile(const Terms<T>& terms, const T* a, const T* b, const CView<
   if (!direct) store_tile(c.from(0, j), rows, n < nv * L ? n : nv * L, buffer[0], nv * L);
 }
 
-/// The tiles of n columns and the same rows, one panel after the other: what they share is made ready once, which with
-/// few terms takes as long as the products.
+/// `groups` groups of rows by n columns. A group passes one panel after the other.
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
-void row_of_tiles(const Terms<T>& terms, const T* a, const T* b, const CView<T>& c, int64_t n) {
+void grid_of_tiles(const Terms<T>& terms, int64_t groups, const T* a, const T* b, CView<T> c, int64_t n) {
   constexpr int64_t columns = nv * kLanes<T>;
-  for (int64_t j = 0; j < n; j += columns, b += terms.panel_stride)
-    tile<T, rows, nv, a_walk, b_walk>(terms, a, b, c, j, n - j);
+  const T* ahead = terms.ahead.data;
+  for (; groups > 0; --groups) {
+    const T* panel = b;
+    for (int64_t j = 0; j < n; j += columns, panel += terms.panel_stride)
+      tile<T, rows, nv, a_walk, b_walk>(terms, ahead, a, panel, c, j, n - j);
+    a += rows * (by_rows(a_walk) ? terms.a_stride : 1);
+    c = c.from(rows, 0);
+    ahead += terms.ahead_next;
+  }
 }
 
 template <class T>
-using TileFunction = void (*)(const Terms<T>&, const T*, const T*, const CView<T>&, int64_t);
+using TileFunction = void (*)(const Terms<T>&, int64_t, const T*, const T*, CView<T>, int64_t);
 
-/// row_of_tiles<> for 1 .. MR rows, or as many as there are registers for, so that a group of fewer costs no wasted
+/// grid_of_tiles<> for 1 .. MR rows, or as many as there are registers for, so that a group of fewer costs no wasted
 /// work. Where sums are one vector wide, twice MR if that is few: MR of them would wait for each other, and there are
 /// registers for 12 of them.
 template <class T, int nv>
@@ -330,7 +339,7 @@ template <class T, int nv, AWalk a_walk, BWalk b_walk, class = std::make_integer
 struct Tiles;
 template <class T, int nv, AWalk a_walk, BWalk b_walk, int... i>
 struct Tiles<T, nv, a_walk, b_walk, std::integer_sequence<int, i...>> {
-  static constexpr TileFunction<T> functions[] = {row_of_tiles<T, i + 1, nv, a_walk, b_walk>...};
+  static constexpr TileFunction<T> functions[] = {grid_of_tiles<T, i + 1, nv, a_walk, b_walk>...};
 };
 
 /// By the number of rows less one, for n columns.
@@ -352,12 +361,13 @@ const TileFunction<T>* tiles(const AView<T>& a, int64_t b_stride, int64_t n) {
   return a.rows_contiguous ? tiles<T, AWalk::rows, BWalk::strided>(n) : tiles<T, AWalk::columns, BWalk::strided>(n);
 }
 
-/// f(first, rows) for the groups of `most` rows of A, as even as can be, since one of few rows would keep few sums in
-/// flight.
+/// f(first, groups, rows) for M rows in groups of at most `most`, as even as can be, since one of few rows would keep
+/// few sums in flight: first the groups that have one more than the others, then those.
 template <class F>
-void for_each_group(int64_t M, int64_t most, F&& f) {
-  const int64_t groups = ceil_div(M, most);
-  for (int64_t g = 0; g < groups; ++g) f(M * g / groups, M * (g + 1) / groups - M * g / groups);
+void for_each_size(int64_t M, int64_t most, F&& f) {
+  const int64_t groups = ceil_div(M, most), rows = M / groups, larger = M % groups;
+  if (larger > 0) f(0, larger, rows + 1);
+  f(larger * (rows + 1), groups - larger, rows);
 }
 
 }  // namespace
@@ -387,11 +397,13 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
     const int64_t last = (end - begin) % NR, narrow = last <= kLanes<T> ? last : 0, wide = end - begin - narrow;
     const T* const panels = b + begin / NR * panel_stride;
     const auto multiply = [&](int64_t first, int64_t n, int64_t most_rows) {
-      for_each_group(M, most_rows, [&](int64_t i, int64_t rows) {
+      const TileFunction<T>* const functions = tiles(a, b_stride, n);
+      for_each_size(M, most_rows, [&](int64_t i, int64_t groups, int64_t rows) {
+        terms.ahead_next = a.from_far ? rows * a.stride : share * ahead.stride;
         if (a.from_far) terms.ahead = {a.from_row(i + rows).data, a.stride};
-        tiles(a, b_stride, n)[rows - 1](terms, a.from_row(i).data, panels + first / NR * panel_stride,
-                                        c.from(i, begin + first), n);
-        if (ahead.data && !a.from_far) terms.ahead.data += share * ahead.stride;
+        functions[rows - 1](terms, groups, a.from_row(i).data, panels + first / NR * panel_stride,
+                            c.from(i, begin + first), n);
+        if (!a.from_far) terms.ahead.data += groups * terms.ahead_next;
       });
     };
     if (wide > 0) multiply(0, wide, Block<T>::MR);
@@ -416,7 +428,7 @@ void multiply_scattered(int64_t M, int64_t vectors, int64_t K, const AView<T>& a
   const Terms<T> terms{.K = K, .run = run, .a_stride = a.stride, .offsets = offsets, .positions = all_positions};
   CView<T> all = c;
   all.columns = all_columns;
-  functions[most / 4][M - 1](terms, a.data, b, all, /*one tile=*/1);
+  functions[most / 4][M - 1](terms, /*groups=*/1, a.data, b, all, /*one tile=*/1);
 }
 
 template void multiply_scattered(int64_t, int64_t, int64_t, const AView<float>&, const float*, const int64_t*,
