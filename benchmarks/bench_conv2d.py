@@ -47,9 +47,10 @@ CASES = [
     *conv2d(5, 6, 16, 14, n=64, padding=0, bias=True, alone=True),
     *conv2d(3, 1, 32, 28, n=64, bias=True),
     *conv2d(3, 32, 64, 14, n=64, bias=True),
-    # AlexNet's second layer, DCGAN's
+    # AlexNet's second layer, DCGAN's, ViT-B/16's first
     *conv2d(5, 64, 192, 27),
     *conv2d(4, 64, 128, 32, stride=2, padding=1),
+    *conv2d(16, 3, 768, 224, stride=16, padding=0, bias=True),
     # ResNet's first layer, strided ones, 1x1
     *conv2d(7, 3, 64, 224, stride=2, alone=True, quick=["nchw"]),
     *conv2d(3, 64, 128, 56, stride=2),
@@ -59,7 +60,8 @@ CASES = [
     *conv2d(1, 256, 64, 56, quick=LAYOUTS),
     *conv2d(1, 1024, 256, 14),
     *conv2d(1, 512, 2048, 7),
-    # MobileNetV2: depthwise, and the 1x1 around it
+    # MobileNetV2: the first layer, depthwise, and the 1x1 around it
+    *conv2d(3, 3, 32, 224, stride=2),
     *conv2d(3, 144, 144, 56, groups=144, quick=LAYOUTS),
     *conv2d(3, 144, 144, 56, stride=2, groups=144),
     *conv2d(3, 576, 576, 14, groups=576),

@@ -452,11 +452,15 @@ void correlate_patches(const Correlation& q, const T* in, const T* w, const T* b
   });
 }
 
-/// Rows of the grid that one task takes: about MC pixels.
+/// Rows of the grid that one task takes: about MC pixels, or more where a sum has few terms, which shares the rows at the
+/// edges of bands among more pixels (3 channels, 3x3/2: 1.4 times faster); as long as that leaves a dozen tasks.
 template <class T>
 int64_t band_rows(const Correlation& q) {
-  const int64_t rows = q.N * q.rows;
-  return ceil_div(rows, ceil_div(rows * q.cols, Block<T>::MC));
+  using B = Block<T>;
+  constexpr int64_t kTasks = 12;
+  const int64_t terms = q.CI * q.taps, most = B::MC * (terms < B::kDepth ? B::kDepth / terms : 1);
+  const int64_t pixels = q.pixels(), shared = std::max(pixels / kTasks, B::MC);
+  return ceil_div(q.N * q.rows, ceil_div(pixels, std::min(most, shared)));
 }
 
 /// Whether tiles read patches where they lie: each within one grid row, so short rows leave them few sums.
