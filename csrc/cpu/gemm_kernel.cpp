@@ -160,8 +160,10 @@ class Prefetches {
       for (int i = 0; i < rows; ++i) __builtin_prefetch(ahead_ + i * terms_.ahead.stride, /*write=*/0, /*L2*/ 2);
       ahead_ += kLine<T>;
     } else {
+      // By the last element of a line: where rows begin within one, the panel before has fetched that.
 #pragma GCC unroll 8
-      for (int v = 0; v < nv; ++v) __builtin_prefetch(ahead_ + v * kLanes<T>, /*write=*/0, /*L2*/ 2);
+      for (int64_t last = kLine<T> - 1; last < nv * kLanes<T>; last += kLine<T>)
+        __builtin_prefetch(ahead_ + last, /*write=*/0, /*L2*/ 2);
       ahead_ += terms_.ahead.stride;
     }
   }
@@ -383,23 +385,25 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
                  .b_stride = b_stride,
                  .panel_stride = panel_stride,
                  .stretches = a.stretches,
-                 .ahead = ahead,
                  .a_ahead = a.from_far,
                  .ahead_period = a.from_far ? kLine<T> / kStep : 0};
   // Each group of rows prefetches its share of the rows of B ahead, about evenly over its own steps, one a step at
   // most.
   const int64_t share = ceil_div(K, ceil_div(M, Block<T>::MR));
-  if (ahead.data && !a.from_far) terms.ahead_period = K > kStep * share ? K / kStep / share : 1;
+  const int64_t period = K > kStep * share ? K / kStep / share : 1;
   const int64_t near = panels_at_once<T>(K) * NR;
   for (int64_t begin = 0; begin < N; begin += near) {
     const int64_t end = begin + near < N ? begin + near : N;
     // A last panel that fills no more than a vector takes tiles of its own, after the others.
     const int64_t last = (end - begin) % NR, narrow = last <= kLanes<T> ? last : 0, wide = end - begin - narrow;
     const T* const panels = b + begin / NR * panel_stride;
+    // Of panels that L1 holds one of, the next is fetched meanwhile.
+    const Ahead<T> next = near == NR && end < N ? Ahead<T>{panels + panel_stride, b_stride} : ahead;
+    if (!a.from_far) terms.ahead = next, terms.ahead_period = next.data ? period : 0;
     const auto multiply = [&](int64_t first, int64_t n, int64_t most_rows) {
       const TileFunction<T>* const functions = tiles(a, b_stride, n);
       for_each_size(M, most_rows, [&](int64_t i, int64_t groups, int64_t rows) {
-        terms.ahead_next = a.from_far ? rows * a.stride : share * ahead.stride;
+        terms.ahead_next = a.from_far ? rows * a.stride : share * next.stride;
         if (a.from_far) terms.ahead = {a.from_row(i + rows).data, a.stride};
         functions[rows - 1](terms, groups, a.from_row(i).data, panels + first / NR * panel_stride,
                             c.from(i, begin + first), n);
