@@ -274,22 +274,24 @@ class Walk {
   const T* scattered_[nv];
 };
 
-/// The micro-kernel: a tile of `rows` x (nv vectors), the columns of c from j on, of which n exist. The sum of earlier
-/// runs is kept in a buffer, as is the tile itself where its elements have no common place in C, or not all exist.
+/// The micro-kernel: a tile of `rows` x (nv vectors), from row i and column j of c on, of which n columns exist. The sum
+/// of earlier runs is kept in a buffer, as is the tile itself where its elements have no common place in C, or not all
+/// exist.
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
-DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T* b, const CView<T>& c, int64_t j,
-                     int64_t n) {
+DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T* b, const CView<T>& c, int64_t i,
+                     int64_t j, int64_t n) {
   constexpr int L = kLanes<T>;
   alignas(64) T buffer[rows][nv * L];
   const bool direct =
       b_walk == BWalk::table || (n >= nv * L && c.column_stride == 1 && !c.rows &&
                                  (!c.columns || c.columns[j + nv * L - 1] - c.columns[j] == nv * L - 1));
-  T* const to = !direct ? buffer[0] : b_walk == BWalk::table ? c.data : c.data + (c.columns ? c.columns[j] : j);
+  T* const row = c.data + i * c.row_stride;
+  T* const to = !direct ? buffer[0] : b_walk == BWalk::table ? row : row + (c.columns ? c.columns[j] : j);
   int64_t at[nv];
 #pragma GCC unroll 8
   for (int v = 0; v < nv; ++v) at[v] = b_walk == BWalk::table ? c.columns[v] : v * L;
   const int64_t stride = direct ? c.row_stride : nv * L;
-  const T* const row_bias = direct ? c.row_bias : nullptr;
+  const T* const row_bias = direct && c.row_bias ? c.row_bias + i : nullptr;
   const T* const column_bias = direct && c.column_bias ? c.column_bias + j : nullptr;
   // C is needed at the end, and by then must not be waited for.
   Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b, Prefetches<T, rows, nv>(terms, ahead, j == 0, to, stride, at));
@@ -309,26 +311,25 @@ DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T*
     });
   }
   add_tile<T>(sum, to, stride, at, direct && c.accumulate, row_bias, column_bias);
-  if (!direct) store_tile(c.from(0, j), rows, n < nv * L ? n : nv * L, buffer[0], nv * L);
+  if (!direct) store_tile(c.from(i, j), rows, n < nv * L ? n : nv * L, buffer[0], nv * L);
 }
 
 /// `groups` groups of rows by n columns. A group passes one panel after the other.
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
-void grid_of_tiles(const Terms<T>& terms, int64_t groups, const T* a, const T* b, CView<T> c, int64_t n) {
+void grid_of_tiles(const Terms<T>& terms, int64_t groups, const T* a, const T* b, const CView<T>& c, int64_t n) {
   constexpr int64_t columns = nv * kLanes<T>;
   const T* ahead = terms.ahead.data;
-  for (; groups > 0; --groups) {
+  for (int64_t i = 0; i < groups * rows; i += rows) {
     const T* panel = b;
     for (int64_t j = 0; j < n; j += columns, panel += terms.panel_stride)
-      tile<T, rows, nv, a_walk, b_walk>(terms, ahead, a, panel, c, j, n - j);
+      tile<T, rows, nv, a_walk, b_walk>(terms, ahead, a, panel, c, i, j, n - j);
     a += rows * (by_rows(a_walk) ? terms.a_stride : 1);
-    c = c.from(rows, 0);
     ahead += terms.ahead_next;
   }
 }
 
 template <class T>
-using TileFunction = void (*)(const Terms<T>&, int64_t, const T*, const T*, CView<T>, int64_t);
+using TileFunction = void (*)(const Terms<T>&, int64_t, const T*, const T*, const CView<T>&, int64_t);
 
 /// grid_of_tiles<> for 1 .. MR rows, or as many as there are registers for, so that a group of fewer costs no wasted
 /// work. Where sums are one vector wide, twice MR if that is few: MR of them would wait for each other, and there are
