@@ -575,11 +575,13 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 }
 
 /// Whether out is a product of matrices in memory: NHWC, the pixels times W^T; NCHW, W times the planes of each image,
-/// which are long enough to fill the panels. (A phase of a strided backward pass writes only some of its pixels.)
+/// which fill whole panels but for the last. Planes that fill few are worth it where few outputs share a packed copy of
+/// them. (A phase of a strided backward pass writes only some of its pixels.)
 template <class T>
 bool is_product(const Correlation& q) {
+  const int64_t panels = q.CO < 2 * kLanes<T> ? 2 : 16;
   return reads_same_pixel(q) && q.OH == q.IH && q.OW == q.IW && q.groups == 1 && (q.w_in == 1 || q.w_out == 1) &&
-         (q.channels_last || q.IH * q.IW >= 16 * Block<T>::NR);
+         (q.channels_last || q.IH * q.IW >= panels * Block<T>::NR);
 }
 
 template <class T>
