@@ -575,11 +575,11 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 }
 
 /// Whether out is a product of matrices in memory: NHWC, the pixels times W^T; NCHW, W times the planes of each image,
-/// which fill whole panels but for the last. Planes that fill few are worth it where few outputs share a packed copy of
-/// them. (A phase of a strided backward pass writes only some of its pixels.)
+/// which fill whole panels but for the last. With AVX-512, panels are so wide that many outputs are better off with
+/// packed ones of pixels of several images. (A phase of a strided backward pass writes only some of its pixels.)
 template <class T>
 bool is_product(const Correlation& q) {
-  const int64_t panels = q.CO < 2 * kLanes<T> ? 2 : 16;
+  const int64_t panels = kIsa == Isa::avx512 && q.CO >= 2 * kLanes<T> ? 16 : 2;
   return reads_same_pixel(q) && q.OH == q.IH && q.OW == q.IW && q.groups == 1 && (q.w_in == 1 || q.w_out == 1) &&
          (q.channels_last || q.IH * q.IW >= panels * Block<T>::NR);
 }
