@@ -452,8 +452,8 @@ void correlate_patches(const Correlation& q, const T* in, const T* w, const T* b
   });
 }
 
-/// Rows of the grid that one task takes: about MC pixels, or more where a sum has few terms, which shares the rows at the
-/// edges of bands among more pixels (3 channels, 3x3/2: 1.4 times faster); as long as that leaves a dozen tasks.
+/// Rows of the grid that one task takes: about MC pixels, or more where a sum has few terms, which shares the rows at
+/// the edges of bands among more pixels (3 channels, 3x3/2: 1.4 times faster); as long as that leaves a dozen tasks.
 template <class T>
 int64_t band_rows(const Correlation& q) {
   using B = Block<T>;

@@ -274,9 +274,9 @@ class Walk {
   const T* scattered_[nv];
 };
 
-/// The micro-kernel: a tile of `rows` x (nv vectors), from row i and column j of c on, of which n columns exist. The sum
-/// of earlier runs is kept in a buffer, as is the tile itself where its elements have no common place in C, or not all
-/// exist.
+/// The micro-kernel: a tile of `rows` x (nv vectors), from row i and column j of c on, of which n columns exist. The
+/// sum of earlier runs is kept in a buffer, as is the tile itself where its elements have no common place in C, or not
+/// all exist.
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
 DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T* b, const CView<T>& c, int64_t i,
                      int64_t j, int64_t n) {
