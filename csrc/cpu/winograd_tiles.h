@@ -129,16 +129,15 @@ struct TileShape {
   }
 };
 
-/// The tiles of a correlation's output, cut into blocks of about `wanted` tiles by shape alone: whole rows of them,
-/// rather one too many than one too few, since a product of few rows keeps few sums in flight (128 channels of 28x28,
-/// AVX2: with 7 tiles instead of 21 it took 1.13 times as long).
+/// The tiles of a correlation's output, cut by shape alone into blocks of about `most` tiles, and of `least` or more
+/// (whole rows of them) even if that is more.
 struct TileBlocks {
   TileShape tile;
   int64_t height, width, tiles_each;   // of a square: pixels; tiles
   int64_t rows_per_image, rows, cols;  // squares
   int64_t block_rows, block_cols;      // likewise
 
-  TileBlocks(const Correlation& q, const TileShape& tile, int64_t wanted)
+  TileBlocks(const Correlation& q, const TileShape& tile, int64_t most, int64_t least = 1)
       : tile(tile),
         height(tile.h.outputs * tile.h.output_step()),
         width(tile.w.outputs * tile.w.output_step()),
@@ -146,9 +145,10 @@ struct TileBlocks {
         rows_per_image(ceil_div(q.rows, height)),
         rows(q.N * rows_per_image),
         cols(ceil_div(q.cols, width)) {
-    const int64_t squares = wanted / tiles_each > 1 ? wanted / tiles_each : 1;
-    block_cols = even_part(cols, squares);
-    block_rows = even_part(rows, ceil_div(squares, block_cols));
+    const int64_t squares = (most > least ? most : least) / tiles_each;
+    block_cols = even_part(cols, squares > 1 ? squares : 1);
+    const int64_t fit = most / tiles_each / block_cols, needed = ceil_div(least, tiles_each * block_cols);
+    block_rows = even_part(rows, fit > needed ? fit : needed);
   }
 
   int64_t tiles() const { return rows * cols * tiles_each; }
