@@ -1,4 +1,4 @@
-"""conv2d: layers of LeNet, the CNN, VGG, ResNet-18/50, MobileNetV2, and ragged ones, in both memory formats."""
+"""conv2d: layers of LeNet, the CNN, VGG, ResNet-18/50, MobileNetV2 and others, and ragged ones, in both formats."""
 
 from harness import Case, bench
 

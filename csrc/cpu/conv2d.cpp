@@ -4,10 +4,10 @@
 //
 // Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
 // whose rows are transposed on the way in and sums at the end. Pixels as columns: out[CO x pixels] = W Patches,
-// for the rest of NCHW. Of 1 x 1 filters over NHWC or large images that is a product in memory (gemm.h). The weights
-// are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of threads:
-// each makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out is summed
-// by one thread, in an order that depends on the shape alone.
+// for the rest of NCHW. Of 1 x 1 filters over NHWC or all but tiny images that is a product in memory (gemm.h). The
+// weights are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of
+// threads: each makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out
+// is summed by one thread, in an order that depends on the shape alone.
 #include "csrc/core/conv2d.h"
 
 #include "csrc/core/gemm.h"
@@ -453,14 +453,15 @@ void correlate_patches(const Correlation& q, const T* in, const T* w, const T* b
 }
 
 /// Rows of the grid that one task takes: about MC pixels, or more where a sum has few terms, which shares the rows at
-/// the edges of bands among more pixels (3 channels, 3x3/2: 1.4 times faster); as long as that leaves a dozen tasks.
+/// the edges of bands among more pixels (3 channels, 3x3/2: 1.4 times faster). Not more than leave some tasks for each
+/// of a few threads, nor than keep the sums of NCHW, which wait for all terms, in L2.
 template <class T>
 int64_t band_rows(const Correlation& q) {
   using B = Block<T>;
-  constexpr int64_t kTasks = 12;
-  const int64_t terms = q.CI * q.taps, most = B::MC * (terms < B::kDepth ? B::kDepth / terms : 1);
-  const int64_t pixels = q.pixels(), shared = std::max(pixels / kTasks, B::MC);
-  return ceil_div(q.N * q.rows, ceil_div(pixels, std::min(most, shared)));
+  constexpr int64_t kTasks = 32;
+  const int64_t pixels = q.pixels(), terms = q.CI * q.taps, each = q.channels_last ? terms : std::max(terms, q.CO);
+  const int64_t fit = std::max(B::MC * B::kDepth / each, B::MC), shared = std::max(pixels / kTasks, B::MC);
+  return ceil_div(q.N * q.rows, ceil_div(pixels, std::min(fit, shared)));
 }
 
 /// Whether tiles read patches where they lie: each within one grid row, so short rows leave them few sums.
@@ -575,7 +576,7 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 }
 
 /// Whether out is a product of matrices in memory: NHWC, the pixels times W^T; NCHW, W times the planes of each image,
-/// which fill whole panels but for the last. With AVX-512, panels are so wide that many outputs are better off with
+/// if they fill two panels and more. With AVX-512, panels are so wide that many outputs are better off with
 /// packed ones of pixels of several images. (A phase of a strided backward pass writes only some of its pixels.)
 template <class T>
 bool is_product(const Correlation& q) {

@@ -161,9 +161,10 @@ class Prefetches {
       ahead_ += kLine<T>;
     } else {
       // By the last element of a line: where rows begin within one, the panel before has fetched that.
+      constexpr int64_t kRow = nv * kLanes<T>, kStride = kRow < kLine<T> ? kRow : kLine<T>;
 #pragma GCC unroll 8
-      for (int64_t last = kLine<T> - 1; last < nv * kLanes<T>; last += kLine<T>)
-        __builtin_prefetch(ahead_ + last, /*write=*/0, /*L2*/ 2);
+      for (int64_t end = kStride; end <= kRow; end += kStride)
+        __builtin_prefetch(ahead_ + end - 1, /*write=*/0, /*L2*/ 2);
       ahead_ += terms_.ahead.stride;
     }
   }
@@ -274,24 +275,24 @@ class Walk {
   const T* scattered_[nv];
 };
 
-/// The micro-kernel: a tile of `rows` x (nv vectors), from row i and column j of c on, of which n columns exist. The
+/// The micro-kernel: a tile of `rows` x (nv vectors), from row m and column j of c on, of which n columns exist. The
 /// sum of earlier runs is kept in a buffer, as is the tile itself where its elements have no common place in C, or not
 /// all exist.
 template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
-DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T* b, const CView<T>& c, int64_t i,
+DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T* b, const CView<T>& c, int64_t m,
                      int64_t j, int64_t n) {
   constexpr int L = kLanes<T>;
   alignas(64) T buffer[rows][nv * L];
   const bool direct =
       b_walk == BWalk::table || (n >= nv * L && c.column_stride == 1 && !c.rows &&
                                  (!c.columns || c.columns[j + nv * L - 1] - c.columns[j] == nv * L - 1));
-  T* const row = c.data + i * c.row_stride;
+  T* const row = c.data + m * c.row_stride;
   T* const to = !direct ? buffer[0] : b_walk == BWalk::table ? row : row + (c.columns ? c.columns[j] : j);
   int64_t at[nv];
 #pragma GCC unroll 8
   for (int v = 0; v < nv; ++v) at[v] = b_walk == BWalk::table ? c.columns[v] : v * L;
   const int64_t stride = direct ? c.row_stride : nv * L;
-  const T* const row_bias = direct && c.row_bias ? c.row_bias + i : nullptr;
+  const T* const row_bias = direct && c.row_bias ? c.row_bias + m : nullptr;
   const T* const column_bias = direct && c.column_bias ? c.column_bias + j : nullptr;
   // C is needed at the end, and by then must not be waited for.
   Walk<T, rows, nv, a_walk, b_walk> walk(terms, a, b, Prefetches<T, rows, nv>(terms, ahead, j == 0, to, stride, at));
@@ -311,7 +312,7 @@ DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T*
     });
   }
   add_tile<T>(sum, to, stride, at, direct && c.accumulate, row_bias, column_bias);
-  if (!direct) store_tile(c.from(i, j), rows, n < nv * L ? n : nv * L, buffer[0], nv * L);
+  if (!direct) store_tile(c.from(m, j), rows, n < nv * L ? n : nv * L, buffer[0], nv * L);
 }
 
 /// `groups` groups of rows by n columns. A group passes one panel after the other.
@@ -319,10 +320,10 @@ template <class T, int rows, int nv, AWalk a_walk, BWalk b_walk>
 void grid_of_tiles(const Terms<T>& terms, int64_t groups, const T* a, const T* b, const CView<T>& c, int64_t n) {
   constexpr int64_t columns = nv * kLanes<T>;
   const T* ahead = terms.ahead.data;
-  for (int64_t i = 0; i < groups * rows; i += rows) {
+  for (int64_t m = 0; m < groups * rows; m += rows) {
     const T* panel = b;
     for (int64_t j = 0; j < n; j += columns, panel += terms.panel_stride)
-      tile<T, rows, nv, a_walk, b_walk>(terms, ahead, a, panel, c, i, j, n - j);
+      tile<T, rows, nv, a_walk, b_walk>(terms, ahead, a, panel, c, m, j, n - j);
     a += rows * (by_rows(a_walk) ? terms.a_stride : 1);
     ahead += terms.ahead_next;
   }

@@ -20,8 +20,8 @@ using T = float;
 using B = Block<T>;
 constexpr int L = kLanes<T>;
 
-/// Bytes of V and M of one block of tiles: they stay in L2 (1 MiB and more with AVX-512, else 512 KiB) with a plane of
-/// U.
+/// Bytes of V and M of one block of tiles, so that they stay in L2 (1 MiB and more with AVX-512, else 512 KiB) with a
+/// plane of U.
 constexpr int64_t kBlockBytes = kIsa == Isa::avx512 ? 1 << 20 : 384 << 10;
 /// But at least so many groups of rows of the micro-kernel, which read the same panels of U: a product of few rows has
 /// few sums in flight (128 channels of 28x28, AVX2: 1.13 times as long with 7 tiles, a row of them, as with 21).
