@@ -28,24 +28,24 @@ struct Plan {
   bool a_far;    // A is more than stays in L2, and read where it lies, row by row
   bool keeps_b;  // a thread keeps all its packed panels of B, for more than one block of A
   int64_t kc, mc, nc;
-  int64_t a_stride;  // of the packed block of A: from row to row, or from column to column
 
   Plan(const Gemm& p, int64_t threads) {
     a_rows_contiguous = p.a_col == 1 || p.K == 1;
     b_transposed = !(p.b_col == 1 || p.N == 1);
     assert(a_rows_contiguous || p.a_row == 1 || p.M == 1);
     assert(!b_transposed || p.b_row == 1 || p.K == 1);
-    // Packing pays where a block is read several times and lies badly.
-    pack_a = p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T>);
-    a_far = a_rows_contiguous && !pack_a && p.M * p.K > kMostNear && p.N <= kFewColumns;
     kc = p.K < B::kDepth ? p.K : B::kDepth;
+    // Packing pays where a block is read several times and lies badly.
+    const bool fills_l1 = kc > B::KC && p.N > kFewColumns;  // with a line of A per term, beside a panel of B
+    pack_a = p.N > B::NR &&
+             (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T> || fills_l1);
+    a_far = a_rows_contiguous && !pack_a && p.M * p.K > kMostNear && p.N <= kFewColumns;
     const bool badly = p.b_row > kFarStride<T> || crowds_sets<T>(kc, p.b_row);
     pack_b = b_transposed || (p.M > 6 * B::MR && badly);
     nc = round_up(even_part(p.N, kColumns), B::NR);
     const int64_t most = threads > 1 ? B::MC / 2 : B::MC;  // smaller, where threads help each other
     mc = p.M <= most ? p.M : round_up(even_part(p.M, most), B::MR);
     keeps_b = p.M > mc;
-    a_stride = a_rows_contiguous ? packed_row_stride<T>(kc) : packed_row_stride<T>(mc);
   }
 
   /// Elements of A that a core's L2 keeps from one product to the next, and columns up to which waiting for more counts
@@ -53,7 +53,9 @@ struct Plan {
   static constexpr int64_t kMostNear = (512 << 10) / sizeof(T), kFewColumns = 16 * B::NR;
   /// Columns of B that are packed before A's first block comes again.
   static constexpr int64_t kColumns = 2048;
-  int64_t a_elements() const { return pack_a ? (a_rows_contiguous ? mc : kc) * a_stride : 0; }
+  int64_t a_elements() const {
+    return !pack_a ? 0 : a_rows_contiguous ? mc * packed_row_stride<T>(kc) : packed_elements<T>(mc, kc);
+  }
   int64_t b_elements() const {
     if (pack_b && keeps_b) return kc * nc;
     return std::min(kc * nc, std::max(kc * B::NR, kNearElements<T>));
@@ -61,13 +63,13 @@ struct Plan {
   int64_t elements() const { return round_up(a_elements(), 16) + round_up(b_elements(), 16); }
 };
 
-/// Packs M rows of K terms of A: contiguous runs either way.
+/// Packs M rows of K terms of A.
 template <class T>
-AView<T> pack_a_block(const Plan<T>& plan, const Gemm& p, int64_t M, int64_t K, const T* a, T* packed) {
-  const bool rows = plan.a_rows_contiguous;
-  const int64_t runs = rows ? M : K, length = rows ? K : M, stride = rows ? p.a_row : p.a_col;
-  for (int64_t r = 0; r < runs; ++r) copy(a + r * stride, length, packed + r * plan.a_stride);
-  return {packed, plan.a_stride, rows};
+AView<T> pack_a_block(int64_t M, int64_t K, const AView<T>& a, T* packed) {
+  if (!a.rows_contiguous) return pack_groups(M, K, a.data, a.stride, packed);
+  const int64_t stride = packed_row_stride<T>(K);
+  for (int64_t i = 0; i < M; ++i) copy(a.data + i * a.stride, K, packed + i * stride);
+  return {packed, stride, /*rows_contiguous=*/true};
 }
 
 /// Packs N columns at `b` in panels, reading memory along its contiguous axis.
@@ -100,7 +102,7 @@ void multiply_rows(const Plan<T>& plan, const Gemm& p, const Part& part, const T
   T* const packed_b = buffer + round_up(plan.a_elements(), 16);
   const T *const a_block = a + i * p.a_row + k * p.a_col, *const b_block = b + k * p.b_row + j0 * p.b_col;
   AView<T> a_view{a_block, plan.a_rows_contiguous ? p.a_row : p.a_col, plan.a_rows_contiguous};
-  if (plan.pack_a) a_view = pack_a_block(plan, p, M, K, a_block, buffer);
+  if (plan.pack_a) a_view = pack_a_block(M, K, a_view, buffer);
   CView<T> c_view{.data = c + i * p.c_row + j0, .row_stride = p.c_row, .accumulate = k > 0};
   if (bias) p.bias_per_row ? c_view.row_bias = bias + i : c_view.column_bias = bias + j0;
   for (int64_t j = 0, n; j < N; j += n) {

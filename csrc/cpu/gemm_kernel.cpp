@@ -88,7 +88,7 @@ constexpr bool by_stretches(AWalk walk) { return walk >= AWalk::rows_by_stretche
 template <class T>
 struct Terms {
   int64_t K, run;  // sums restart every `run` terms
-  int64_t a_stride, b_stride = 0, panel_stride = 0;
+  int64_t a_stride, a_row_step = 0, b_stride = 0, panel_stride = 0;
   const Stretch* stretches = nullptr;  // of A
   const int64_t* offsets = nullptr;    // of rows of B
   const int64_t* positions = nullptr;  // of its vectors
@@ -324,7 +324,7 @@ void grid_of_tiles(const Terms<T>& terms, int64_t groups, const T* a, const T* b
     const T* panel = b;
     for (int64_t j = 0; j < n; j += columns, panel += terms.panel_stride)
       tile<T, rows, nv, a_walk, b_walk>(terms, ahead, a, panel, c, m, j, n - j);
-    a += rows * (by_rows(a_walk) ? terms.a_stride : 1);
+    a += rows * terms.a_row_step;
     ahead += terms.ahead_next;
   }
 }
@@ -365,15 +365,6 @@ const TileFunction<T>* tiles(const AView<T>& a, int64_t b_stride, int64_t n) {
   return a.rows_contiguous ? tiles<T, AWalk::rows, BWalk::strided>(n) : tiles<T, AWalk::columns, BWalk::strided>(n);
 }
 
-/// f(first, groups, rows) for M rows in groups of at most `most`, as even as can be, since one of few rows would keep
-/// few sums in flight: first the groups that have one more than the others, then those.
-template <class F>
-void for_each_size(int64_t M, int64_t most, F&& f) {
-  const int64_t groups = ceil_div(M, most), rows = M / groups, larger = M % groups;
-  if (larger > 0) f(0, larger, rows + 1);
-  f(larger * (rows + 1), groups - larger, rows);
-}
-
 }  // namespace
 
 template <class T>
@@ -384,6 +375,7 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
   Terms<T> terms{.K = K,
                  .run = run,
                  .a_stride = a.stride,
+                 .a_row_step = a.row_step(),
                  .b_stride = b_stride,
                  .panel_stride = panel_stride,
                  .stretches = a.stretches,
@@ -405,6 +397,7 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
     const auto multiply = [&](int64_t first, int64_t n, int64_t most_rows) {
       const TileFunction<T>* const functions = tiles(a, b_stride, n);
       for_each_size(M, most_rows, [&](int64_t i, int64_t groups, int64_t rows) {
+        if (a.depth > 0) terms.a_stride = rows;
         terms.ahead_next = a.from_far ? rows * a.stride : share * next.stride;
         if (a.from_far) terms.ahead = {a.from_row(i + rows).data, a.stride};
         functions[rows - 1](terms, groups, a.from_row(i).data, panels + first / NR * panel_stride,
@@ -413,7 +406,7 @@ void multiply_block(int64_t M, int64_t N, int64_t K, const AView<T>& a, const T*
       });
     };
     if (wide > 0) multiply(0, wide, Block<T>::MR);
-    if (narrow > 0) multiply(wide, narrow, kMostRows<T, 1>);
+    if (narrow > 0) multiply(wide, narrow, a.depth > 0 ? Block<T>::MR : kMostRows<T, 1>);
   }
 }
 

@@ -52,8 +52,9 @@ struct Stretch {
   int64_t offset, terms;
 };
 
-/// A, by its layout: rows contiguous (element (i, k) at data[i * stride + k]) or columns contiguous (i + k * stride).
-/// If the terms come in stretches, k counts from the beginning of its own, and its offset is added.
+/// A, by its layout: rows contiguous (element (i, k) at data[i * stride + k]), columns contiguous (i + k * stride), or
+/// packed by pack_groups. If the terms come in stretches, k counts from the beginning of its own, and its offset is
+/// added.
 template <class T>
 struct AView {
   const T* data;
@@ -61,10 +62,13 @@ struct AView {
   bool rows_contiguous;
   const Stretch* stretches = nullptr;  // together K terms
   bool from_far = false;               // rows, contiguous, from beyond L2: each group prefetches the one after it
+  int64_t depth = 0;                   // of pack_groups; `stride` then means nothing
 
+  /// Elements from a row to the next (packed: from the first of a group to that of the next, by the rows of the group).
+  DLK_INLINE int64_t row_step() const { return rows_contiguous ? stride : depth > 0 ? depth : 1; }
   DLK_INLINE AView from_row(int64_t i) const {
     AView view = *this;
-    view.data += rows_contiguous ? i * stride : i;
+    view.data += i * row_step();
     return view;
   }
 };
@@ -158,6 +162,15 @@ constexpr bool crowds_sets(int64_t n, int64_t stride) {
   return n > kWays * sets;
 }
 
+/// f(first, groups, rows) for M rows in groups of at most `most`, as even as can be, since one of few rows would keep
+/// few sums in flight: first the groups that have one more than the others, then those.
+template <class F>
+DLK_INLINE void for_each_size(int64_t M, int64_t most, F&& f) {
+  const int64_t groups = ceil_div(M, most), rows = M / groups, larger = M % groups;
+  if (larger > 0) f(0, larger, rows + 1);
+  f(larger * (rows + 1), groups - larger, rows);
+}
+
 /// Multiply-adds below which one thread is faster than waking a second (about 10 microseconds of work).
 constexpr int64_t kGrainMultiplies = 400'000;
 
@@ -175,6 +188,37 @@ DLK_INLINE void zero(int64_t n, T* to) {
   int64_t i = 0;
   for (; i + L <= n; i += L) store(to + i, Vec<T>{});
   if (i < n) store_partial(to + i, Vec<T>{}, n - i);
+}
+
+/// Room for a term of each group of pack_groups and what its last vector writes too much. Half a line more than lines:
+/// groups of MR rows are then an odd number of lines apart, and those that are written at once in different cache sets.
+template <class T>
+constexpr int64_t packed_depth(int64_t K) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return round_up(K, line) + line / 2;
+}
+template <class T>
+constexpr int64_t packed_elements(int64_t M, int64_t K) {
+  return M * packed_depth<T>(K) + kLanes<T>;
+}
+
+/// Packs M rows of K terms of A, whose columns are contiguous and `stride` apart, in the groups of rows in which they
+/// are multiplied: term after term the rows of one, so that a tile reads one run of memory, and few lines.
+template <class T>
+AView<T> pack_groups(int64_t M, int64_t K, const T* a, int64_t stride, T* packed) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t depth = packed_depth<T>(K);
+  for_each_size(M, Block<T>::MR, [&](int64_t first, int64_t groups, int64_t rows) {
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t i = first; i < first + groups * rows; i += rows) {
+        const T* const from = a + k * stride + i;
+        T* const to = packed + i * depth + k * rows;
+        // Whole vectors: the next term overwrites what is too much.
+        for (int64_t v = 0; v < rows; v += L)
+          store(to + v, M - i - v < L ? load_partial(from + v, M - i - v) : load(from + v));
+      }
+  });
+  return {.data = packed, .stride = 0, .rows_contiguous = false, .depth = depth};
 }
 
 /// Packs K x n (n <= NR) with unit column stride into one panel; missing columns become 0. Term k becomes row row(k).

@@ -28,13 +28,15 @@ struct Phases {
 };
 
 /// Whether the phases together fill the lanes of a panel better than each does, and that gains more than the zeros
-/// cost: at most half of the weights. (Some phase must have taps.)
+/// cost: at most half of the weights. Of patches that do not overlap (a transformer's first layer) each phase has the
+/// one tap, so any number of them is one product. (Some phase must have taps.)
 template <class T>
 bool prefers_joint(const Phases& phases) {
   const Correlation q = phases.with_all_taps();
-  if (phases.count() == 1 || q.groups > 1 || 2 * q.CO > kLanes<T> || phases.count() * q.CO > Block<T>::NR) return false;
+  if (phases.count() == 1 || q.groups > 1 || 2 * q.CO > kLanes<T>) return false;
   const Span span(q);
-  return phases.count() * span.height * span.width <= 2 * q.taps;
+  const int64_t taps = span.height * span.width;
+  return phases.count() * taps <= 2 * q.taps && (taps == 1 || phases.count() * q.CO <= Block<T>::NR);
 }
 
 template <class T>
