@@ -206,13 +206,14 @@ constexpr int64_t packed_elements(int64_t M, int64_t K) {
 /// are multiplied: term after term the rows of one, so that a tile reads one run of memory, and few lines.
 template <class T>
 AView<T> pack_groups(int64_t M, int64_t K, const T* a, int64_t stride, T* packed) {
-  constexpr int64_t L = kLanes<T>;
+  constexpr int64_t L = kLanes<T>, kTermsAhead = 8;
   const int64_t depth = packed_depth<T>(K);
   for_each_size(M, Block<T>::MR, [&](int64_t first, int64_t groups, int64_t rows) {
     for (int64_t k = 0; k < K; ++k)
       for (int64_t i = first; i < first + groups * rows; i += rows) {
         const T* const from = a + k * stride + i;
         T* const to = packed + i * depth + k * rows;
+        __builtin_prefetch(from + kTermsAhead * stride);
         // Whole vectors: the next term overwrites what is too much.
         for (int64_t v = 0; v < rows; v += L)
           store(to + v, M - i - v < L ? load_partial(from + v, M - i - v) : load(from + v));
