@@ -299,17 +299,22 @@ DLK_INLINE void tile(const Terms<T>& terms, const T* ahead, const T* a, const T*
   Vec<T> sum[rows][nv];
   for (int64_t left = terms.K;;) {
     walk.multiply(left < terms.run ? left : terms.run, sum);
-    if (left < terms.K)
-      for_each_row<rows>(buffer[0], nv * L, [&](int i, const T* earlier) {
+    T* earlier = buffer[0];
+    asm("" : "+r"(earlier));  // one register, from which all of the buffer is addressed
+    if (left < terms.K) {
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
-        for (int v = 0; v < nv; ++v) sum[i][v] += load(earlier + v * L);
-      });
+        for (int v = 0; v < nv; ++v) sum[i][v] += load(earlier + (i * nv + v) * L);
+      }
+    }
     left -= terms.run;
     if (left <= 0) break;
-    for_each_row<rows>(buffer[0], nv * L, [&](int i, T* earlier) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
-      for (int v = 0; v < nv; ++v) store(earlier + v * L, sum[i][v]);
-    });
+      for (int v = 0; v < nv; ++v) store(earlier + (i * nv + v) * L, sum[i][v]);
+    }
   }
   add_tile<T>(sum, to, stride, at, direct && c.accumulate, row_bias, column_bias);
   if (!direct) store_tile(c.from(m, j), rows, n < nv * L ? n : nv * L, buffer[0], nv * L);
