@@ -576,11 +576,15 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 }
 
 /// Whether out is a product of matrices in memory: NHWC, the pixels times W^T; NCHW, W times the planes of each image,
-/// if they fill two panels and more. With AVX-512, panels are so wide that many outputs are better off with
-/// packed ones of pixels of several images. (A phase of a strided backward pass writes only some of its pixels.)
+/// if they fill two panels and more. Of small planes it does not pay with AVX-512, whose panels are so wide that many
+/// outputs are better off with packed ones of pixels of several images, and where the weights are transposed, and so
+/// many that each image would fetch and pack them again. (A phase of a strided backward pass writes only some of its
+/// pixels.)
 template <class T>
 bool is_product(const Correlation& q) {
-  const int64_t panels = kIsa == Isa::avx512 && q.CO >= 2 * kLanes<T> ? 16 : 2;
+  constexpr int64_t kManyWeights = (512 << 10) / sizeof(T);
+  const bool packs_again = q.w_in != 1 && q.CO * q.CI > kManyWeights;
+  const int64_t panels = packs_again || (kIsa == Isa::avx512 && q.CO >= 2 * kLanes<T>) ? 16 : 2;
   return reads_same_pixel(q) && q.OH == q.IH && q.OW == q.IW && q.groups == 1 && (q.w_in == 1 || q.w_out == 1) &&
          (q.channels_last || q.IH * q.IW >= panels * Block<T>::NR);
 }
