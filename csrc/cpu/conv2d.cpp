@@ -107,8 +107,9 @@ class PlanarWeights {
   PlanarWeights(const Correlation& q, const SumBlocks<T>& sums, const T* w, Context& context)
       : q_(q), sums_(sums), w_(w), stride_(packed_row_stride<T>(sums.terms())) {
     // The MR rows that a tile reads must not share cache sets: a multiple of half a page between them leaves two of 64.
-    const bool spread = q.w_out * sizeof(T) % 2048 != 0;
-    in_place_ = weights_in_order(q) && sums.tap_blocks == 1 && spread;
+    // But for few pixels packing takes longer than that.
+    const bool spread = q.w_out * sizeof(T) % 2048 != 0, few = q.pixels() <= 4 * Block<T>::NR;
+    in_place_ = weights_in_order(q) && sums.tap_blocks == 1 && (spread || few);
     if (!in_place_) data_ = context.array<T>(q.groups * sums.count() * q.CO * stride_);
   }
 
