@@ -1,6 +1,6 @@
 // Convolution forward and gradient to the input, as correlations (correlation.h): by Winograd's algorithm
 // (winograd.cpp) or directly (depthwise_*.cpp, narrow_groups.cpp; correlate_few below) where those are faster, else by
-// implicit GEMM.
+// implicit GEMM; the gradient to the input from few pixels by col2im (col2im.h).
 //
 // Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
 // whose rows are transposed on the way in and sums at the end. Pixels as columns: out[CO x pixels] = W Patches,
@@ -11,6 +11,7 @@
 #include "csrc/core/conv2d.h"
 
 #include "csrc/core/gemm.h"
+#include "csrc/cpu/col2im.h"
 #include "csrc/cpu/depthwise_planes.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/joint_phases.h"
@@ -663,6 +664,13 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
       used += phases[count++].taps;
     }
   if (count == 0) return;
+  bool fast = false;
+  if constexpr (std::is_same_v<T, float>)
+    fast = p.R <= 3 && p.S <= 3 && count == 1 && winograd_tile(*phases, Pass::backward_input) > 0;
+  if (prefers_col2im(p, fast)) {
+    const auto& gemm = kernel_table<GemmKernels<T>, kIsa>();
+    return (p.channels_last ? col2im_pixels<T> : col2im_planes<T>)(p, dy, w, bias, dx, gemm, context);
+  }
   if (phases->pixels() > 0 && used > 0 && prefers_narrow<T>(*phases))
     return correlate_narrow(phases, count, dy, w, bias, dx, context);
   const Phases all{phases, phases_h, phases_w};

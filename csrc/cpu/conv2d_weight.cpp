@@ -36,8 +36,8 @@ constexpr int64_t kRows = 128;
 /// Elements that the splits' sums may take together.
 constexpr int64_t kMostPartial = int64_t{8} << 20;
 /// Pixels after which sums restart within a block, which bounds their rounding error. Of one block, as PyTorch sums few
-/// pixels (8 images of 7 x 7) more accurately: with 128 the largest error was 2.1 times its, with 64 1.6 times. Of more,
-/// ours is below its with 128, and 64 would take 3 % longer.
+/// pixels (8 images of 7 x 7) more accurately: with 128 the largest error was 2.1 times its, with 64 1.6 times. Of
+/// more, ours is below its with 128, and 64 would take 3 % longer.
 inline int64_t sum_pixels(const Correlation& q) { return q.pixels() <= kOneBlock ? 64 : 128; }
 
 /// How the work is cut. Rows come in the blocks of SumBlocks, whose rows are adjacent in dwT.

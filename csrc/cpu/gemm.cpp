@@ -37,8 +37,8 @@ struct Plan {
     kc = p.K < B::kDepth ? p.K : B::kDepth;
     // Packing pays where a block is read several times and lies badly.
     const bool fills_l1 = kc > B::KC && p.N > kFewColumns;  // with a line of A per term, beside a panel of B
-    pack_a = p.N > B::NR &&
-             (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T> || fills_l1);
+    pack_a =
+        p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T> || fills_l1);
     a_far = a_rows_contiguous && !pack_a && p.M * p.K > kMostNear && p.N <= kFewColumns;
     const bool badly = p.b_row > kFarStride<T> || crowds_sets<T>(kc, p.b_row);
     pack_b = b_transposed || (p.M > 6 * B::MR && badly);
