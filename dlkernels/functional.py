@@ -117,16 +117,14 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     padding, which a dilation makes possible).
     """
     function = _C.max_pool2d_with_indices if return_indices else _C.max_pool2d
-    return function(input, kernel_size, stride, padding, dilation, bool(ceil_mode))
+    return function(input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def avg_pool2d(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
     """The mean of each window of a (N, C, H, W) or (C, H, W) tensor: `torch.nn.functional.avg_pool2d`."""
-    return _C.avg_pool2d(
-        input, kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad), divisor_override
-    )
+    return _C.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def adaptive_avg_pool2d(input, output_size):
@@ -217,7 +215,7 @@ def dropout(input, p=0.5, training=True, inplace=False):
     `torch.manual_seed` governs which; for one seed they are the same whatever the memory format and the number of
     threads, but not those that PyTorch's own generator gives. ValueError unless 0 <= p <= 1.
     """
-    return _C.dropout(input, p, bool(training), bool(inplace), False)
+    return _C.dropout(input, p, training, inplace, False)
 
 
 def dropout2d(input, p=0.5, training=True, inplace=False):
@@ -228,7 +226,7 @@ def dropout2d(input, p=0.5, training=True, inplace=False):
             f"dropout2d: expects a 4-D input (N, C, H, W), got {input.dim()}-D, which is taken as (N, C, ...)",
             stacklevel=2,
         )
-    return _C.dropout(input, p, bool(training), bool(inplace), True)
+    return _C.dropout(input, p, training, inplace, True)
 
 
 # ---- Activations

@@ -5,8 +5,8 @@
 //   dx[c, h, w] = bias[c] + sum over r, s of col[(c, r, s), p], p the pixel of dy whose tap (r, s) read x[c, h, w]
 //
 // The product reads w once, where it lies, and whole rows of it. As a correlation (conv2d.cpp) the weights would be
-// reordered first, which takes longer than a few products with them. NHWC has the transpose of col, whose rows (r, s, c)
-// are then in the order of w as well. Each element of dx is summed by one thread, in the order of the taps.
+// reordered first, which takes longer than a few products with them. NHWC has the transpose of col, whose rows (r, s,
+// c) are then in the order of w as well. Each element of dx is summed by one thread, in the order of the taps.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,8 @@ namespace dlk::cpu {
 namespace {
 
 /// Whether col is no larger than the weights, and these are dense in the order that dx wants. `fast`: filters of 3 x 3
-/// taps would be multiplied by Winograd's algorithm, whose tiles make up for the weights' transform sooner. (Up to there
-/// it takes 0.2 to 0.95 times as long as correlations, of twice as many pixels about as long.)
+/// taps would be multiplied by Winograd's algorithm, whose tiles make up for the weights' transform sooner. (Up to
+/// there it takes 0.2 to 0.95 times as long as correlations, of twice as many pixels about as long.)
 inline bool prefers_col2im(const Conv2d& p, bool fast) {
   const int64_t taps = p.R * p.S, pixels = p.N * p.OH * p.OW;
   const int64_t w_c = p.channels_last ? 1 : taps, w_s = p.channels_last ? p.C : 1;
@@ -88,14 +88,8 @@ void col2im_pixels(const Conv2d& p, const T* dy, const T* w, const T* bias, T* d
                    Context& context) {
   const int64_t plane = p.OH * p.OW, pixels = p.N * plane, terms = p.R * p.S * p.C, length = p.W * p.C;
   T* const col = context.array<T>(pixels * terms);
-  const Gemm product{.M = pixels,
-                     .N = terms,
-                     .K = p.K,
-                     .a_row = p.K,
-                     .a_col = 1,
-                     .b_row = terms,
-                     .b_col = 1,
-                     .c_row = terms};
+  const Gemm product{
+      .M = pixels, .N = terms, .K = p.K, .a_row = p.K, .a_col = 1, .b_row = terms, .b_col = 1, .c_row = terms};
   gemm.multiply(product, dy, w, nullptr, col, context);
   parallel_for(p.N * p.H, length + terms * p.OW / p.stride_h, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -112,14 +106,8 @@ void col2im_planes(const Conv2d& p, const T* dy, const T* w, const T* bias, T* d
                    Context& context) {
   const int64_t plane = p.OH * p.OW, pixels = p.N * plane, taps = p.R * p.S, terms = p.C * taps;
   T* const col = context.array<T>(terms * pixels);
-  const Gemm product{.M = terms,
-                     .N = pixels,
-                     .K = p.K,
-                     .a_row = 1,
-                     .a_col = terms,
-                     .b_row = pixels,
-                     .b_col = 1,
-                     .c_row = pixels};
+  const Gemm product{
+      .M = terms, .N = pixels, .K = p.K, .a_row = 1, .a_col = terms, .b_row = pixels, .b_col = 1, .c_row = pixels};
   gemm.multiply(product, w, join_images(p, dy, context), nullptr, col, context);
   parallel_for(p.N * p.C, p.H * p.W + taps * plane, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
