@@ -4,9 +4,9 @@
 //   col[(c, r, s), p] = sum over k of w[k, c, r, s] dy[k, p]
 //   dx[c, h, w] = bias[c] + sum over r, s of col[(c, r, s), p], p the pixel of dy whose tap (r, s) read x[c, h, w]
 //
-// The product reads w once, where it lies, and whole rows of it. As a correlation (conv2d.cpp) the weights would be
-// reordered first, which takes longer than a few products with them. NHWC has the transpose of col, whose rows (r, s,
-// c) are then in the order of w as well. Each element of dx is summed by one thread, in the order of the taps.
+// The product reads w once, where it lies. As a correlation (conv2d.cpp) the weights would be reordered first, which
+// takes longer than a few products with them. NHWC has the transpose of col, whose rows (r, s, c) are then in the order
+// of w as well. Each element of dx is summed by one thread, in the order of the taps.
 #pragma once
 
 #include <algorithm>
@@ -14,20 +14,20 @@
 #include "csrc/core/context.h"
 #include "csrc/core/conv2d.h"
 #include "csrc/core/gemm.h"
+#include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/simd.h"
 
 namespace dlk::cpu {
 namespace {
 
-/// Whether col is no larger than the weights, and these are dense in the order that dx wants. `fast`: filters of 3 x 3
-/// taps would be multiplied by Winograd's algorithm, whose tiles make up for the weights' transform sooner. (Up to
-/// there it takes 0.2 to 0.95 times as long as correlations, of twice as many pixels about as long.)
-inline bool prefers_col2im(const Conv2d& p, bool fast) {
+/// Whether col is no larger than the weights, and these are dense in the order that dx wants. (Up to there it takes 0.2
+/// to 0.95 times as long as correlations, of twice as many pixels about as long.)
+inline bool has_few_pixels(const Conv2d& p) {
   const int64_t taps = p.R * p.S, pixels = p.N * p.OH * p.OW;
   const int64_t w_c = p.channels_last ? 1 : taps, w_s = p.channels_last ? p.C : 1;
   const bool dense = p.w_k == p.C * taps && p.w_c == w_c && p.w_r == p.S * w_s && p.w_s == w_s;
-  return p.groups == 1 && taps > 1 && dense && pixels > 0 && (fast ? 4 : 1) * pixels <= p.K;
+  return p.groups == 1 && taps > 1 && dense && pixels > 0 && pixels <= p.K;
 }
 
 /// dy as the K x pixels of one matrix.
@@ -84,31 +84,29 @@ void add_taps_of_row(const Conv2d& p, const T* col, int64_t h, T* row) {
 }
 
 template <class T>
-void col2im_pixels(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, const GemmKernels<T>& gemm,
-                   Context& context) {
+void col2im_pixels(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
   const int64_t plane = p.OH * p.OW, pixels = p.N * plane, terms = p.R * p.S * p.C, length = p.W * p.C;
   T* const col = context.array<T>(pixels * terms);
   const Gemm product{
       .M = pixels, .N = terms, .K = p.K, .a_row = p.K, .a_col = 1, .b_row = terms, .b_col = 1, .c_row = terms};
-  gemm.multiply(product, dy, w, nullptr, col, context);
+  kernel_table<GemmKernels<T>, kIsa>().multiply(product, dy, w, nullptr, col, context);
   parallel_for(p.N * p.H, length + terms * p.OW / p.stride_h, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T* const row = dx + i * length;
-      for (int64_t w = 0; w < p.W; ++w)
-        bias ? std::copy_n(bias, p.C, row + w * p.C) : std::fill_n(row + w * p.C, p.C, T(0));
+      for (int64_t at = 0; at < length; at += p.C)
+        bias ? std::copy_n(bias, p.C, row + at) : std::fill_n(row + at, p.C, T(0));
       add_taps_of_row(p, col + i / p.H * plane * terms, i % p.H, row);
     }
   });
 }
 
 template <class T>
-void col2im_planes(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, const GemmKernels<T>& gemm,
-                   Context& context) {
+void col2im_planes(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
   const int64_t plane = p.OH * p.OW, pixels = p.N * plane, taps = p.R * p.S, terms = p.C * taps;
   T* const col = context.array<T>(terms * pixels);
   const Gemm product{
       .M = terms, .N = pixels, .K = p.K, .a_row = 1, .a_col = terms, .b_row = pixels, .b_col = 1, .c_row = pixels};
-  gemm.multiply(product, w, join_images(p, dy, context), nullptr, col, context);
+  kernel_table<GemmKernels<T>, kIsa>().multiply(product, w, join_images(p, dy, context), nullptr, col, context);
   parallel_for(p.N * p.C, p.H * p.W + taps * plane, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T* const to = dx + i * p.H * p.W;

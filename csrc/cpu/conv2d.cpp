@@ -4,7 +4,7 @@
 //
 // Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
 // whose rows are transposed on the way in and sums at the end. Pixels as columns: out[CO x pixels] = W Patches,
-// for the rest of NCHW. Of 1 x 1 filters over NHWC or all but tiny images that is a product in memory (gemm.h). The
+// for the rest of NCHW. Of 1 x 1 filters over NHWC or all but small images that is a product in memory (gemm.h). The
 // weights are packed once, unless they lie well; then tasks (group, block of pixels, part of CO) run on the team of
 // threads: each makes patches readable (patches.h), one block of the sum at a time, and multiplies. An element of out
 // is summed by one thread, in an order that depends on the shape alone.
@@ -585,7 +585,7 @@ void fill_grid(const Correlation& q, const T* bias, T* out) {
 template <class T>
 bool is_product(const Correlation& q) {
   constexpr int64_t kManyWeights = (512 << 10) / sizeof(T);
-  const bool packs_again = q.w_in != 1 && q.CO * q.CI > kManyWeights;
+  const bool packs_again = q.N > 1 && q.w_in != 1 && q.CO * q.CI > kManyWeights;
   const int64_t panels = packs_again || (kIsa == Isa::avx512 && q.CO >= 2 * kLanes<T>) ? 16 : 2;
   return reads_same_pixel(q) && q.OH == q.IH && q.OW == q.IW && q.groups == 1 && (q.w_in == 1 || q.w_out == 1) &&
          (q.channels_last || q.IH * q.IW >= panels * Block<T>::NR);
@@ -646,6 +646,16 @@ void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Conte
   correlate(q, Pass::forward, x, w, bias, y, context);
 }
 
+/// Winograd's tiles of up to 3 x 3 taps make up for reordering the weights with a fourth of the pixels.
+template <class T>
+bool prefers_col2im(const Conv2d& p, Context& context) {
+  if (!has_few_pixels(p)) return false;
+  const bool strided = p.stride_h * p.stride_w > 1;
+  if (!std::is_same_v<T, float> || strided || p.R > 3 || p.S > 3 || 4 * p.N * p.OH * p.OW <= p.K) return true;
+  int64_t* const taps = context.array<int64_t>(3 * p.R * p.S);
+  return winograd_tile(backward_correlation(p, 0, 0, taps), Pass::backward_input) == 0;
+}
+
 template <class T>
 void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
   if (reads_sampled_pixels(p)) {
@@ -654,6 +664,8 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
     return spread_pixels(p, samples, bias, dx);
   }
   if (!bias && is_depthwise_planes<T>(p)) return depthwise_planes_input(p, dy, w, dx);
+  if (prefers_col2im<T>(p, context))
+    return (p.channels_last ? col2im_pixels<T> : col2im_planes<T>)(p, dy, w, bias, dx, context);
   const int64_t phases_h = p.stride_h < p.H ? p.stride_h : p.H, phases_w = p.stride_w < p.W ? p.stride_w : p.W;
   Correlation* phases = context.array<Correlation>(phases_h * phases_w);
   int64_t* taps = context.array<int64_t>(3 * p.R * p.S);  // one list for all phases: each tap belongs to one
@@ -664,13 +676,6 @@ void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* 
       used += phases[count++].taps;
     }
   if (count == 0) return;
-  bool fast = false;
-  if constexpr (std::is_same_v<T, float>)
-    fast = p.R <= 3 && p.S <= 3 && count == 1 && winograd_tile(*phases, Pass::backward_input) > 0;
-  if (prefers_col2im(p, fast)) {
-    const auto& gemm = kernel_table<GemmKernels<T>, kIsa>();
-    return (p.channels_last ? col2im_pixels<T> : col2im_planes<T>)(p, dy, w, bias, dx, gemm, context);
-  }
   if (phases->pixels() > 0 && used > 0 && prefers_narrow<T>(*phases))
     return correlate_narrow(phases, count, dy, w, bias, dx, context);
   const Phases all{phases, phases_h, phases_w};

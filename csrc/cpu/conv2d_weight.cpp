@@ -35,9 +35,9 @@ constexpr int64_t kSplitPixels = 1024;
 constexpr int64_t kRows = 128;
 /// Elements that the splits' sums may take together.
 constexpr int64_t kMostPartial = int64_t{8} << 20;
-/// Pixels after which sums restart within a block, which bounds their rounding error. Of one block, as PyTorch sums few
-/// pixels (8 images of 7 x 7) more accurately: with 128 the largest error was 2.1 times its, with 64 1.6 times. Of
-/// more, ours is below its with 128, and 64 would take 3 % longer.
+/// Pixels after which sums restart within a block, which bounds their rounding error: 64 where all pixels are one
+/// block, since PyTorch sums few pixels more accurately (8 images of 7 x 7: with 128 the largest error was 2.1 times
+/// its, with 64 1.6 times); else 128, where 64 would take 3 % longer.
 inline int64_t sum_pixels(const Correlation& q) { return q.pixels() <= kOneBlock ? 64 : 128; }
 
 /// How the work is cut. Rows come in the blocks of SumBlocks, whose rows are adjacent in dwT.
@@ -325,20 +325,10 @@ void add_products(const Correlation& q, const T* x, const T* dy, T* dw, Context&
   for (int64_t k = 0; k < q.CO; ++k) copy(sums + k * q.CI, q.CI, dw + k * q.w_out);
 }
 
+/// By implicit GEMM; the grid of q is all of its output image.
 template <class T>
-void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
+void implicit_gemm(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
-  if (reads_sampled_pixels(p)) return backward_weight(over_samples(p), sampled_pixels(p, x, context), dy, dw, context);
-  if (is_depthwise_planes<T>(p)) return depthwise_planes_weight(p, x, dy, dw, context);
-  const Correlation q = forward_correlation(p, context);
-  if (q.pixels() == 0) return zero(q.groups * q.CO * q.CI * q.taps, dw);
-  if (is_depthwise_pixels(q)) return depthwise_pixels_weight(q, x, dy, dw, context);
-  if (has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
-  if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
-  if (is_sum_of_products<T>(q)) return add_products(q, x, dy, dw, context);
-  if (has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
-  if constexpr (std::is_same_v<T, float>)
-    if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
   Cut<T> cut(q, /*channels_innermost=*/true);
   const bool rows = reads_rows(q, cut);
   if (!rows && !q.channels_last) cut = Cut<T>(q, false);
@@ -391,6 +381,66 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
       add_splits(q, cut, partial + g * cut.splits * size, g, i % parts * kLanes<T>, dw);
     });
   });
+}
+
+/// Few outputs would leave most of a panel empty, and patches of many inputs take longer to pack than to multiply. The
+/// correlations of the gradient to the input have the same products the other way round: patches of dy, in panels the
+/// channels of x, of which each phase of the stride sees pixels of its own.
+inline bool prefers_phases(const Conv2d& p, const Correlation& q) {
+  const int64_t stride = p.stride_h * p.stride_w;
+  return q.groups == 1 && q.taps > stride && p.stride_h <= p.H && p.stride_w <= p.W &&
+         10 * (stride * q.CI + q.taps * q.CO) < 7 * q.taps * q.CI;
+}
+
+/// The pixels of x in the grid of q, as an image of their own.
+template <class T>
+const T* grid_of(const Correlation& q, const T* x, T* to) {
+  const int64_t planes = q.channels_last ? q.N : q.N * q.CO, pixel = q.channels_last ? q.CO : 1;
+  parallel_for(planes * q.rows, 2 * q.cols * pixel, [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T* const from = x + (row / q.rows * q.OH * q.OW + q.output_pixel(row % q.rows, 0)) * pixel;
+      T* const first = to + row * q.cols * pixel;
+      if (!q.channels_last) {
+        sample(from, q.cols, q.col_step, first);
+        continue;
+      }
+      for (int64_t j = 0; j < q.cols; ++j) std::copy_n(from + j * q.col_step * pixel, pixel, first + j * pixel);
+    }
+  });
+  return to;
+}
+
+template <class T>
+void by_phases(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
+  const bool strided = p.stride_h * p.stride_w > 1;
+  const int64_t most = ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w);
+  T* const image = strided ? context.array<T>(p.N * p.C * most) : nullptr;
+  int64_t* const taps = context.array<int64_t>(3 * p.R * p.S);
+  for (int64_t phase_h = 0; phase_h < p.stride_h; ++phase_h)
+    for (int64_t phase_w = 0; phase_w < p.stride_w; ++phase_w) {
+      Correlation q = backward_correlation(p, phase_h, phase_w, taps);
+      if (q.taps == 0) continue;
+      const T* const pixels = strided ? grid_of(q, x, image) : x;
+      q.OH = q.rows, q.OW = q.cols, q.row0 = q.col0 = 0, q.row_step = q.col_step = 1;
+      implicit_gemm(q, dy, pixels, dw, context);
+    }
+}
+
+template <class T>
+void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
+  if (reads_sampled_pixels(p)) return backward_weight(over_samples(p), sampled_pixels(p, x, context), dy, dw, context);
+  if (is_depthwise_planes<T>(p)) return depthwise_planes_weight(p, x, dy, dw, context);
+  const Correlation q = forward_correlation(p, context);
+  if (q.pixels() == 0) return zero(q.groups * q.CO * q.CI * q.taps, dw);
+  if (is_depthwise_pixels(q)) return depthwise_pixels_weight(q, x, dy, dw, context);
+  if (has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
+  if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
+  if (is_sum_of_products<T>(q)) return add_products(q, x, dy, dw, context);
+  if (prefers_phases(p, q)) return by_phases(p, x, dy, dw, context);
+  if (has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
+  if constexpr (std::is_same_v<T, float>)
+    if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);
+  implicit_gemm(q, x, dy, dw, context);
 }
 
 }  // namespace

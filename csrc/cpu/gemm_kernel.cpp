@@ -78,8 +78,9 @@ DLK_INLINE void add_tile(Vec<T> (&sum)[rows][nv], T* to, int64_t stride, const i
   });
 }
 
-/// Where the next term lies: in A, one element further (rows contiguous) or `a_stride` (columns contiguous), either of
-/// them within stretches or not; in B, NR elements further (a packed panel), `b_stride`, or at offsets[k].
+/// Where the next term lies: in A, one element further (rows contiguous) or `a_stride` (columns contiguous, and groups
+/// of pack_groups, where it is their rows), either of them within stretches or not; in B, NR elements further (a packed
+/// panel), `b_stride`, or at offsets[k].
 enum class AWalk { rows, columns, rows_by_stretches, columns_by_stretches };
 enum class BWalk { packed, strided, table };
 constexpr bool by_rows(AWalk walk) { return walk == AWalk::rows || walk == AWalk::rows_by_stretches; }
@@ -87,8 +88,9 @@ constexpr bool by_stretches(AWalk walk) { return walk >= AWalk::rows_by_stretche
 
 template <class T>
 struct Terms {
-  int64_t K, run;  // sums restart every `run` terms
-  int64_t a_stride, a_row_step = 0, b_stride = 0, panel_stride = 0;
+  int64_t K, run;                    // sums restart every `run` terms
+  int64_t a_stride, a_row_step = 0;  // from term to term, where not 1; from row to row (AView::row_step)
+  int64_t b_stride = 0, panel_stride = 0;
   const Stretch* stretches = nullptr;  // of A
   const int64_t* offsets = nullptr;    // of rows of B
   const int64_t* positions = nullptr;  // of its vectors

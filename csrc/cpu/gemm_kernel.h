@@ -190,8 +190,10 @@ DLK_INLINE void zero(int64_t n, T* to) {
   if (i < n) store_partial(to + i, Vec<T>{}, n - i);
 }
 
-/// Room for a term of each group of pack_groups and what its last vector writes too much. Half a line more than lines:
-/// groups of MR rows are then an odd number of lines apart, and those that are written at once in different cache sets.
+/// Elements per row of A that pack_groups takes for K terms. Half a line more than whole lines: groups of 6 or 14 rows
+/// are then an odd number of lines apart, so that those that are written at once fall into different cache sets, and a
+/// group's last vector, which may reach L - 1 elements too far, does not meet the next group, of at least MR / 2 rows.
+/// (A single row is all of A: packed_elements has room for that.)
 template <class T>
 constexpr int64_t packed_depth(int64_t K) {
   constexpr int64_t line = 64 / sizeof(T);
@@ -206,14 +208,14 @@ constexpr int64_t packed_elements(int64_t M, int64_t K) {
 /// are multiplied: term after term the rows of one, so that a tile reads one run of memory, and few lines.
 template <class T>
 AView<T> pack_groups(int64_t M, int64_t K, const T* a, int64_t stride, T* packed) {
-  constexpr int64_t L = kLanes<T>, kTermsAhead = 8;
+  constexpr int64_t L = kLanes<T>, kPackAhead = 8;
   const int64_t depth = packed_depth<T>(K);
   for_each_size(M, Block<T>::MR, [&](int64_t first, int64_t groups, int64_t rows) {
     for (int64_t k = 0; k < K; ++k)
       for (int64_t i = first; i < first + groups * rows; i += rows) {
         const T* const from = a + k * stride + i;
         T* const to = packed + i * depth + k * rows;
-        __builtin_prefetch(from + kTermsAhead * stride);
+        __builtin_prefetch(from + kPackAhead * stride);
         // Whole vectors: the next term overwrites what is too much.
         for (int64_t v = 0; v < rows; v += L)
           store(to + v, M - i - v < L ? load_partial(from + v, M - i - v) : load(from + v));

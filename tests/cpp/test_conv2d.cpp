@@ -34,8 +34,9 @@ void for_each_product(const Conv2d& p, F f) {
 }
 
 template <class T>
-void check_passes(const std::string& name, Conv2d p, int64_t offset) {
-  p.w_s = 1, p.w_r = p.S, p.w_c = p.R * p.S, p.w_k = p.C / p.groups * p.w_c;
+void check_passes(const std::string& name, Conv2d p, int64_t offset, bool weights_last = false) {
+  p.w_s = weights_last ? p.C / p.groups : 1, p.w_r = p.S * p.w_s, p.w_c = weights_last ? 1 : p.R * p.S;
+  p.w_k = p.C / p.groups * p.R * p.S;
   p.OH = (p.H + 2 * p.pad_h - p.dilation_h * (p.R - 1) - 1) / p.stride_h + 1;
   p.OW = (p.W + 2 * p.pad_w - p.dilation_w * (p.S - 1) - 1) / p.stride_w + 1;
   const std::string what = name + (p.channels_last ? " nhwc" : " nchw");
@@ -106,6 +107,10 @@ void check_shapes() {
     check_passes<T>("several pixel blocks", conv(2, 3, 20, 30, 40, 3, 3, 1, 1, 1, 1), 1);
     check_passes<T>("winograd", conv(3, 20, 17, 14, 21, 3, 3, 1, 1, 1, 1), 1);
     check_passes<T>("winograd, few tiles", conv(1, 18, 9, 7, 140, 3, 3, 1, 2, 1, 1), 1);
+    check_passes<T>("few pixels", conv(1, 5, 4, 5, 90, 3, 3, 1, 1, 1, 1), 1, channels_last);
+    check_passes<T>("few pixels, strided", conv(2, 5, 6, 5, 33, 3, 2, 2, 1, 1, 1), 1, channels_last);
+    check_passes<T>("few outputs", conv(2, 19, 8, 9, 1, 3, 3, 1, 1, 1, 1), 1, channels_last);
+    check_passes<T>("few outputs, strided", conv(2, 40, 9, 11, 2, 5, 5, 2, 2, 1, 1), 1, channels_last);
     check_passes<T>("several sum blocks", conv(1, 140, 5, 6, 3, 3, 3, 1, 1, 1, 1), 1);
   }
 }
