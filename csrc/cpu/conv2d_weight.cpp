@@ -53,7 +53,8 @@ struct Cut {
     block_pixels = q.pixels() <= kOneBlock ? q.pixels() : kBlock;
     pixel_blocks = ceil_div(q.pixels(), block_pixels);
     const int64_t wanted = ceil_div(kTasks, q.groups), room = kMostPartial / (q.groups * row_count * q.CO);
-    splits = ceil_div(q.pixels(), kSplitPixels);
+    // One block of rows cannot be shared, but its sums are soon added.
+    splits = rows.count() == 1 ? pixel_blocks : ceil_div(q.pixels(), kSplitPixels);
     if (splits > wanted) splits = wanted;
     if (splits > room) splits = room > 1 ? room : 1;
     const int64_t parts = ceil_div(wanted, splits);
@@ -396,16 +397,15 @@ inline bool prefers_phases(const Conv2d& p, const Correlation& q) {
 template <class T>
 const T* grid_of(const Correlation& q, const T* x, T* to) {
   const int64_t planes = q.channels_last ? q.N : q.N * q.CO, pixel = q.channels_last ? q.CO : 1;
-  parallel_for(planes * q.rows, 2 * q.cols * pixel, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T* const from = x + (row / q.rows * q.OH * q.OW + q.output_pixel(row % q.rows, 0)) * pixel;
-      T* const first = to + row * q.cols * pixel;
-      if (!q.channels_last) {
-        sample(from, q.cols, q.col_step, first);
-        continue;
+  parallel_for(planes, 2 * q.rows * q.cols * pixel, [=](int64_t begin, int64_t end) {
+    T* row = to + begin * q.rows * q.cols * pixel;
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t i = 0; i < q.rows; ++i, row += q.cols * pixel) {
+        const T* const from = x + (n * q.OH * q.OW + q.output_pixel(i, 0)) * pixel;
+        for (int64_t j = 0; j < q.cols && q.channels_last; ++j)
+          std::copy_n(from + j * q.col_step * pixel, pixel, row + j * pixel);
+        if (!q.channels_last) sample(from, q.cols, q.col_step, row);
       }
-      for (int64_t j = 0; j < q.cols; ++j) std::copy_n(from + j * q.col_step * pixel, pixel, first + j * pixel);
-    }
   });
   return to;
 }
