@@ -69,6 +69,8 @@ CASES = {
     "weight_by_phases": ((2, 40, 17, 14), (3, 40, 3, 3), {"padding": 1}),
     "weight_by_phases_strided": ((2, 40, 17, 14), (3, 40, 5, 4), {"padding": (2, 3), "stride": (2, 3)}),
     "weight_by_phases_dilated": ((2, 40, 15, 20), (5, 40, 5, 4), {"padding": 2, "stride": 2, "dilation": (2, 1)}),
+    "weight_by_phases_many_pixels": ((3, 40, 30, 31), (2, 40, 3, 3), {"padding": 1}),
+    "weight_by_phases_of_rows": ((2, 40, 3, 40), (2, 40, 5, 5), {"padding": 2, "stride": (3, 2)}),
     "weight_by_phases_valid": ((3, 37, 13, 40), (1, 37, 7, 7), {"stride": (3, 2)}),
     "lenet_1": ((4, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}),
     "lenet_2": ((4, 6, 14, 14), (16, 6, 5, 5), {}),

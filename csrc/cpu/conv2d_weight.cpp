@@ -6,9 +6,10 @@
 // after the other. That way patches are the operand that needs no transposing: NCHW reads each (c, t) as a row, NHWC,
 // and NCHW that is staged so, as a column, mostly where the pixels lie (PixelRows). Pixels are cut into a fixed number
 // of splits, each with sums of its own, which are then added in order: tasks (group, split, part of the rows) are cut
-// by shape alone, so the result does not depend on the threads, and sums restart every block, which bounds their
-// rounding error. Few pixels are one block, whose sums are stored as dw. 1 x 1 filters are a product of
-// matrices in memory, or a sum of such products: over parts of the NHWC pixels, or over NCHW images.
+// by shape alone, so the result does not depend on the threads, and sums restart within a block, which bounds their
+// rounding error. The sums of few pixels are stored as dw, where its weights are in that order. Many inputs of few
+// outputs change places with them (by_phases). 1 x 1 filters are a product of matrices in memory, or a sum of such
+// products: over parts of the NHWC pixels, or over NCHW images.
 #include "csrc/core/conv2d.h"
 #include "csrc/core/gemm.h"
 #include "csrc/cpu/depthwise_planes.h"
@@ -28,7 +29,7 @@ using namespace DLK_ISA;
 constexpr int64_t kTasks = 8;
 /// Pixels of a block: as many as keep a panel of dy in L1 with the rows of patches that pass by. kOneBlock or fewer
 /// are one block.
-constexpr int64_t kBlock = 256, kOneBlock = 512;
+constexpr int64_t kBlock = 256, kOneBlock = 512, kLeastBlock = 128;
 /// Pixels that are worth sums of their own: writing and adding those takes as long as multiplying 50 pixels.
 constexpr int64_t kSplitPixels = 1024;
 /// Rows (c, t) of a block: what a task may take at least.
@@ -51,10 +52,12 @@ struct Cut {
   Cut(const Correlation& q, bool channels_innermost)
       : channels_innermost(channels_innermost), rows(q, kRows, channels_innermost), row_count(q.CI * q.taps) {
     block_pixels = q.pixels() <= kOneBlock ? q.pixels() : kBlock;
+    // One block of rows is shared by its pixels; the sums are few.
+    const bool by_pixels = rows.count() == 1 && worth_threads(q);
+    if (by_pixels) block_pixels = std::clamp(ceil_div(q.pixels(), kTasks), std::min(q.pixels(), kLeastBlock), kBlock);
     pixel_blocks = ceil_div(q.pixels(), block_pixels);
     const int64_t wanted = ceil_div(kTasks, q.groups), room = kMostPartial / (q.groups * row_count * q.CO);
-    // One block of rows cannot be shared, but its sums are soon added.
-    splits = rows.count() == 1 ? pixel_blocks : ceil_div(q.pixels(), kSplitPixels);
+    splits = by_pixels ? pixel_blocks : ceil_div(q.pixels(), kSplitPixels);
     if (splits > wanted) splits = wanted;
     if (splits > room) splits = room > 1 ? room : 1;
     const int64_t parts = ceil_div(wanted, splits);
@@ -326,7 +329,8 @@ void add_products(const Correlation& q, const T* x, const T* dy, T* dw, Context&
   for (int64_t k = 0; k < q.CO; ++k) copy(sums + k * q.CI, q.CI, dw + k * q.w_out);
 }
 
-/// By implicit GEMM; the grid of q is all of its output image.
+/// dw by implicit GEMM, from patches of x and pixels of dy, all of whose image is the grid of q. (by_phases has x and
+/// dy change places.)
 template <class T>
 void implicit_gemm(const Correlation& q, const T* x, const T* dy, T* dw, Context& context) {
   using B = Block<T>;
@@ -386,11 +390,15 @@ void implicit_gemm(const Correlation& q, const T* x, const T* dy, T* dw, Context
 
 /// Few outputs would leave most of a panel empty, and patches of many inputs take longer to pack than to multiply. The
 /// correlations of the gradient to the input have the same products the other way round: patches of dy, in panels the
-/// channels of x, of which each phase of the stride sees pixels of its own.
-inline bool prefers_phases(const Conv2d& p, const Correlation& q) {
-  const int64_t stride = p.stride_h * p.stride_w;
-  return q.groups == 1 && q.taps > stride && p.stride_h <= p.H && p.stride_w <= p.W &&
-         10 * (stride * q.CI + q.taps * q.CO) < 7 * q.taps * q.CI;
+/// channels of x, of which each phase of the stride sees pixels of its own. Costs are copied elements; not where x has
+/// many more pixels than are read.
+template <class T>
+bool prefers_phases(const Conv2d& p, const Correlation& q) {
+  constexpr int64_t kMostPhases = 9;  // each has buffers of its own
+  const int64_t phases = p.stride_h * p.stride_w, pixels = p.H * p.W, patches = p.OH * p.OW;
+  if (q.groups > 1 || phases > kMostPhases || p.stride_h > p.H || p.stride_w > p.W) return false;
+  if (pixels > 2 * phases * patches || (q.CI < kLanes<T> && has_small_weight<T>(q))) return false;
+  return 10 * (pixels * q.CI + ceil_div(pixels, phases) * q.taps * q.CO) < 7 * patches * q.taps * q.CI;
 }
 
 /// The pixels of x in the grid of q, as an image of their own.
@@ -436,7 +444,7 @@ void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& c
   if (has_narrow_groups<T>(q)) return narrow_weight(q, x, dy, dw, context);
   if (is_product<T>(q)) return multiply(q, x, dy, dw, context);
   if (is_sum_of_products<T>(q)) return add_products(q, x, dy, dw, context);
-  if (prefers_phases(p, q)) return by_phases(p, x, dy, dw, context);
+  if (prefers_phases<T>(p, q)) return by_phases(p, x, dy, dw, context);
   if (has_small_weight<T>(q)) return small_weight(q, x, dy, dw, context);
   if constexpr (std::is_same_v<T, float>)
     if (const int tile = winograd_tile(q, Pass::backward_weight)) return winograd_weight(q, tile, x, dy, dw, context);

@@ -5,7 +5,7 @@
 // over a list of taps t in ascending order of dh, then dw, on a grid of output pixels (i, j) that may be every
 // row_step-th row and col_step-th column of the output image. Forward, a tap is a filter position, the step is the
 // stride and the grid is all of y. Backward, dx falls into stride_h * stride_w phases: within one, all pixels see the
-// same taps, and dy is read with step 1.
+// same taps, and dy is read with step 1. The gradient to the weight sums products of either's pixels.
 #pragma once
 
 #include "csrc/core/context.h"

@@ -316,9 +316,9 @@ int accurate_tile(const Correlation& q, const Filter& filter, Pass pass) {
 /// Whether tiles of m are clearly faster than implicit GEMM. Costs are multiplications per (input, output) channel;
 /// constants as measured: products in small blocks run at 3/4 of the peak, unless several groups make their sums
 /// longer; a tile's transforms to and from the layout cost as much as 450 products per channel on either side, those of
-/// a group of taps as much as 300; a line's a sixth. (With
-/// AVX2 implicit GEMM of strided NHWC images, which reads them where they lie and whose products run at the peak, was 5
-/// to 19 % faster than tiles, although this predicts these to gain as much; not so the gradients to the weight.)
+/// a group of taps as much as 300; a line's a sixth. (With AVX2 implicit GEMM of strided NHWC images, which reads them
+/// where they lie and whose products run at the peak, was 5 to 19 % faster than tiles, although this predicts these to
+/// gain as much; not so the gradients to the weight.)
 bool pays(const Correlation& q, const Filter& filter, int m, Pass pass) {
   const bool reads_images = q.channels_last && filter.is_strided() && pass == Pass::forward && kIsa != Isa::avx512;
   const double implicit_gemm = reads_images ? 0.8 : 0.85 * 1.15;
