@@ -134,8 +134,8 @@ CASES = {
 
 
 def skip_if_for_the_cpu(case, backend):
-    if backend == "simt" and case.startswith("winograd"):
-        pytest.skip("large, for an algorithm of the CPU's kernels")
+    if backend == "simt" and case.startswith(("winograd", "col2im", "weight_by_phases", "5x5_deep")):
+        pytest.skip("for an algorithm of the CPU's kernels")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -416,8 +416,10 @@ def test_threads(case, x_format, backend):
 
 
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
-def test_threads_of_many_small_images(x_format):
+def test_threads_of_many_small_images(x_format, backend):
     """Whose rows share tiles."""
+    if backend != "cpu":
+        pytest.skip("the CPU's kernels, and large for others")
     inputs = operands((64, 16, 14, 14), (6, 16, 5, 5), 6, torch.float32, x_format)
     with kernel_ran("conv2d"):
         check_threads(lambda *a: DF.conv2d(*a, padding=2), inputs, max_threads=16)
