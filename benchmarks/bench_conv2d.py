@@ -51,6 +51,9 @@ CASES = [
     *conv2d(5, 64, 192, 27),
     *conv2d(4, 64, 128, 32, stride=2, padding=1),
     *conv2d(16, 3, 768, 224, stride=16, padding=0, bias=True),
+    # filters as large as the image: LeNet-5's third layer, the last of DCGAN's discriminator
+    *conv2d(5, 16, 120, 5, n=64, padding=0, bias=True),
+    *conv2d(4, 512, 1, 4, n=64, padding=0),
     # ResNet's first layer, strided ones, 1x1
     *conv2d(7, 3, 64, 224, stride=2, alone=True, quick=["nchw"]),
     *conv2d(3, 64, 128, 56, stride=2),

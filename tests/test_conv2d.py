@@ -129,6 +129,9 @@ CASES = {
     "winograd_deep": ((1, 300, 9, 12), (40, 300, 3, 3), {"padding": 1}),
     "one_pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
     "large_kernel": ((1, 2, 30, 30), (2, 2, 19, 21), {"padding": 9}),
+    "covers_image": ((5, 19, 5, 4), (35, 19, 5, 4), {"stride": (2, 1)}),
+    "covers_image_one_output": ((33, 70, 4, 4), (1, 70, 4, 4), {}),
+    "covers_image_one_channel": ((3, 1, 3, 7), (40, 1, 3, 7), {}),
     "empty_batch": ((0, 3, 8, 8), (4, 3, 3, 3), {}),
 }
 
@@ -156,7 +159,7 @@ def test_weight_formats(x_format, w_format):
     check(DF.conv2d, F.conv2d, inputs, op="conv2d", roundings=16)
 
 
-@pytest.mark.parametrize("image, options", [(9, {"stride": 2}), (20, {"stride": 2}), (24, {"padding": 1})])
+@pytest.mark.parametrize("image, options", [(3, {}), (9, {"stride": 2}), (20, {"stride": 2}), (24, {"padding": 1})])
 @pytest.mark.parametrize("x_format", FORMATS)
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
 def test_dense_weights_in_any_order(order, x_format, image, options):
@@ -309,6 +312,7 @@ TRANSPOSED = {
     "few_outputs_odd": ((2, 9, 6, 7), (9, 1, 5, 5), {"stride": (2, 3), "padding": 2, "output_padding": (1, 0)}),
     "col2im": ((2, 70, 3, 2), (70, 5, 4, 3), {"stride": (3, 2), "padding": 1, "output_padding": (2, 1)}),
     "col2im_strides_past_kernel": ((2, 33, 3, 4), (33, 3, 2, 2), {"stride": (5, 3), "output_padding": (4, 2)}),
+    "from_one_pixel": ((5, 19, 1, 1), (19, 13, 4, 5), {"stride": (1, 2)}),
     "unbatched": ((5, 6, 7), (5, 8, 3, 3), {}),
     "empty_batch": ((0, 5, 6, 7), (5, 8, 3, 3), {}),
 }

@@ -1,6 +1,7 @@
 // Convolution forward and gradient to the input, as correlations (correlation.h): by Winograd's algorithm
 // (winograd.cpp) or directly (depthwise_*.cpp, narrow_groups.cpp; correlate_few below) where those are faster, else by
-// implicit GEMM; the gradient to the input from few pixels by col2im (col2im.h).
+// implicit GEMM; the gradient to the input from few pixels by col2im (col2im.h). A filter as large as the image is one
+// of 1 x 1 over a pixel of all its elements (of_one_pixel).
 //
 // Pixels as rows: per group, out[pixels x CO] = Patches[pixels x (t, c)] W^T, for NHWC and for NCHW's larger sums,
 // whose rows are transposed on the way in and sums at the end. Pixels as columns: out[CO x pixels] = W Patches,
@@ -638,6 +639,7 @@ void correlate(Correlation q, Pass pass, const T* in, const T* w, const T* bias,
 
 template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
+  if (covers_image(p)) return forward(of_one_pixel(p), x, w, bias, y, context);
   if (!p.channels_last && reads_sampled_pixels(p))
     return forward(over_samples(p), sampled_pixels(p, x, context), w, bias, y, context);
   if (is_depthwise_planes<T>(p)) return depthwise_planes(p, x, w, bias, y);
@@ -656,8 +658,18 @@ bool prefers_col2im(const Conv2d& p, Context& context) {
   return winograd_tile(backward_correlation(p, 0, 0, taps), Pass::backward_input) == 0;
 }
 
+/// The bias of each element of x, or null.
+template <class T>
+const T* each_pixels(const Conv2d& p, const T* bias, Context& context) {
+  if (!bias) return nullptr;
+  T* const all = context.array<T>(p.C * p.H * p.W);
+  for (int64_t i = 0; i < p.C * p.H * p.W; ++i) all[i] = bias[p.channels_last ? i % p.C : i / (p.H * p.W)];
+  return all;
+}
+
 template <class T>
 void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
+  if (covers_image(p)) return backward_input(of_one_pixel(p), dy, w, each_pixels(p, bias, context), dx, context);
   if (reads_sampled_pixels(p)) {
     T* const samples = context.array<T>(p.N * p.C * p.OH * p.OW);
     backward_input(over_samples(p), dy, w, bias, samples, context);

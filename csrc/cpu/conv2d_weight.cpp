@@ -436,6 +436,7 @@ void by_phases(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context
 
 template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
+  if (covers_image(p)) return backward_weight(of_one_pixel(p), x, dy, dw, context);
   if (reads_sampled_pixels(p)) return backward_weight(over_samples(p), sampled_pixels(p, x, context), dy, dw, context);
   if (is_depthwise_planes<T>(p)) return depthwise_planes_weight(p, x, dy, dw, context);
   const Correlation q = forward_correlation(p, context);

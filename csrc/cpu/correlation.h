@@ -94,6 +94,23 @@ struct Span {
   }
 };
 
+/// Whether a filter covers its image of several pixels, in the same order of memory: an output is one dot product.
+inline bool covers_image(const Conv2d& p) {
+  const bool whole = p.groups == 1 && p.R * p.S > 1 && p.R == p.H && p.S == p.W && p.OH == 1 && p.OW == 1 &&
+                     p.pad_h == 0 && p.pad_w == 0 && p.dilation_h == 1 && p.dilation_w == 1;
+  const int64_t w_s = p.channels_last ? p.C : 1;
+  return whole && p.w_c == (p.channels_last ? 1 : p.R * p.S) && p.w_s == w_s && p.w_r == p.S * w_s;
+}
+
+/// Such a convolution as one of a pixel, whose channels are all elements of the image.
+inline Conv2d of_one_pixel(Conv2d p) {
+  p.C *= p.R * p.S;
+  p.H = p.W = p.R = p.S = 1;
+  p.stride_h = p.stride_w = 1;
+  p.channels_last = true, p.w_c = 1;
+  return p;
+}
+
 /// y as a correlation of x.
 inline Correlation forward_correlation(const Conv2d& p, Context& context) {
   Correlation q{};
