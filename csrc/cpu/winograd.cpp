@@ -100,6 +100,10 @@ DLK_INLINE void store_as_float(float* p, Vec<double> v) {
   for (int l = 0; l < kLanes<double>; ++l) p[l] = static_cast<float>(v[l]);
 }
 
+/// From one plane of so many terms to the next: an odd number of rows, so that the kPlanes places where a transform
+/// stores at once fall into different cache sets.
+constexpr int64_t weights_plane(int64_t terms) { return (terms | 1) * B::NR; }
+
 /// u[plane][term][NR] = the transformed weights of outputs [m, m + NR) and the terms of channels [channels), which
 /// begin with a whole vector; zeros for terms that have no channel.
 template <class W>
@@ -186,7 +190,7 @@ template <class W>
 void by_tiles(const Job<W>& job, const TileBlocks& blocks, Context& context) {
   constexpr int64_t kPlanes = W::kPlanes, NR = B::NR;
   const Correlation& q = job.q;
-  const int64_t u_plane = job.terms * NR, u_panel = kPlanes * u_plane;
+  const int64_t u_plane = weights_plane(job.terms), u_panel = kPlanes * u_plane;
   const int64_t m_row = row_stride<T>(job.CO);
   const int64_t v_plane = plane_stride<T>(blocks.block_tiles(), job.v_row);
   const int64_t m_plane = plane_stride<T>(blocks.block_tiles(), m_row);
@@ -233,7 +237,7 @@ void by_channels(const Job<W>& job, const TileBlocks& blocks, Context& context) 
   const int64_t v_plane = plane_stride<T>(tiles, job.v_row), m_plane = plane_stride<T>(tiles, m_row);
   // Terms of so many channels, whole vectors of them, are transformed at once.
   const int64_t groups = job.tile.groups(), most = std::max<int64_t>(B::KC / groups / L, 1) * L;
-  const int64_t u_plane = (std::min(most * groups, job.terms) | 1) * NR;
+  const int64_t u_plane = weights_plane(std::min(most * groups, job.terms));
   const int64_t strip_size = blocks.strip_pixels() * L;
   T* v = context.array<T>(kPlanes * v_plane);
   T* all_m = context.array<T>(max_threads() * kPlanes * m_plane);
