@@ -2,7 +2,7 @@
 
 from harness import Case, bench
 
-SIZES = {"64": (64,), "1x7x13x17": (1, 7, 13, 17), "64x32x28x28": (64, 32, 28, 28), "8x64x112x112": (8, 64, 112, 112)}
+SHAPES = [(64,), (1, 7, 13, 17), (64, 32, 28, 28), (8, 64, 112, 112)]
 FUNCTIONS = {
     "relu": {},
     "relu6": {},
@@ -19,12 +19,12 @@ FUNCTIONS = {
 QUICK = {"relu 64", "relu 8x64x112x112", "tanh 64x32x28x28", "gelu 64x32x28x28", "gelu_tanh 64x32x28x28"}
 
 
-def activation(name, size):
+def activation(name, shape):
     function, options = name.removesuffix("_tanh"), FUNCTIONS[name]
-    case = f"{name} {size}"
-    return Case(case, lambda library, x: getattr(library, function)(x, **options), (SIZES[size],), quick=case in QUICK)
+    case = f"{name} {'x'.join(map(str, shape))}"
+    return Case(case, lambda library, x: getattr(library, function)(x, **options), (shape,), quick=case in QUICK)
 
 
-CASES = [activation(name, size) for name in FUNCTIONS for size in SIZES]
+CASES = [activation(name, shape) for name in FUNCTIONS for shape in SHAPES]
 
 test_activation = bench(CASES)
