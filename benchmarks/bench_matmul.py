@@ -46,6 +46,8 @@ CASES = [
     linear(64, 400, 120),  # LeNet
     linear(8, 512, 1000),  # the classifier of ResNet-18
     linear(1, 2048, 1000),  # of ResNet-50, one image
+    linear(256, 768, 2),  # of BERT, two classes
+    linear(128, 4096, 1),  # a regression
     linear(512, 768, 3072, quick=True),  # a transformer's MLP
     linear(512, 3072, 768),
 ]

@@ -1,5 +1,5 @@
-"""Cases of random shapes: in which is PyTorch faster? bench_<op>.py has layers that people use; this finds wrong choices
-of algorithm between them, and wrong results, since it checks them likewise.
+"""Random shapes: in which is PyTorch faster? bench_<op>.py has layers that people use; this finds wrong choices of
+algorithm between them, and wrong results, since it checks them likewise.
 
     python benchmarks/sweep.py [conv2d] [matmul] [...] [--seconds 60] [--threads 1] [--seed 0] [--worst 30]
 """
@@ -64,7 +64,7 @@ def rows():
 # A random shape of each op, in all layouts.
 DRAW = {
     "conv2d": draw_conv2d,
-    "matmul": lambda: [matmul((m := choice(WIDTHS), k := choice(WIDTHS)), (k, choice(WIDTHS)))],
+    "matmul": lambda: [matmul((choice(WIDTHS), k := choice(WIDTHS)), (k, choice(WIDTHS)))],
     "linear": lambda: [linear(choice(ROWS), choice(WIDTHS), choice(WIDTHS))],
     "pool2d": draw_pool2d,
     "batch_norm": lambda: batch_norm(image(), choice((True, False))),

@@ -90,6 +90,23 @@ def test_linear(shape, bias, dtype):
     check(DF.linear, F.linear, [x.requires_grad_() for x in inputs], op="linear", roundings=16)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 7), (2, 35, 1), (2, 35, 40), (67, 1024)], ids=str)
+def test_linear_of_few_outputs(shape, outputs, bias, dtype):
+    """Dot products, in groups of outputs and of rows."""
+    inputs = [rand(*shape, dtype=dtype), rand(outputs, shape[-1], dtype=dtype, seed=1)]
+    if bias:
+        inputs.append(rand(outputs, dtype=dtype, seed=2))
+    check(DF.linear, F.linear, [x.requires_grad_() for x in inputs], op="linear", roundings=24)
+
+
+def test_threads_of_few_outputs():
+    inputs = [rand(1001, 65, dtype=torch.float32), rand(3, 65, dtype=torch.float32), rand(3, dtype=torch.float32)]
+    check_threads(DF.linear, [x.requires_grad_() for x in inputs])
+
+
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
 def test_linear_gradients_of_some(wanted):
     inputs = [rand(6, 5), rand(4, 5, seed=1), rand(4, seed=2)]

@@ -47,15 +47,19 @@ NOT_SHARED = ["flatten", "matmul vectors", "nll_loss", "nll_loss weight"]
 
 @pytest.mark.parametrize("case", [case for case in FUNCTIONS if case not in NOT_SHARED])
 def test_work_is_shared(case):
-    """The sizes above do make a second thread work."""
+    """The sizes above do make a second thread work, if not each time on a busy machine: it may wake too late."""
     function, inputs = FUNCTIONS[case].bind(functions_of(case)[0]), FUNCTIONS[case].inputs(N, torch.float32)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         with torch.no_grad():
             function(*inputs)
-            start = others_seconds()
-            function(*inputs)
-            assert sum(seconds - start.get(task, 0) for task, seconds in others_seconds().items()) > 5e-6
+
+            def is_shared():
+                start = others_seconds()
+                function(*inputs)
+                return sum(seconds - start.get(task, 0) for task, seconds in others_seconds().items()) > 5e-6
+
+            assert any(is_shared() for _ in range(10))
     finally:
         torch.set_num_threads(before)

@@ -155,11 +155,12 @@ void fill_rows(const Gemm& p, const T* bias, T* c) {
       for (int64_t j = 0; j < p.N; ++j) c[b * p.c_batch + i * p.c_row + j] = bias ? bias[p.bias_per_row ? i : j] : T(0);
 }
 
-/// The product whose result is the transpose of p's, for a single column.
+/// The product whose result is the transpose of p's, but for the strides of C.
 inline Gemm transposed(const Gemm& p) {
   Gemm t = p;
   t.M = p.N, t.a_row = p.b_col, t.a_col = p.b_row, t.a_batch = p.b_batch;
   t.N = p.M, t.b_row = p.a_col, t.b_col = p.a_row, t.b_batch = p.a_batch;
+  t.c_row = 1, t.bias_per_row = !p.bias_per_row;
   return t;
 }
 
@@ -171,8 +172,9 @@ void multiply(const Gemm& given, const T* a, const T* b, const T* bias, T* c, Co
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   if (p.K == 0) return fill_rows(p, bias, c);  // an empty sum
   // These restart their sums only where it is asked for.
-  if (is_gemv(given) && !p.bias_per_row) return gemv(given, a, b, bias, c);
-  if (const Gemm t = transposed(given); p.N == 1 && !bias && is_gemv(t)) return gemv<T>(t, b, a, nullptr, c);
+  if (is_gemv(given)) return gemv(given, a, b, bias, c);
+  if (const Gemm t = transposed(given); p.N <= kRowGroup && is_gemv(t) && (by_columns(t) || p.c_row == 1))
+    return gemv(t, b, a, bias, c, p.c_row);
   const bool parallel = p.batch * p.M * p.N * p.K >= kGrainMultiplies;
   const int64_t threads = parallel ? max_threads() : 1;
   const Grid cut = grid<T>(p, p.batch >= 4 * threads ? 1 : threads);
