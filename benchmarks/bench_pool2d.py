@@ -26,6 +26,7 @@ CASES = [
     *pool2d("max_pool2d", "2/2", (64, 6, 28, 28), 2),
     *pool2d("max_pool2d", "3/2 ceil", (3, 17, 37, 41), 3, 2, ceil_mode=True),
     *pool2d("max_pool2d", "3/1/1", (8, 192, 28, 28), 3, 1, 1),
+    *pool2d("max_pool2d", "7", (8, 512, 7, 7), 7),
     *pool2d("max_pool2d", "2/2", (1, 1, 8, 8), 2),
     *pool2d("avg_pool2d", "2/2", X, 2, quick=["nchw"]),
     *pool2d("avg_pool2d", "3/2/1", (8, 64, 56, 56), 3, 2, 1),

@@ -21,6 +21,9 @@ WINDOWS = [
     dict(kernel_size=2, stride=3, padding=1, ceil_mode=True),
     dict(kernel_size=5, stride=4, padding=2, ceil_mode=True),
     dict(kernel_size=(2, 7), stride=(7, 2), padding=(1, 3)),
+    dict(kernel_size=5, stride=3, padding=2),
+    dict(kernel_size=7),
+    dict(kernel_size=(12, 13)),
     dict(kernel_size=(11, 24), stride=2, padding=(5, 12)),  # positions beyond a byte
 ]
 DILATED = [

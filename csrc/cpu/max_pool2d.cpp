@@ -5,8 +5,8 @@
 // first element. Padding never wins. What backward needs is the position in the window, one byte per output where that
 // is enough; it is computed only when wanted.
 //
-// NCHW: vectors along OW (pool_windows.h): by common windows in strips, by others row by row. channels_last: vectors
-// along C; a task is an output row.
+// NCHW: vectors along OW (pool_windows.h): by common windows in strips, by others row by row, or, of short rows, along
+// planes. channels_last: vectors along C; a task is an output row.
 // Backward: NCHW in strips likewise (pool_gradient.h). Else dy is added to each position's element one by one (few
 // channels, large windows), or each pixel of dx gathers what the windows over it found there, with vectors along C.
 #include <limits>
@@ -173,6 +173,46 @@ void forward_nchw(const Pool2d& pool, const T* x, T* y, P* positions) {
         }
       }
     });
+  });
+}
+
+/// Whether rows of outputs do not fill a vector, but the planes of several channels do.
+template <class T>
+bool has_short_rows(const Pool2d& p) {
+  return p.OW < kLanes<T> && p.N * p.C >= kLanes<T>;
+}
+
+/// NCHW with vectors along the planes, each lane's window in one of its own.
+template <class T, class P, bool kPositions>
+void forward_by_planes(const Pool2d& pool, const T* x, T* y, P* positions) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t planes = pool.N * pool.C;
+  parallel_for(ceil_div(planes, L), L * pool.H * pool.W, [=](int64_t begin, int64_t end) {
+    const Pool2d p = pool;  // as in forward_nchw
+    const Axis h = vertical(p), w = horizontal(p);
+    const int64_t image = p.H * p.W, outputs = p.OH * p.OW;
+    for (int64_t plane = begin * L; plane < end * L && plane < planes; plane += L) {
+      const int64_t count = std::min(L, planes - plane);
+      for (int64_t at = 0; at < outputs; ++at) {
+        const int64_t oh = at / p.OW, ow = at % p.OW;
+        const Range r_taps = h.taps(oh), s_taps = w.taps(ow);
+        const T* const window = x + plane * image + h.start(oh) * p.W + w.start(ow);
+        const Best<T> best = greatest<T>(first_position<P>(r_taps, s_taps, p.S), [&](auto f) {
+          for (int64_t r = r_taps.begin; r < r_taps.end; ++r)
+            for (int64_t s = s_taps.begin; s < s_taps.end; ++s) {
+              const T* const tap = window + r * p.dilation_h * p.W + s * p.dilation_w;
+              Vec<T> v{};
+              for (int64_t l = 0; l < count; ++l) v[l] = tap[l * image];
+              f(v, splat(static_cast<IntOf<T>>(r * p.S + s)));
+            }
+        });
+        const int64_t to = plane * outputs + at;
+        for (int64_t l = 0; l < count; ++l) {
+          y[to + l * outputs] = best.value[l];
+          if constexpr (kPositions) positions[to + l * outputs] = static_cast<P>(best.position[l]);
+        }
+      }
+    }
   });
 }
 
@@ -377,6 +417,7 @@ void forward_in_layout(const Pool2d& p, const T* x, T* y, P* positions) {
   if (p.channels_last) return forward_channels_last<T, P, kPositions>(p, x, y, positions);
   if (with_common_windows(p, [&](auto windows) { forward_in_strips<T, P, kPositions>(windows, p, x, y, positions); }))
     return;
+  if (has_short_rows<T>(p)) return forward_by_planes<T, P, kPositions>(p, x, y, positions);
   forward_nchw<T, P, kPositions>(p, x, y, positions);
 }
 
