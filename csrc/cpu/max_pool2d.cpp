@@ -332,8 +332,10 @@ inline int64_t tap_of(const Axis& axis, int64_t o, int64_t i) {
 
 /// channels_last, where no windows overlap: each pixel of dx is written once, from the one window over it or as zeros.
 template <bool streams, class T>
-void backward_disjoint(const Pool2d& p, const T* dy, const uint8_t* positions, T* dx, const Range* columns) {
+void backward_disjoint(const Pool2d& p, const T* dy, const uint8_t* positions, T* dx, Context& context) {
   const Axis h = vertical(p), w = horizontal(p);
+  Range* columns = context.array<Range>(p.W);
+  for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = w.outputs(iw);
   parallel_for<streams>(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
     const int64_t C = p.C;
     for (int64_t row = begin; row < end; ++row) {
@@ -372,35 +374,71 @@ constexpr int64_t kMostWindows = 2 * kLanes<T>;
 template <int kCount, bool streams, class T>
 DLK_INLINE void gather_pixel(int64_t C, const Window<T>* windows, int count, const T* dy, const uint8_t* positions,
                              T* dx) {
-  for_each_vec<T>(C, [&](int64_t c, auto lanes) {
-    Vec<T> g{};
+  constexpr int kAtOnce = 4;  // vectors that share what a window takes
+  constexpr int64_t L = kLanes<T>;
+  const auto add = [&](int64_t c, Window<T> window, auto lanes, Vec<T>& g) {
+    const auto here = load_positions<T>(positions + window.at + c, lanes) == window.position;
+    g += here ? load_n(dy + window.at + c, lanes) : Vec<T>{};
+  };
+  int64_t c = 0;
+  for (; c + kAtOnce * L <= C; c += kAtOnce * L) {
+    Vec<T> g[kAtOnce] = {};
     for (int k = 0; k < (kCount ? kCount : count); ++k) {
-      const auto here = load_positions<T>(positions + windows[k].at + c, lanes) == windows[k].position;
-      g += here ? load_n(dy + windows[k].at + c, lanes) : Vec<T>{};
+#pragma GCC unroll 4
+      for (int v = 0; v < kAtOnce; ++v) add(c + v * L, windows[k], std::integral_constant<int, kLanes<T>>{}, g[v]);
     }
-    write_n<streams>(dx + c, g, lanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < kAtOnce; ++v) write_n<streams>(dx + c + v * L, g[v], std::integral_constant<int, kLanes<T>>{});
+  }
+  for_each_vec<T>(C - c, [&](int64_t at, auto lanes) {
+    Vec<T> g{};
+    for (int k = 0; k < (kCount ? kCount : count); ++k) add(c + at, windows[k], lanes, g);
+    write_n<streams>(dx + c + at, g, lanes);
   });
 }
 
+/// Lists the windows over element i of an axis: their outputs, `output_step` apart, and the positions of i in them,
+/// `tap_step` a tap. Returns how many there are.
+template <class T>
+int windows_over(const Axis& axis, int64_t i, int64_t output_step, int64_t tap_step, Window<T>* windows) {
+  int count = 0;
+  const Range outputs = axis.outputs(i);
+  for (int64_t o = outputs.begin; o < outputs.end; ++o)
+    if (const int64_t tap = tap_of(axis, o, i); tap >= 0)
+      windows[count++] = {o * output_step, static_cast<IntOf<T>>(tap * tap_step)};
+  return count;
+}
+
+/// Those over each column, which all rows share.
+template <class T>
+struct ColumnWindows {
+  Window<T>* windows;
+  int* counts;
+
+  ColumnWindows(const Pool2d& p, Context& context)
+      : windows(context.array<Window<T>>(p.W * kMostWindows<T>)), counts(context.array<int>(p.W)) {
+    for (int64_t iw = 0; iw < p.W; ++iw)
+      counts[iw] = windows_over(horizontal(p), iw, p.C, 1, windows + iw * kMostWindows<T>);
+  }
+};
+
 /// channels_last, any windows: each pixel of dx is written once, as the sum of what the windows over it found there.
 template <bool streams, class T>
-void backward_gathered(const Pool2d& pool, const T* dy, const uint8_t* positions, T* dx, const Range* columns) {
+void backward_gathered(const Pool2d& pool, const T* dy, const uint8_t* positions, T* dx, Context& context) {
+  const ColumnWindows<T> columns(pool, context);
   parallel_for<streams>(pool.N * pool.H, pool.W * pool.C, [=](int64_t begin, int64_t end) {
     const Pool2d p = pool;
-    const Axis h = vertical(p), w = horizontal(p);
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / p.H, ih = row % p.H;
-      const Range rows = h.outputs(ih);
-      for (int64_t iw = 0; iw < p.W; ++iw) {
-        Window<T> windows[kMostWindows<T>];
+      Window<T> of_row[kMostWindows<T>], windows[kMostWindows<T>];
+      const int rows = windows_over(vertical(p), row % p.H, p.OW * p.C, p.S, of_row);
+      const int64_t image = row / p.H * p.OH * p.OW * p.C;
+      T* to = dx + row * p.W * p.C;
+      for (int64_t iw = 0; iw < p.W; ++iw, to += p.C) {
         int count = 0;
-        for (int64_t oh = rows.begin; oh < rows.end; ++oh)
-          for (int64_t ow = columns[iw].begin; ow < columns[iw].end; ++ow) {
-            const int64_t r = tap_of(h, oh, ih), s = tap_of(w, ow, iw);
-            if (r < 0 || s < 0) continue;
-            windows[count++] = {((n * p.OH + oh) * p.OW + ow) * p.C, static_cast<IntOf<T>>(r * p.S + s)};
-          }
-        T* const to = dx + (row * p.W + iw) * p.C;
+        const Window<T>* const of_column = columns.windows + iw * kMostWindows<T>;
+        for (int r = 0; r < rows; ++r)
+          for (int s = 0; s < columns.counts[iw]; ++s)
+            windows[count++] = {image + of_row[r].at + of_column[s].at, of_row[r].position + of_column[s].position};
         if (count == 1)
           gather_pixel<1, streams>(p.C, windows, count, dy, positions, to);
         else if (count == 2)
@@ -447,13 +485,11 @@ void backward_in_layout(const Pool2d& p, const T* dy, const P* positions, T* dx,
   const int64_t steps = p.C / kLanes<T> + (p.C % kLanes<T> ? 2 : 0), most = p.C >= 8 * kLanes<T> ? 2 * p.C : p.C;
   if constexpr (sizeof(P) == 1)
     if (p.R * p.S * steps <= most) {
-      Range* columns = context.array<Range>(p.W);
-      for (int64_t iw = 0; iw < p.W; ++iw) columns[iw] = horizontal(p).outputs(iw);
       const auto extent = [](Axis axis) { return (axis.kernel - 1) * axis.dilation + 1; };
       const bool overlap = extent(vertical(p)) > p.stride_h || extent(horizontal(p)) > p.stride_w;
       return with_streaming(dx, p.C, elements, [&](auto streams) {
-        overlap ? backward_gathered<streams>(p, dy, positions, dx, columns)
-                : backward_disjoint<streams>(p, dy, positions, dx, columns);
+        overlap ? backward_gathered<streams>(p, dy, positions, dx, context)
+                : backward_disjoint<streams>(p, dy, positions, dx, context);
       });
     }
   backward_scattered(p, p.C, dy, positions, dx);
