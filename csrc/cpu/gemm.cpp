@@ -41,7 +41,9 @@ struct Plan {
         p.N > B::NR && (a_rows_contiguous ? p.a_row * sizeof(T) % 4096 == 0 : 4 * p.a_col > kFarStride<T> || fills_l1);
     a_far = a_rows_contiguous && !pack_a && p.M * p.K > kMostNear && p.N <= kFewColumns;
     const bool badly = p.b_row > kFarStride<T> || crowds_sets<T>(kc, p.b_row);
-    pack_b = b_transposed || (p.M > 6 * B::MR && badly);
+    // Sooner where all rows fall into one cache set.
+    const bool worst = p.b_row * sizeof(T) % 4096 == 0;
+    pack_b = b_transposed || (p.M > 6 * B::MR && badly) || (p.M > 2 * B::MR && worst);
     nc = round_up(even_part(p.N, kColumns), B::NR);
     const int64_t most = threads > 1 ? B::MC / 2 : B::MC;  // smaller, where threads help each other
     mc = p.M <= most ? p.M : round_up(even_part(p.M, most), B::MR);
