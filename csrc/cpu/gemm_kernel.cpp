@@ -6,6 +6,29 @@
 namespace dlk::cpu::DLK_ISA {
 namespace {
 
+/// Adds a tile, of rows `stride` apart, to rows of n adjacent columns of C, of one to two vectors: the second ends where
+/// they do, and what the two have in common is stored twice.
+template <class T>
+DLK_INLINE void store_adjacent(const CView<T>& c, int rows, int64_t n, const T* tile, int64_t stride) {
+  const int64_t at[] = {0, n - kLanes<T>};
+  for (int i = 0; i < rows; ++i) {
+    T* const y = c.data + (c.rows ? c.rows[i] : i * c.row_stride);
+    Vec<T> sum[2];
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      sum[v] = load(tile + i * stride + at[v]);
+      if (c.accumulate)
+        sum[v] += load(y + at[v]);
+      else if (c.row_bias)
+        sum[v] += c.row_bias[i];
+      else if (c.column_bias)
+        sum[v] += load(c.column_bias + at[v]);
+    }
+    store(y, sum[0]);
+    store(y + at[1], sum[1]);
+  }
+}
+
 /// Adds a tile, of rows `stride` apart, to rows x n of C wherever that lies. Runs of columns are still stored as
 /// vectors.
 template <class T>
@@ -15,6 +38,7 @@ __attribute__((noinline)) void store_tile(const CView<T>& c, int rows, int64_t n
     return store_transposed(tile, stride, rows, n, c.data, c.column_stride);
   }
   constexpr int L = kLanes<T>;
+  if (!c.columns && L <= n && n <= 2 * L) return store_adjacent(c, rows, n, tile, stride);
   const auto column = [&](int64_t j) { return c.columns ? c.columns[j] : j; };
   for (int64_t j = 0; j < n; j += L) {
     const int64_t count = n - j < L ? n - j : L;
