@@ -641,7 +641,7 @@ template <class T>
 void forward(const Conv2d& p, const T* x, const T* w, const T* bias, T* y, Context& context) {
   if (covers_image(p)) return forward(of_one_pixel(p), x, w, bias, y, context);
   if (!p.channels_last && reads_sampled_pixels(p))
-    return forward(over_samples(p), sampled_pixels(p, x, context), w, bias, y, context);
+    return forward(over_samples(p), sampled_pixels(p, x, samples_of<T>(p, context)), w, bias, y, context);
   if (is_depthwise_planes<T>(p)) return depthwise_planes(p, x, w, bias, y);
   const Correlation q = forward_correlation(p, context);
   if (q.pixels() > 0 && prefers_narrow<T>(q)) return correlate_narrow(&q, 1, x, w, bias, y, context);
@@ -671,7 +671,7 @@ template <class T>
 void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
   if (covers_image(p)) return backward_input(of_one_pixel(p), dy, w, each_pixels(p, bias, context), dx, context);
   if (reads_sampled_pixels(p)) {
-    T* const samples = context.array<T>(p.N * p.C * p.OH * p.OW);
+    T* const samples = samples_of<T>(p, context);
     backward_input(over_samples(p), dy, w, bias, samples, context);
     return spread_pixels(p, samples, bias, dx);
   }

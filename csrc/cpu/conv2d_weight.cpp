@@ -401,23 +401,6 @@ bool prefers_phases(const Conv2d& p, const Correlation& q) {
   return 10 * (pixels * q.CI + ceil_div(pixels, phases) * q.taps * q.CO) < 7 * patches * q.taps * q.CI;
 }
 
-/// The pixels of x in the grid of q, as an image of their own.
-template <class T>
-const T* grid_of(const Correlation& q, const T* x, T* to) {
-  const int64_t planes = q.channels_last ? q.N : q.N * q.CO, pixel = q.channels_last ? q.CO : 1;
-  parallel_for(planes, 2 * q.rows * q.cols * pixel, [=](int64_t begin, int64_t end) {
-    T* row = to + begin * q.rows * q.cols * pixel;
-    for (int64_t n = begin; n < end; ++n)
-      for (int64_t i = 0; i < q.rows; ++i, row += q.cols * pixel) {
-        const T* const from = x + (n * q.OH * q.OW + q.output_pixel(i, 0)) * pixel;
-        for (int64_t j = 0; j < q.cols && q.channels_last; ++j)
-          std::copy_n(from + j * q.col_step * pixel, pixel, row + j * pixel);
-        if (!q.channels_last) sample(from, q.cols, q.col_step, row);
-      }
-  });
-  return to;
-}
-
 template <class T>
 void by_phases(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   const bool strided = p.stride_h * p.stride_w > 1;
@@ -428,7 +411,12 @@ void by_phases(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context
     for (int64_t phase_w = 0; phase_w < p.stride_w; ++phase_w) {
       Correlation q = backward_correlation(p, phase_h, phase_w, taps);
       if (q.taps == 0) continue;
-      const T* const pixels = strided ? grid_of(q, x, image) : x;
+      const T* pixels = x;
+      if (strided) {
+        Conv2d phase = p;
+        phase.OH = q.rows, phase.OW = q.cols;
+        pixels = sampled_pixels(phase, x + q.output_pixel(0, 0) * (p.channels_last ? p.C : 1), image);
+      }
       q.OH = q.rows, q.OW = q.cols, q.row0 = q.col0 = 0, q.row_step = q.col_step = 1;
       implicit_gemm(q, dy, pixels, dw, context);
     }
@@ -437,7 +425,8 @@ void by_phases(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context
 template <class T>
 void backward_weight(const Conv2d& p, const T* x, const T* dy, T* dw, Context& context) {
   if (covers_image(p)) return backward_weight(of_one_pixel(p), x, dy, dw, context);
-  if (reads_sampled_pixels(p)) return backward_weight(over_samples(p), sampled_pixels(p, x, context), dy, dw, context);
+  if (reads_sampled_pixels(p))
+    return backward_weight(over_samples(p), sampled_pixels(p, x, samples_of<T>(p, context)), dy, dw, context);
   if (is_depthwise_planes<T>(p)) return depthwise_planes_weight(p, x, dy, dw, context);
   const Correlation q = forward_correlation(p, context);
   if (q.pixels() == 0) return zero(q.groups * q.CO * q.CI * q.taps, dw);

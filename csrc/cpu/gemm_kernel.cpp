@@ -6,8 +6,8 @@
 namespace dlk::cpu::DLK_ISA {
 namespace {
 
-/// Adds a tile, of rows `stride` apart, to rows of n adjacent columns of C, of one to two vectors: the second ends where
-/// they do, and what the two have in common is stored twice.
+/// Adds a tile, of rows `stride` apart, to rows of n adjacent columns of C, of one to two vectors: the second ends
+/// where they do, and what the two have in common is stored twice.
 template <class T>
 DLK_INLINE void store_adjacent(const CView<T>& c, int rows, int64_t n, const T* tile, int64_t stride) {
   const int64_t at[] = {0, n - kLanes<T>};

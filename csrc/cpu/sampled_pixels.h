@@ -3,6 +3,8 @@
 // pixels are up to twice as fast as of pixels that lie apart, which costs more than the copy. (Not so the forward pass
 // of channels_last, whose pixels are rows of a matrix as they lie.)
 //
+// So do the phases of a strided backward pass (by_phases in conv2d_weight.cpp).
+//
 // The gradient to the input likewise: what stride 1 gives is spread over dx, between pixels that nothing reads.
 #pragma once
 
@@ -28,11 +30,21 @@ inline Conv2d over_samples(Conv2d p) {
   return p;
 }
 
+/// Room for them.
+template <class T>
+T* samples_of(const Conv2d& p, Context& context) {
+  return context.array<T>(p.N * p.C * p.OH * p.OW);
+}
+
 /// f(row of all images or planes of x, row of samples) over the threads, for the rows that are sampled.
 template <class F>
 void for_each_sampled_row(const Conv2d& p, int64_t planes, int64_t cost, F f) {
   parallel_for(planes * p.OH, cost, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) f(row / p.OH * p.H + row % p.OH * p.stride_h, row);
+    int64_t first = begin / p.OH * p.H, oh = begin % p.OH;  // of the plane
+    for (int64_t sampled = begin; sampled < end; ++sampled) {
+      f(first + oh * p.stride_h, sampled);
+      if (++oh == p.OH) oh = 0, first += p.H;
+    }
   });
 }
 
@@ -60,10 +72,9 @@ DLK_INLINE void spread(const T* from, int64_t n, int64_t stride, T fill, int64_t
   for (; i < n; ++i) to[i * stride] = from[i];
 }
 
-/// The pixels of x that p reads.
+/// The pixels of x that p reads, into an image at `to`, which it returns.
 template <class T>
-const T* sampled_pixels(const Conv2d& p, const T* x, Context& context) {
-  T* const to = context.array<T>(p.N * p.C * p.OH * p.OW);
+const T* sampled_pixels(const Conv2d& p, const T* x, T* to) {
   const int64_t C = p.C;
   if (p.channels_last)
     for_each_sampled_row(p, p.N, 2 * p.OW * C, [=](int64_t row, int64_t sampled) {
