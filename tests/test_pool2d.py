@@ -70,6 +70,7 @@ SOME = [
     ("max_pool2d", dict(kernel_size=3, stride=2, padding=1)),
     ("max_pool2d", dict(kernel_size=3, stride=1, padding=1)),
     ("max_pool2d", DILATED[1]),
+    ("max_pool2d", dict(kernel_size=5, stride=3, padding=2)),
     ("avg_pool2d", dict(kernel_size=2)),
     ("avg_pool2d", dict(kernel_size=3, stride=2, padding=1)),
     ("adaptive_avg_pool2d", {"output_size": (3, 5)}),
