@@ -137,7 +137,7 @@ CASES = {
 
 
 def skip_if_for_the_cpu(case, backend):
-    if backend == "simt" and case.startswith(("winograd", "col2im", "weight_by_phases", "5x5_deep")):
+    if backend == "simt" and case.startswith(("winograd", "col2im", "weight_by_phases", "5x5_deep", "covers_image")):
         pytest.skip("for an algorithm of the CPU's kernels")
 
 

@@ -94,8 +94,10 @@ def test_linear(shape, bias, dtype):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("shape", [(1, 1), (33, 7), (2, 35, 1), (2, 35, 40), (67, 1024)], ids=str)
-def test_linear_of_few_outputs(shape, outputs, bias, dtype):
+def test_linear_of_few_outputs(shape, outputs, bias, dtype, backend):
     """Dot products, in groups of outputs and of rows."""
+    if backend == "simt":
+        pytest.skip("for an algorithm of the CPU's kernels")
     inputs = [rand(*shape, dtype=dtype), rand(outputs, shape[-1], dtype=dtype, seed=1)]
     if bias:
         inputs.append(rand(outputs, dtype=dtype, seed=2))
