@@ -92,8 +92,8 @@ def test_linear(shape, bias, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("shape", [(1, 1), (33, 7), (2, 35, 1), (2, 35, 40), (67, 1024)], ids=str)
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(33, 7), (2, 35, 1), (67, 1024)], ids=str)
 def test_linear_of_few_outputs(shape, outputs, bias, dtype, backend):
     """Dot products, in groups of outputs and of rows."""
     if backend == "simt":
