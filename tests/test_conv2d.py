@@ -152,10 +152,11 @@ def test_conv2d(case, x_format, bias, dtype, backend):
     check_conv2d(inputs, options)
 
 
+@pytest.mark.parametrize("image", [(9, 8), (3, 3)], ids=["", "covers_image"])
 @pytest.mark.parametrize("w_format", FORMATS, ids=["w_nchw", "w_nhwc"])
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
-def test_weight_formats(x_format, w_format):
-    inputs = operands((2, 10, 9, 8), (24, 10, 3, 3), 24, torch.float32, x_format, w_format)
+def test_weight_formats(x_format, w_format, image):
+    inputs = operands((2, 10, *image), (24, 10, 3, 3), 24, torch.float32, x_format, w_format)
     check(DF.conv2d, F.conv2d, inputs, op="conv2d", roundings=16)
 
 
@@ -335,6 +336,12 @@ def test_conv_transpose2d(case, x_format, dtype):
     )
 
 
+def test_conv_transpose2d_from_one_pixel_with_weights_channels_last():
+    inputs = operands((5, 19, 1, 1), (19, 13, 4, 5), 13, w_format=torch.channels_last)
+    inputs[0] = inputs[0].detach().as_strided((5, 19, 1, 1), (19, 1, 19, 19)).requires_grad_()  # channels_last, too
+    check(DF.conv_transpose2d, F.conv_transpose2d, inputs, op="conv_transpose2d", roundings=20)
+
+
 @pytest.mark.parametrize("x_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1, "output_padding": 1}], ids=["", "strided"])
 def test_depthwise_conv_transpose2d_without_bias(options, x_format):
@@ -395,6 +402,8 @@ THREADED = [
     "1x1_few_outputs",
     "1x1_few_inputs",
     "1x1_strided_large",
+    "weight_by_phases_strided",
+    "covers_image",
     "lenet_2",
     "5x5_padded",
     "groups",

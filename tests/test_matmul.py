@@ -104,9 +104,22 @@ def test_linear_of_few_outputs(shape, outputs, bias, dtype, backend):
     check(DF.linear, F.linear, [x.requires_grad_() for x in inputs], op="linear", roundings=24)
 
 
-def test_threads_of_few_outputs():
-    inputs = [rand(1001, 65, dtype=torch.float32), rand(3, 65, dtype=torch.float32), rand(3, dtype=torch.float32)]
-    check_threads(DF.linear, [x.requires_grad_() for x in inputs])
+@pytest.mark.parametrize("inputs, outputs", [(65, 3), (2, 60)])
+def test_threads_of_few_columns(inputs, outputs):
+    shapes = (1001, inputs), (outputs, inputs), (outputs,)
+    check_threads(DF.linear, [rand(*shape, dtype=torch.float32).requires_grad_() for shape in shapes])
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [((20, 1100), (1100, 28)), ((20, 300), (300, 1024)), ((300, 2), (2, 64)), ((5, 20, 30), (5, 30, 3))],
+    ids=["last_vectors_overlap", "rows_of_a_page", "two_terms", "batch_of_few_columns"],
+)
+def test_algorithms_of_few_rows_or_columns(a, b):
+    a, b = rand(*a, dtype=torch.float32), rand(*b, dtype=torch.float32, seed=1)
+    if b.dim() == 3:  # columns contiguous: dot products
+        b = b.transpose(1, 2).contiguous().transpose(1, 2)
+    check(DF.matmul, torch.matmul, [a.requires_grad_(), b.requires_grad_()], op="matmul", roundings=40)
 
 
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])

@@ -217,6 +217,17 @@ def test_indices_unpool():
     )
 
 
+@pytest.mark.parametrize(
+    "options", [dict(kernel_size=(17, 16)), dict(kernel_size=5, stride=3, padding=2)], ids=options_id
+)
+def test_short_rows_of_many_planes(options):
+    """More planes than a vector has lanes, and positions beyond a byte."""
+    ours, theirs = both("max_pool2d", options)
+    inputs = [rand(3, 19, 17, 16, dtype=torch.float32).requires_grad_()]
+    check(ours, theirs, inputs, op="max_pool2d")
+    check_threads(ours, inputs)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @all_ops
 def test_gradcheck(op, options, layout):

@@ -597,8 +597,9 @@ void multiply(const Correlation& q, const T* in, const T* w, const T* bias, T* o
   const auto& gemm = kernel_table<GemmKernels<T>, kIsa>();
   const int64_t plane = q.IH * q.IW;
   if (q.channels_last) {
-    // PyTorch's errors of images of one pixel, and of filters as large as theirs, were half of ours in longer runs.
-    const int64_t run = plane > 1 ? 0 : Block<T>::kSum / 2;
+    // PyTorch's errors of several images of one pixel, and of filters as large as theirs, were half of ours in longer
+    // runs.
+    const int64_t run = plane > 1 || q.N == 1 ? 0 : Block<T>::kSum / 2;
     const Gemm product{.M = q.pixels(),
                        .N = q.CO,
                        .K = q.CI,
@@ -663,7 +664,7 @@ bool prefers_col2im(const Conv2d& p, Context& context) {
 
 /// The bias of each element of x, or null.
 template <class T>
-const T* each_pixels(const Conv2d& p, const T* bias, Context& context) {
+const T* bias_of_elements(const Conv2d& p, const T* bias, Context& context) {
   if (!bias) return nullptr;
   T* const all = context.array<T>(p.C * p.H * p.W);
   for (int64_t i = 0; i < p.C * p.H * p.W; ++i) all[i] = bias[p.channels_last ? i % p.C : i / (p.H * p.W)];
@@ -672,7 +673,7 @@ const T* each_pixels(const Conv2d& p, const T* bias, Context& context) {
 
 template <class T>
 void backward_input(const Conv2d& p, const T* dy, const T* w, const T* bias, T* dx, Context& context) {
-  if (covers_image(p)) return backward_input(of_one_pixel(p), dy, w, each_pixels(p, bias, context), dx, context);
+  if (covers_image(p)) return backward_input(of_one_pixel(p), dy, w, bias_of_elements(p, bias, context), dx, context);
   if (reads_sampled_pixels(p)) {
     T* const samples = samples_of<T>(p, context);
     backward_input(over_samples(p), dy, w, bias, samples, context);

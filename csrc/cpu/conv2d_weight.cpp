@@ -8,8 +8,8 @@
 // of splits, each with sums of its own, which are then added in order: tasks (group, split, part of the rows) are cut
 // by shape alone, so the result does not depend on the threads, and sums restart within a block, which bounds their
 // rounding error. The sums of few pixels are stored as dw, where its weights are in that order. Many inputs of few
-// outputs change places with them (by_phases). 1 x 1 filters are a product of matrices in memory, or a sum of such
-// products: over parts of the NHWC pixels, or over NCHW images.
+// outputs change places with them (by_phases). Filters as large as the image (of_one_pixel) and 1 x 1 filters are a
+// product of matrices in memory, or a sum of such products: over parts of the NHWC pixels, or over NCHW images.
 #include "csrc/core/conv2d.h"
 #include "csrc/core/gemm.h"
 #include "csrc/cpu/depthwise_planes.h"

@@ -157,7 +157,7 @@ void fill_rows(const Gemm& p, const T* bias, T* c) {
       for (int64_t j = 0; j < p.N; ++j) c[b * p.c_batch + i * p.c_row + j] = bias ? bias[p.bias_per_row ? i : j] : T(0);
 }
 
-/// The product whose result is the transpose of p's, but for the strides of C.
+/// The product whose result is the transpose of p's: its columns of C are p.c_row apart.
 inline Gemm transposed(const Gemm& p) {
   Gemm t = p;
   t.M = p.N, t.a_row = p.b_col, t.a_col = p.b_row, t.a_batch = p.b_batch;

@@ -125,27 +125,31 @@ template <class T>
 void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c, int64_t c_col = 1) {
   constexpr int64_t kMostColumns = 4096;  // C's part stays in L1
   const bool parallel = p.batch * p.M * p.N * p.K >= kGrainElements, by_rows = !by_columns(p);
-  // Long runs of memory: one block for each thread. But few columns of B, which are still in L2 when the second group
-  // of rows comes.
-  int64_t block = DLK_ISA::round_up(ceil_div(p.N, parallel ? max_threads() : 1), 64);
+  // Long runs of memory: one block for each thread, or, of many rows that share nothing, some of those. But few columns
+  // of B, which are still in L2 when the second group of rows comes.
+  const int64_t threads = parallel ? max_threads() : 1;
+  const bool cuts_rows = by_rows && p.M > threads;
+  const int64_t rows = cuts_rows ? ceil_div(p.M, threads) : p.M, row_blocks = ceil_div(p.M, rows);
+  int64_t block = DLK_ISA::round_up(ceil_div(p.N, cuts_rows ? 1 : threads), 64);
   if (block > kMostColumns) block = kMostColumns;
   if (!by_rows && p.M > kRowGroup) block = 64;
   const int64_t blocks = ceil_div(p.N, block);
   const auto multiply_task = [&](int64_t task) {
-    const int64_t i = task / blocks, j = task % blocks * block, n = p.N - j < block ? p.N - j : block;
-    const T *x = a + i * p.a_batch, *y = b + i * p.b_batch + j * p.b_col;
-    const bool of_rows = bias && p.bias_per_row;
-    const T* const first = bias && !of_rows ? bias + j : bias;
-    T* to = c + i * p.c_batch + j * c_col;
+    const int64_t i = task / blocks / row_blocks, j = task % blocks * block, n = p.N - j < block ? p.N - j : block;
+    const DLK_ISA::Range of_rows = DLK_ISA::block_range(task / blocks % row_blocks, rows, p.M);
+    const T *x = a + i * p.a_batch + of_rows.begin * p.a_row, *y = b + i * p.b_batch + j * p.b_col;
+    const bool per_row = bias && p.bias_per_row;
+    const T* const first = bias && !per_row ? bias + j : bias;
+    T* to = c + i * p.c_batch + of_rows.begin * p.c_row + j * c_col;
     if (by_rows) {
-      for (int64_t r = 0; r < p.M; ++r, x += p.a_row, to += p.c_row) {
-        if (of_rows) std::fill_n(to, n, bias[r]);
-        multiply_rows(p, n, x, y, of_rows ? to : first, to);
+      for (int64_t r = of_rows.begin; r < of_rows.end; ++r, x += p.a_row, to += p.c_row) {
+        if (per_row) std::fill_n(to, n, bias[r]);
+        multiply_rows(p, n, x, y, per_row ? to : first, to);
       }
       return;
     }
     for (int64_t r = 0; r < p.M; r += kRowGroup, x += kRowGroup * p.a_row, to += kRowGroup * p.c_row) {
-      const T* const row = of_rows ? first + r : first;
+      const T* const row = per_row ? first + r : first;
       switch (p.M - r) {
         case 1:
           multiply_columns<T, 1>(p, n, x, y, row, to, c_col);
@@ -161,7 +165,8 @@ void gemv(const Gemm& p, const T* a, const T* b, const T* bias, T* c, int64_t c_
       }
     }
   };
-  run_team(parallel && p.batch * blocks > 1, [&](const Team& team) { team.for_each(p.batch * blocks, multiply_task); });
+  run_team(parallel && p.batch * row_blocks * blocks > 1,
+           [&](const Team& team) { team.for_each(p.batch * row_blocks * blocks, multiply_task); });
 }
 
 }  // namespace

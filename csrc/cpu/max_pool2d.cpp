@@ -187,15 +187,15 @@ template <class T, class P, bool kPositions>
 void forward_by_planes(const Pool2d& pool, const T* x, T* y, P* positions) {
   constexpr int64_t L = kLanes<T>;
   const int64_t planes = pool.N * pool.C;
-  parallel_for(ceil_div(planes, L), L * pool.H * pool.W, [=](int64_t begin, int64_t end) {
+  parallel_for(ceil_div(planes, L) * pool.OH, L * pool.H * pool.W / pool.OH, [=](int64_t begin, int64_t end) {
     const Pool2d p = pool;  // as in forward_nchw
     const Axis h = vertical(p), w = horizontal(p);
     const int64_t image = p.H * p.W, outputs = p.OH * p.OW;
-    for (int64_t plane = begin * L; plane < end * L && plane < planes; plane += L) {
-      const int64_t count = std::min(L, planes - plane);
-      for (int64_t at = 0; at < outputs; ++at) {
-        const int64_t oh = at / p.OW, ow = at % p.OW;
-        const Range r_taps = h.taps(oh), s_taps = w.taps(ow);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / p.OH * L, oh = row % p.OH, count = std::min(L, planes - plane);
+      const Range r_taps = h.taps(oh);
+      for (int64_t ow = 0; ow < p.OW; ++ow) {
+        const Range s_taps = w.taps(ow);
         const T* const window = x + plane * image + h.start(oh) * p.W + w.start(ow);
         const Best<T> best = greatest<T>(first_position<P>(r_taps, s_taps, p.S), [&](auto f) {
           for (int64_t r = r_taps.begin; r < r_taps.end; ++r)
@@ -206,7 +206,7 @@ void forward_by_planes(const Pool2d& pool, const T* x, T* y, P* positions) {
               f(v, splat(static_cast<IntOf<T>>(r * p.S + s)));
             }
         });
-        const int64_t to = plane * outputs + at;
+        const int64_t to = plane * outputs + oh * p.OW + ow;
         for (int64_t l = 0; l < count; ++l) {
           y[to + l * outputs] = best.value[l];
           if constexpr (kPositions) positions[to + l * outputs] = static_cast<P>(best.position[l]);
@@ -412,13 +412,12 @@ int windows_over(const Axis& axis, int64_t i, int64_t output_step, int64_t tap_s
 /// Those over each column, which all rows share.
 template <class T>
 struct ColumnWindows {
-  Window<T>* windows;
+  Window<T>* windows;  // S for each column
   int* counts;
 
   ColumnWindows(const Pool2d& p, Context& context)
-      : windows(context.array<Window<T>>(p.W * kMostWindows<T>)), counts(context.array<int>(p.W)) {
-    for (int64_t iw = 0; iw < p.W; ++iw)
-      counts[iw] = windows_over(horizontal(p), iw, p.C, 1, windows + iw * kMostWindows<T>);
+      : windows(context.array<Window<T>>(p.W * p.S)), counts(context.array<int>(p.W)) {
+    for (int64_t iw = 0; iw < p.W; ++iw) counts[iw] = windows_over(horizontal(p), iw, p.C, 1, windows + iw * p.S);
   }
 };
 
@@ -435,7 +434,7 @@ void backward_gathered(const Pool2d& pool, const T* dy, const uint8_t* positions
       T* to = dx + row * p.W * p.C;
       for (int64_t iw = 0; iw < p.W; ++iw, to += p.C) {
         int count = 0;
-        const Window<T>* const of_column = columns.windows + iw * kMostWindows<T>;
+        const Window<T>* const of_column = columns.windows + iw * p.S;
         for (int r = 0; r < rows; ++r)
           for (int s = 0; s < columns.counts[iw]; ++s)
             windows[count++] = {image + of_row[r].at + of_column[s].at, of_row[r].position + of_column[s].position};

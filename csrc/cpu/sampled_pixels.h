@@ -3,7 +3,7 @@
 // pixels are up to twice as fast as of pixels that lie apart, which costs more than the copy. (Not so the forward pass
 // of channels_last, whose pixels are rows of a matrix as they lie.)
 //
-// So do the phases of a strided backward pass (by_phases in conv2d_weight.cpp).
+// by_phases (conv2d_weight.cpp) copies the pixels of a strided backward pass's phases likewise.
 //
 // The gradient to the input likewise: what stride 1 gives is spread over dx, between pixels that nothing reads.
 #pragma once
@@ -30,7 +30,7 @@ inline Conv2d over_samples(Conv2d p) {
   return p;
 }
 
-/// Room for them.
+/// Room for the pixels that p reads.
 template <class T>
 T* samples_of(const Conv2d& p, Context& context) {
   return context.array<T>(p.N * p.C * p.OH * p.OW);
