@@ -61,7 +61,7 @@ def rows():
     return choice(ROWS), choice(WIDTHS)
 
 
-# A random shape of each op, in all layouts.
+# A random shape of each op, in both layouts (softmax, cross-entropy and activations: as they lie).
 DRAW = {
     "conv2d": draw_conv2d,
     "matmul": lambda: [matmul((choice(WIDTHS), k := choice(WIDTHS)), (k, choice(WIDTHS)))],

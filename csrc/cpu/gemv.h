@@ -2,8 +2,8 @@
 // is: B is read where it lies, and from memory once. (gemm.cpp has a B of few columns change places with A.)
 //
 // B by columns (contiguous along K): dot products, a few columns at a time. B by rows: weighted sums of kRows rows of
-// B, added to a row of C. Tasks are blocks of columns; how they are cut does not change the order in which an element
-// is summed, so the result does not depend on the threads.
+// B, added to a row of C. Tasks are blocks of columns, or of rows where B is read by rows and they are many; how they
+// are cut does not change the order in which an element is summed, so the result does not depend on the threads.
 #pragma once
 
 #include <algorithm>

@@ -7,7 +7,7 @@
 //
 // Common windows are taken in strips of one vector, down the rows of a plane: masks, and whatever else depends on the
 // column, are made once, what windows share of a row is computed once, and no division is left. Others are taken row by
-// row (of max pooling, short rows: max_pool2d.cpp).
+// row, but for max pooling's of short rows (forward_by_planes).
 #pragma once
 
 #include <algorithm>
